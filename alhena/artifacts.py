@@ -1,0 +1,92 @@
+"""Run folders: where each stage leaves its artefact, and how the next one knows that it is whole.
+
+    runs/starter/
+      raw/        corpus      documents with their ground truth, by split
+      curated/    curate      clean documents, by split, and what was dropped
+      tokens/     tokenise    text pieces, image codes, encoded examples
+      pretrain/   pretrain    checkpoints, metrics
+      models/     base, assistant, nano: weights that serve, each folder complete in itself
+      report/     evaluate    report.html, report.png, results.json
+
+A finished stage leaves ``stage.json`` with the fingerprint of its settings and inputs; a stage whose fingerprint is unchanged
+is not repeated. Files appear by atomic rename only, so a killed process never leaves half a file under a final name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "stage.json"
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Writes a whole file or nothing: a sibling ``.partial`` file, flushed to disk, then a rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises ValueError that names the file when it is missing or no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; has the stage that writes it finished?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); delete it and run its stage again") from None
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, paths and tuples as JSON values."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short hash of settings and of earlier fingerprints.
+
+    >>> fingerprint({"seed": 1}) == fingerprint({"seed": 1}), fingerprint({"seed": 2}) == fingerprint({"seed": 1})
+    (True, False)
+    """
+    text = json.dumps([plain(part) for part in parts], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def is_finished(folder: Path, print_: str) -> bool:
+    """Whether the stage that writes ``folder`` has finished with exactly these settings and inputs."""
+    manifest = folder / MANIFEST
+    return manifest.exists() and read_json(manifest)["fingerprint"] == print_
+
+
+def start_stage(folder: Path, print_: str) -> None:
+    """Empties ``folder`` unless it holds work begun under the same fingerprint (which the stage may resume)."""
+    begun = folder / "begun.json"
+    if folder.exists() and not (begun.exists() and read_json(begun)["fingerprint"] == print_):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(begun, {"fingerprint": print_})
+
+
+def finish_stage(folder: Path, print_: str, facts: Mapping[str, Any]) -> None:
+    """Marks a stage as whole; ``facts`` (counts, seconds, versions) are kept beside the fingerprint."""
+    write_json(folder / MANIFEST, {"fingerprint": print_, **plain(facts)})

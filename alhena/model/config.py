@@ -1,0 +1,87 @@
+"""Shapes of a model, as frozen dataclasses. Everything derivable is a property and never typed in twice."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+CODES_STRIDE = 8  # pixels per image code, each way
+
+
+@dataclass(frozen=True)
+class Decoder:
+    width: int
+    layers: int
+    heads: int
+    head_dim: int
+    hidden: int
+    kv_heads: int = 1
+    window: int | None = None  # sliding window of the local layers, in tokens; None: every layer is global
+    global_every: int = 1  # with a window: each n-th layer is global, the others local
+    rope_base: float = 10_000.0
+
+
+@dataclass(frozen=True)
+class Vision:
+    """ViT on packed patches of any number of images; ``pool``² neighbouring patches become one soft token."""
+
+    width: int
+    layers: int
+    heads: int
+    hidden: int
+    patch: int = 8
+    pool: int = 2
+
+    @property
+    def patch_values(self) -> int:
+        return self.patch * self.patch * 3
+
+    @property
+    def pixels_per_token(self) -> int:
+        """Side of the square of pixels behind one soft token."""
+        return self.patch * self.pool
+
+
+@dataclass(frozen=True)
+class Audio:
+    """Conformer on chunks of log-mel frames: two stride-2 convolutions, then ``stack`` neighbours become one soft token."""
+
+    width: int
+    layers: int
+    heads: int
+    hidden: int
+    kernel: int = 5
+    mels: int = 128
+    chunk: int = 128  # frames of 10 ms; attention stays inside a chunk
+    stack: int = 2
+
+    @property
+    def frames_per_token(self) -> int:
+        return 4 * self.stack
+
+    def tokens(self, frames: int) -> int:
+        """Soft tokens of a chunk with that many valid frames."""
+        return math.ceil(frames / self.frames_per_token)
+
+
+@dataclass(frozen=True)
+class ImageTokenizer:
+    """Convolutional autoencoder with finite scalar quantisation: ``levels`` give the codebook, one code per 8×8 pixels."""
+
+    levels: tuple[int, ...]
+    width: int
+
+    @property
+    def num_codes(self) -> int:
+        return math.prod(self.levels)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A natively multimodal decoder."""
+
+    vocabulary: int
+    decoder: Decoder
+    vision: Vision
+    audio: Audio
+    compute: str = "float32"  # dtype of matmul operands; results are accumulated in float32

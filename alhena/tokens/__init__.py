@@ -1,0 +1,1 @@
+"""Tokenise: Documents become packed Batches of tokens, image patches and audio frames."""
