@@ -81,6 +81,8 @@ class Model:
     """A natively multimodal decoder."""
 
     vocabulary: int
+    image_token: int  # id of <img>, the placeholder of one vision vector
+    audio_token: int  # id of <aud>, the placeholder of one audio vector
     decoder: Decoder
     vision: Vision
     audio: Audio

@@ -1,0 +1,130 @@
+"""Audio: a conformer on chunks of log-mel frames, attention inside fixed chunks (USM, Zhang et al. 2023; Gulati et al. 2020).
+
+    frames [B, C, T, M] ─ two stride-2 convolutions ─ [B·C, T/4, E] ─ conformer layers ─ stack neighbours ─► [B, C, T/8, D]
+
+A chunk knows how many of its frames are valid; the vectors of the valid ones, in order, are the sound's soft tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from alhena.model import config
+from alhena.model.attention import attend
+from alhena.model.einsum import einsum
+from alhena.model.layers import matrix, rms_norm, rope, rope_table, zeros
+from alhena.shapes import Array, Bool, Float, Int
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Layers:
+    """A conformer layer: half MLP, attention, convolution, half MLP, norm."""
+
+    first_norm: Array
+    first_up: Array  # [E, F]
+    first_down: Array  # [F, E]
+    attention_norm: Array
+    qkv: Array  # [E, 3·E]
+    output: Array  # [E, E]
+    convolution_norm: Array
+    convolution_in: Array  # [E, 2·E]
+    depthwise: Array  # [kernel, E]
+    depthwise_norm: Array
+    convolution_out: Array  # [E, E]
+    second_norm: Array
+    second_up: Array  # [E, F]
+    second_down: Array  # [F, E]
+    last_norm: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Audio:
+    subsample_1: Array  # [3·M, E]
+    subsample_2: Array  # [3·E, E]
+    layers: Layers
+    project: Array  # [stack·E, D]
+
+
+def init(key: Array, c: config.Audio, width: int) -> Audio:
+    keys = jax.random.split(key, 12)
+    n, E, small = c.layers, c.width, (4 * c.layers) ** -0.5
+    layers = Layers(
+        first_norm=zeros(n, E),
+        first_up=matrix(keys[0], n, E, c.hidden),
+        first_down=matrix(keys[1], n, c.hidden, E, gain=small),
+        attention_norm=zeros(n, E),
+        qkv=matrix(keys[2], n, E, 3 * E),
+        output=matrix(keys[3], n, E, E, gain=small),
+        convolution_norm=zeros(n, E),
+        convolution_in=matrix(keys[4], n, E, 2 * E),
+        depthwise=matrix(keys[5], n, c.kernel, E),
+        depthwise_norm=zeros(n, E),
+        convolution_out=matrix(keys[6], n, E, E, gain=small),
+        second_norm=zeros(n, E),
+        second_up=matrix(keys[7], n, E, c.hidden),
+        second_down=matrix(keys[8], n, c.hidden, E, gain=small),
+        last_norm=zeros(n, E),
+    )
+    subsample = matrix(keys[9], 3 * c.mels, E), matrix(keys[10], 3 * E, E)
+    return Audio(*subsample, layers, matrix(keys[11], c.stack * E, width))
+
+
+def _halve(x: Float[Array, "X T E"], w: Float[Array, "W O"], dtype: str) -> Float[Array, "X T/2 O"]:
+    """A stride-2 convolution over three neighbours, as one matrix product."""
+    padded = jnp.pad(x, ((0, 0), (1, 0), (0, 0)))
+    windows = jnp.concatenate([padded[:, 0:-1:2], padded[:, 1::2], x[:, 1::2]], -1)
+    return einsum("...i,io->...o", windows, w, dtype)
+
+
+def _depthwise(x: Float[Array, "X T E"], w: Float[Array, "k E"]) -> Float[Array, "X T E"]:
+    """Each channel convolved with its own kernel, centred (the light convolution)."""
+    k, T = w.shape[0], x.shape[1]
+    padded = jnp.pad(x, ((0, 0), (k // 2, k - 1 - k // 2), (0, 0)))
+    return sum(padded[:, i : i + T] * w[i] for i in range(k))
+
+
+def _mlp(x: Array, norm: Array, up: Array, down: Array, dtype: str) -> Array:
+    h = jax.nn.silu(einsum("...i,io->...o", rms_norm(x, norm), up, dtype))
+    return x + 0.5 * einsum("...i,io->...o", h, down, dtype)
+
+
+def _layer(w: Layers, x: Float[Array, "X T E"], valid: Bool[Array, "X T"], table: Array, c: config.Audio, dtype: str):
+    X, T, E = x.shape
+    x = _mlp(x, w.first_norm, w.first_up, w.first_down, dtype)
+    qkv = einsum("...i,io->...o", rms_norm(x, w.attention_norm), w.qkv, dtype).reshape(X, T, 3 * c.heads, -1)
+    q, k, v = jnp.split(qkv, 3, axis=2)
+    q, k, v = (a.astype(dtype) for a in (rope(q, table), rope(k, table), v))
+    heads = attend(q, k, v, jnp.broadcast_to(valid[:, None, :], (X, T, T)))
+    x = x + einsum("...i,io->...o", heads.reshape(X, T, E), w.output, dtype)
+    value, gate = jnp.split(einsum("...i,io->...o", rms_norm(x, w.convolution_norm), w.convolution_in, dtype), 2, -1)
+    h = jnp.where(valid[:, :, None], value * jax.nn.sigmoid(gate), 0)
+    h = jax.nn.silu(rms_norm(_depthwise(h, w.depthwise), w.depthwise_norm))
+    x = x + einsum("...i,io->...o", h, w.convolution_out, dtype)
+    x = _mlp(x, w.second_norm, w.second_up, w.second_down, dtype)
+    return rms_norm(x, w.last_norm)
+
+
+def encode(
+    params: Audio, frames: Float[Array, "B C T M"], lengths: Int[Array, "B C"], c: config.Audio, dtype: str
+) -> tuple[Float[Array, "B A D"], Bool[Array, "B A"]]:
+    """Chunks to A = C·T / (4·stack) vectors a row, and which of them are valid."""
+    B, C, T, M = frames.shape
+    inside = jnp.arange(T) < lengths[..., None]
+    x = jnp.where(inside[..., None], frames, 0).astype(jnp.float32).reshape(B * C, T, M)
+    x = jax.nn.silu(_halve(x, params.subsample_1, dtype))
+    x = jax.nn.silu(_halve(x, params.subsample_2, dtype))
+    valid = inside.reshape(B * C, T)[:, ::4]
+    table = rope_table(jnp.arange(T // 4)[None], c.width // c.heads, 1_000.0)
+
+    def layer(x, w):
+        return _layer(w, x, valid, table, c, dtype), None
+
+    x, _ = jax.lax.scan(layer, x, params.layers, unroll=c.layers if c.layers <= 4 else 1)
+    x = jnp.where(valid[:, :, None], x, 0).reshape(B, C * T // c.frames_per_token, -1)
+    vectors = einsum("...i,io->...o", x, params.project, dtype)
+    return vectors, inside.reshape(B, C * T)[:, :: c.frames_per_token]

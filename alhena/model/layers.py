@@ -1,0 +1,44 @@
+"""The small functions that every part of the model shares: norms, rotary positions, initialisation."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alhena.shapes import Array, Float, Int
+
+EPSILON = 1e-6
+
+
+def rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"]) -> Float[Array, "... D"]:
+    """Root-mean-square norm; the stored scale is an offset from one, as in Gemma (Zhang & Sennrich 2019)."""
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + EPSILON) * (1 + scale)
+
+
+def rope_table(positions: Int[Array, "... L"], head_dim: int, base: float) -> Float[Array, "... L H"]:
+    """Cosines and sines of rotary positions, side by side in the last dimension (RoFormer, Su et al. 2021)."""
+    frequency = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle = positions[..., None].astype(jnp.float32) * frequency
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
+
+
+def rope(x: Float[Array, "B L N H"], table: Float[Array, "B L H"]) -> Float[Array, "B L N H"]:
+    """Rotates the two halves of each head by its position."""
+    cos, sin = jnp.split(table[..., None, :], 2, -1)
+    first, second = jnp.split(x, 2, -1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+
+
+def gated(gate: Float[Array, "... F"], up: Float[Array, "... F"]) -> Float[Array, "... F"]:
+    """GeGLU's product (Shazeer 2020)."""
+    return jax.nn.gelu(gate, approximate=True) * up
+
+
+def matrix(key: Array, *shape: int, gain: float = 1.0) -> Float[Array, "..."]:
+    """Normal weights for ``[…, in, out]`` with variance gain² / in."""
+    return gain * jax.random.normal(key, shape, jnp.float32) / np.sqrt(shape[-2])
+
+
+def zeros(*shape: int) -> Float[Array, "..."]:
+    return jnp.zeros(shape, jnp.float32)

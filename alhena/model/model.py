@@ -1,0 +1,79 @@
+"""The whole model: encoders fill the placeholders of the token stream, the decoder reads it, tied embeddings score it.
+
+    patches ─ vision ─┐
+    frames ── audio ──┼─► tokens ─ embed ─ x [B, L, D] ─ decoder ─ norm ─ hidden ─ · embeddingᵀ ─► logits [B, L, V]
+    tokens ───────────┘
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from alhena.model import audio, config, decoder, vision
+from alhena.model.einsum import Weight, einsum, take
+from alhena.model.layers import rms_norm, zeros
+from alhena.shapes import Array, Bool, Float
+from alhena.tokens.batch import Batch
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Params:
+    embedding: Weight  # [V, D], tied: it also gives the logits
+    vision: vision.Vision
+    audio: audio.Audio
+    layers: decoder.Layers
+    norm: Array  # [D]
+
+
+@partial(jax.jit, static_argnums=1)
+def init(key: Array, c: config.Model) -> Params:
+    keys = jax.random.split(key, 4)
+    D = c.decoder.width
+    return Params(
+        embedding=jax.random.normal(keys[0], (c.vocabulary, D)) * D**-0.5,
+        vision=vision.init(keys[1], c.vision, D),
+        audio=audio.init(keys[2], c.audio, D),
+        layers=decoder.init(keys[3], c.decoder),
+        norm=zeros(D),
+    )
+
+
+def _fill(x: Float[Array, "B L D"], where: Bool[Array, "B L"], vectors: Float[Array, "B W D"]) -> Float[Array, "B L D"]:
+    """Puts the k-th vector of a row at the row's k-th marked place."""
+    if vectors.shape[1] == 0:
+        return x
+    index = jnp.clip(jnp.cumsum(where, 1) - 1, 0, vectors.shape[1] - 1)
+    return jnp.where(where[..., None], jnp.take_along_axis(vectors, index[..., None], 1), x)
+
+
+def embed(params: Params, c: config.Model, batch: Batch) -> Float[Array, "B L D"]:
+    """Token embeddings scaled by √D, with the encoders' vectors in their places."""
+    x = take(params.embedding, batch.tokens) * c.decoder.width**0.5
+    if batch.patches.shape[1]:
+        seen = vision.encode(params.vision, batch.patches, batch.patch_positions, batch.patch_images, c.vision, c.compute)
+        x = _fill(x, batch.tokens == c.image_token, seen)
+    if batch.frames.shape[1]:
+        heard, valid = audio.encode(params.audio, batch.frames, batch.frame_lengths, c.audio, c.compute)
+        order = jnp.argsort(~valid, axis=1, stable=True)  # valid vectors first, in order
+        x = _fill(x, batch.tokens == c.audio_token, jnp.take_along_axis(heard, order[..., None], 1))
+    return x
+
+
+def forward(params: Params, c: config.Model, batch: Batch) -> Float[Array, "B L D"]:
+    """Final hidden states of every token, normed: multiply by the embedding (:func:`logits`) to score the vocabulary."""
+    x, _ = decoder.run(params.layers, embed(params, c, batch), batch.segments, batch.positions, c.decoder, c.compute)
+    return rms_norm(x, params.norm)
+
+
+def logits(params: Params, c: config.Model, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+    return einsum("...i,oi->...o", hidden, params.embedding, c.compute)
+
+
+def count(params: Params) -> int:
+    """Number of parameters (a shape-only pytree will do)."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

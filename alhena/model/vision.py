@@ -1,0 +1,97 @@
+"""Vision: a ViT on packed patches of any number of images, each at its own size and shape.
+
+    patches [B, P, Q] ─ linear ─ + row and column embedding ─ layers (a patch sees the patches of its image) ─ pool ─► [B, P/pool², D]
+
+Patches come pool-window first, so pooling is a reshape and a mean. Nothing is padded to a square (NaViT, Dehghani et al. 2023;
+ViT, Dosovitskiy et al. 2020).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alhena.model import config
+from alhena.model.attention import attend
+from alhena.model.einsum import einsum
+from alhena.model.layers import gated, matrix, rms_norm, zeros
+from alhena.shapes import Array, Float, Int, Shaped
+
+SIDE = 128  # rows and columns of patches that have an embedding of their own
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Layers:
+    attention_norm: Array
+    qkv: Array  # [E, 3·E]
+    output: Array  # [E, E]
+    mlp_norm: Array
+    gate: Array  # [E, F]
+    up: Array  # [E, F]
+    down: Array  # [F, E]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Vision:
+    patch: Array  # [Q, E]
+    rows: Array  # [SIDE, E]
+    columns: Array  # [SIDE, E]
+    layers: Layers
+    norm: Array
+    project: Array  # [E, D]
+
+
+def _waves(width: int) -> Array:
+    """[SIDE, width] sines and cosines of growing wavelength: where learned positions start from."""
+    angle = np.arange(SIDE)[:, None] * (64.0 ** (-np.arange(width // 2) / (width // 2)))
+    return jnp.asarray(0.5 * np.concatenate([np.sin(angle), np.cos(angle)], 1), jnp.float32)
+
+
+def init(key: Array, c: config.Vision, width: int) -> Vision:
+    keys = jax.random.split(key, 7)
+    n, E = c.layers, c.width
+    layers = Layers(
+        attention_norm=zeros(n, E),
+        qkv=matrix(keys[0], n, E, 3 * E),
+        output=matrix(keys[1], n, E, E, gain=(2 * n) ** -0.5),
+        mlp_norm=zeros(n, E),
+        gate=matrix(keys[2], n, E, c.hidden),
+        up=matrix(keys[3], n, E, c.hidden),
+        down=matrix(keys[4], n, c.hidden, E, gain=(2 * n) ** -0.5),
+    )
+    half = jnp.zeros((SIDE, E // 2))
+    rows, columns = jnp.concatenate([_waves(E // 2), half], 1), jnp.concatenate([half, _waves(E // 2)], 1)
+    return Vision(matrix(keys[5], c.patch_values, E), rows, columns, layers, zeros(E), matrix(keys[6], E, width))
+
+
+def encode(
+    params: Vision,
+    patches: Shaped[Array, "B P Q"],
+    positions: Int[Array, "B P 2"],
+    images: Int[Array, "B P"],
+    c: config.Vision,
+    dtype: str,
+) -> Float[Array, "B W D"]:
+    """uint8 patches to W = P / pool² soft tokens a row. ``images`` numbers the image of each patch; 0 is padding."""
+    B, P, _ = patches.shape
+    x = einsum("...i,io->...o", patches.astype(jnp.float32) / 127.5 - 1, params.patch, dtype)
+    x = x + params.rows[positions[..., 0]] + params.columns[positions[..., 1]]
+    mask = images[:, :, None] == images[:, None, :]
+
+    def layer(x, w):
+        qkv = einsum("...i,io->...o", rms_norm(x, w.attention_norm), w.qkv, dtype).astype(dtype)
+        q, k, v = jnp.split(qkv.reshape(B, P, 3 * c.heads, -1), 3, axis=2)
+        heads = jax.checkpoint(attend)(q, k, v, mask).reshape(B, P, -1)
+        x = x + einsum("...i,io->...o", heads, w.output, dtype)
+        h = rms_norm(x, w.mlp_norm)
+        h = gated(einsum("...i,io->...o", h, w.gate, dtype), einsum("...i,io->...o", h, w.up, dtype))
+        return x + einsum("...i,io->...o", h, w.down, dtype), None
+
+    x, _ = jax.lax.scan(layer, x, params.layers, unroll=c.layers if c.layers <= 4 else 1)
+    pooled = x.reshape(B, P // c.pool**2, c.pool**2, -1).mean(2)
+    return einsum("...i,io->...o", rms_norm(pooled, params.norm), params.project, dtype)
