@@ -1,0 +1,1 @@
+"""Corpus: raw files become clean, deduplicated, decontaminated Documents. No model is known here."""

@@ -1,0 +1,94 @@
+"""Cross-entropy and z-loss, fused with the output product so that the logits of a batch never stand in memory.
+
+    hidden [R, D] ─ in chunks of rows ─► logits [r, V] ─► loss and, in the same pass, its gradients to hidden and embedding
+
+The loss is linear in nothing the caller can change, so the gradient is computed going forward and only scaled going back. The
+z-loss keeps the softmax normaliser near one (PaLM, Chowdhery et al. 2022).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from alhena.model import config, model
+from alhena.shapes import Array, Float, Int
+from alhena.tokens.batch import Batch, Modality
+
+CHUNK = 1024
+Z_LOSS = 1e-4
+
+
+def _chunk(hidden, embedding, targets, weights, dtype: str):
+    """Loss sum, per-row nats, and gradients of one chunk of rows."""
+    h, e = hidden.astype(dtype), embedding.astype(dtype)
+    dims = (((1,), (1,)), ((), ()))
+    logits = jax.lax.dot_general(h, e, dims, preferred_element_type=jnp.float32)
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    hit = targets[:, None] == jnp.arange(logits.shape[1])[None]
+    nats = log_z - jnp.sum(jnp.where(hit, logits, 0), -1)
+    loss = jnp.sum(weights * (nats + Z_LOSS * log_z**2))
+    slope = jnp.exp(logits - log_z[:, None]) * (1 + 2 * Z_LOSS * log_z)[:, None] - hit
+    slope = (slope * weights[:, None]).astype(dtype)
+    d_hidden = jax.lax.dot_general(slope, e, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    d_embedding = jax.lax.dot_general(slope, h, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    return loss, nats, d_hidden, d_embedding
+
+
+def _forward(hidden, embedding, targets, weights, dtype: str):
+    rows = hidden.shape[0]
+    starts = range(0, rows, CHUNK)
+    outs = [
+        _chunk(hidden[i : i + CHUNK], embedding, targets[i : i + CHUNK], weights[i : i + CHUNK], dtype) for i in starts
+    ]
+    losses, nats, d_hidden, d_embedding = zip(*outs, strict=True)
+    return sum(losses), jnp.concatenate(nats), jnp.concatenate(d_hidden), sum(d_embedding)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def weighted_loss(
+    hidden: Float[Array, "R D"],
+    embedding: Float[Array, "V D"],
+    targets: Int[Array, "R"],
+    weights: Float[Array, "R"],
+    dtype: str,
+) -> tuple[Float[Array, ""], Float[Array, "R"]]:
+    """Σ weight·(nats + z-loss), and the nats of each row (for reports: no gradient flows through them)."""
+    loss, nats, _, _ = _forward(hidden, embedding, targets, weights, dtype)
+    return loss, nats
+
+
+def _save(hidden, embedding, targets, weights, dtype):
+    loss, nats, d_hidden, d_embedding = _forward(hidden, embedding, targets, weights, dtype)
+    return (loss, nats), (d_hidden, d_embedding)
+
+
+def _scale(dtype, saved, slopes):
+    return slopes[0] * saved[0], slopes[0] * saved[1], None, None
+
+
+weighted_loss.defvjp(_save, _scale)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Tally:
+    """Sums over a batch, by modality of the target: divide to get nats per weighted token."""
+
+    nats: Float[Array, "modality"]
+    weight: Float[Array, "modality"]
+
+
+def batch_loss(params: model.Params, c: config.Model, batch: Batch) -> tuple[Float[Array, ""], Tally]:
+    """Mean loss per weighted token of a batch, and its tally by modality."""
+    hidden = model.forward(params, c, batch)
+    weights = batch.weights.reshape(-1)
+    total, nats = weighted_loss(
+        hidden.reshape(-1, hidden.shape[-1]), params.embedding, batch.targets.reshape(-1), weights, c.compute
+    )
+    kinds = jax.nn.one_hot(batch.modality.reshape(-1), len(Modality))
+    tally = Tally((weights * nats) @ kinds, weights @ kinds)
+    return total / jnp.maximum(weights.sum(), 1.0), tally
