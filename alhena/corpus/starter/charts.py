@@ -1,84 +1,114 @@
-"""Charts drawn by matplotlib, with questions on the highest, the lowest and a value."""
+"""Charts drawn by matplotlib: bars, lines and pies of three to five categories, with questions.
+
+      █ 8                Which is highest?          A
+      █     █ 5          Which is lowest?           B
+      █  ▄2 █            What is the value of C?    5
+      A  B  C
+"""
 
 from __future__ import annotations
 
-import io
-from functools import cache
+from functools import lru_cache
+from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from PIL import Image as Pillow
 
-from alhena.content import Document, Image
-from alhena.corpus.starter.splits import COLOURS, Question, Split, belongs, quiz
-from alhena.media import encode_png
+from alhena.content import Document
+from alhena.corpus.starter.items import Order, Turn, chat, pick, pick_some, picture
+from alhena.corpus.starter.splits import COLOURS
 
-DPI = 50
-SIZES = ((96, 80), (112, 80), (80, 96))  # width, height
-KINDS = ("bars", "bars", "sideways", "line")
-NAMES = "ABCDE"
-TASKS = ("charts/highest", "charts/lowest", "charts/value")
+DPI, FONT = 100, 8  # a letter is about eight pixels high
+SIZES = ((96, 80), (96, 80), (112, 80), (80, 96))
+KINDS = ("bars", "bars", "bars", "lying bars", "lying bars", "line", "pie")
+LETTERS = "ABCDE"
 
 
-@cache
-def _figure() -> Figure:
-    matplotlib.rcParams.update({"font.size": 12, "axes.linewidth": 0.8, "font.family": "DejaVu Sans"})
-    figure = Figure(dpi=DPI)
-    FigureCanvasAgg(figure)
-    return figure
+@lru_cache(maxsize=1)
+def _canvas() -> Any:
+    """One figure for all charts: making a new one costs as much as drawing."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    return FigureCanvasAgg(Figure(dpi=DPI))
 
 
-def draw(rng: np.random.Generator, kind: str, values: list[int], width: int, height: int) -> np.ndarray:
-    """uint8 [height, width, 3]: values 1..9 by name, on a common scale of 0 to 9."""
-    figure = _figure()
+def _axes(width: int, height: int, box: tuple[float, float, float, float]) -> Any:
+    figure = _canvas().figure
     figure.clear()
     figure.set_size_inches(width / DPI, height / DPI)
-    sideways, names = kind == "sideways", list(NAMES[: len(values)])
-    axes = figure.add_axes((0.17, 0.2, 0.8, 0.75) if not sideways else (0.17, 0.2, 0.76, 0.76))
-    palette = list(COLOURS.values())
-    colours = [tuple(v / 255 for v in palette[k]) for k in rng.permutation(len(palette))[: len(values)]]
-    if kind == "bars":
-        axes.bar(names, values, color=colours)
-    elif sideways:
-        axes.barh(names[::-1], values[::-1], color=colours)
+    axes = figure.add_axes(box)
+    axes.axis("off")
+    return axes
+
+
+def _pixels() -> np.ndarray:
+    _canvas().draw()
+    return np.asarray(_canvas().buffer_rgba())[:, :, :3].copy()
+
+
+def _bars(axes: Any, values: list[int], colours: list[str], lying: bool) -> None:
+    places = np.arange(len(values))
+    (axes.barh if lying else axes.bar)(places, values, 0.7, color=colours)
+    for at, value in enumerate(values):
+        name, number = (-0.5, at), (value + 0.3, at)
+        if lying:
+            axes.text(*name, LETTERS[at], size=FONT, ha="right", va="center")
+            axes.text(*number, value, size=FONT, va="center")
+        else:
+            axes.text(at, -0.4, LETTERS[at], size=FONT, ha="center", va="top")
+            axes.text(at, value + 0.3, value, size=FONT, ha="center")
+    if lying:
+        axes.set(xlim=(-1.8, 11), ylim=(len(values) - 0.5, -0.5))
     else:
-        axes.plot(names, values, marker="o", color=colours[0], linewidth=2)
-    ticks, limits = [0, 3, 6, 9], (0, 9.6)
-    (axes.set_xticks if sideways else axes.set_yticks)(ticks)
-    (axes.set_xlim if sideways else axes.set_ylim)(*limits)
-    axes.tick_params(length=0, pad=2)
-    axes.grid(axis="x" if sideways else "y", linewidth=0.6, color="#bbbbbb")
-    axes.set_axisbelow(True)
-    out = io.BytesIO()
-    figure.savefig(out, format="rgba", dpi=DPI)
-    pixels = np.frombuffer(out.getvalue(), np.uint8).reshape(height, width, 4)
-    return np.asarray(Pillow.fromarray(pixels).convert("RGB"))
+        axes.set(xlim=(-0.5, len(values) - 0.5), ylim=(-2.2, 11))
 
 
-def questions(rng: np.random.Generator, values: list[int]) -> list[Question]:
-    names = NAMES[: len(values)]
-    k = int(rng.integers(len(values)))
-    return [
-        ("charts/highest", "Which is highest?", names[int(np.argmax(values))]),
-        ("charts/lowest", "Which is lowest?", names[int(np.argmin(values))]),
-        ("charts/value", f"What is the value of {names[k]}?", str(values[k])),
-    ]
+def _line(axes: Any, values: list[int], colour: str) -> None:
+    axes.plot(range(len(values)), values, color=colour, marker="o", markersize=4, linewidth=1.5)
+    for at, value in enumerate(values):
+        axes.text(at, -0.6, LETTERS[at], size=FONT, ha="center", va="top")
+        axes.text(at, value + 0.9, value, size=FONT, ha="center")
+    axes.set(xlim=(-0.5, len(values) - 0.5), ylim=(-2.4, 12))
 
 
-def make(rng: np.random.Generator, split: Split, i: int) -> Document:
-    while True:  # one highest, one lowest; the tuple of values keeps to its split
-        values = [int(v) for v in rng.integers(1, 10, rng.integers(3, 6))]
-        if values.count(max(values)) == values.count(min(values)) == 1 and belongs(("chart", tuple(values)), split):
-            break
-    width, height = SIZES[rng.integers(len(SIZES))]
-    pixels = draw(rng, KINDS[rng.integers(len(KINDS))], values, width, height)
-    asked = questions(rng, values)
-    if split == "train":
-        k = int(rng.integers(len(values)))
-        asked.append(("charts/value", f"What is the value of {NAMES[k]}?", str(values[k])))
-        asked = [asked[k] for k in rng.permutation(len(asked))]
+def _pie(axes: Any, values: list[int], colours: list[str]) -> None:
+    names = list(LETTERS[: len(values)])
+    wedge = {"edgecolor": "white", "linewidth": 1}
+    axes.pie(values, labels=names, colors=colours, labeldistance=0.6, wedgeprops=wedge, radius=1.25,
+             textprops={"size": FONT, "ha": "center", "va": "center", "color": "white", "weight": "bold"})  # fmt: skip
+
+
+def draw_chart(rng: np.random.Generator, kind: str, values: list[int]) -> np.ndarray:
+    """uint8 [height, width, 3] of one of ``KINDS``."""
+    width, height = pick(rng, SIZES)
+    axes = _axes(width, height, (0.02, 0.02, 0.96, 0.96))
+    palette = [tuple(c / 255 for c in COLOURS[name]) for name in COLOURS]
+    colours = pick_some(rng, palette, len(values)) if kind == "pie" or rng.random() < 0.5 else [pick(rng, palette)] * len(values)
+    if kind == "pie":
+        _pie(axes, values, colours)
+    elif kind == "line":
+        _line(axes, values, colours[0])
     else:
-        asked = [q for q in asked if q[0] == TASKS[i % len(TASKS)]]
-    return quiz("charts", (Image(encode_png(pixels)),), asked, {"values": values})
+        _bars(axes, values, colours, lying=kind == "lying bars")
+    return _pixels()
+
+
+def _turns(rng: np.random.Generator, values: list[int]) -> dict[str, Turn]:
+    asked = int(rng.integers(len(values)))
+    return {
+        "highest": ("Which is highest?", LETTERS[int(np.argmax(values))]),
+        "lowest": ("Which is lowest?", LETTERS[int(np.argmin(values))]),
+        "value": (f"What is the value of {LETTERS[asked]}?", str(values[asked])),
+    }
+
+
+def make(order: Order) -> Document:
+    rng = order.rng
+    wanted = order.task.split("/")[1] if "/" in order.task else None
+    kind = pick(rng, KINDS[:-1] if wanted == "value" else KINDS)  # a pie shows no numbers
+    values = pick_some(rng, range(1, 10), int(rng.integers(3, 6)))
+    turns = _turns(rng, values)
+    if kind == "pie":
+        del turns["value"]
+    asked = [turns[wanted]] if wanted else pick_some(rng, list(turns.values()), 3)
+    return chat(order, [picture(draw_chart(rng, kind, values))], asked, chart=kind, values=values)

@@ -1,85 +1,132 @@
-"""Short clips: moving shapes and digits, with questions on direction, thing, number and order."""
+"""Clips: a second and a half of moving shapes and digits, six frames, as MP4.
+
+    ●····   ·●···   ··●··   ···●·      Which way does it move?           right
+                                       What moves?                       circle
+    a picture alone tells neither      How many move?                    1        (some things stand still)
+    the way nor what stands still      Which digits appear, in order?    3 1 4    (one after the other)
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 
-from alhena.content import Document, Video
-from alhena.corpus.starter import digits, scenes
-from alhena.corpus.starter.splits import DIRECTIONS, HELD_OUT_MOVES, HELD_OUT_PAIRS, Question, Split, belongs, quiz
+from alhena.content import Document, Part, Video
+from alhena.corpus.starter.digits import SIDE, enlarge, ink, random_string, scans, shade
+from alhena.corpus.starter.figures import Figure, choose_pairs, paint, place
+from alhena.corpus.starter.items import Order, Turn, chat, pick
+from alhena.corpus.starter.splits import DIRECTIONS, HELD_OUT_MOVES, TRAIN_MOVES, Pair, Split
 from alhena.media import encode_video
 
-SIDE, FRAMES, PER_SECOND = 48, 6, 4
-STEPS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-TASKS = ("video/direction", "video/what", "video/count", "video/order")
+FRAMES, PER_SECOND = 6, 4
+STEP = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+SIZES = ((32, 32), (48, 32))
+DIGIT = 18  # pixels of a moving digit
 
 
-def _path(rng: np.random.Generator, direction: str, radius: float) -> np.ndarray:
-    """Centres [FRAMES, 2] along a straight way across the picture."""
-    dx, dy = STEPS[direction]
-    low, high = radius + 1, SIDE - radius - 1
-    along = np.linspace(low, high, FRAMES) if dx + dy > 0 else np.linspace(high, low, FRAMES)
-    across = np.full(FRAMES, rng.uniform(low, high))
-    return np.stack([along, across] if dx else [across, along], 1)
+@dataclass(frozen=True)
+class Moving:
+    """What one thing does in a clip; the clips of one mover are made of it."""
+
+    name: str
+    direction: str
 
 
-def _moving_shape(rng: np.random.Generator, split: Split) -> tuple[list[np.ndarray], list[Question]]:
+def video(frames: list[np.ndarray]) -> Video:
+    return Video(encode_video(frames, PER_SECOND))
+
+
+def _shift(direction: str, travel: float, frame: int) -> tuple[float, float]:
+    """Offset from the middle of the path."""
+    along = travel * (frame / (FRAMES - 1) - 0.5)
+    return STEP[direction][0] * along, STEP[direction][1] * along
+
+
+def _choose_move(rng: np.random.Generator, split: Split) -> tuple[Pair, str]:
+    """A coloured shape and its direction; both combinations are held out in the test, and never elsewhere."""
     while True:
-        colour, shape = scenes.choose_pair(rng, split == "test")
-        direction = DIRECTIONS[rng.integers(4)]
-        if ((shape, direction) in HELD_OUT_MOVES) == (split == "test"):
-            break
-    radius = rng.uniform(7.5, 10)
-    frames = [scenes.paint([scenes.Thing(colour, shape, x, y, radius)], SIDE, SIDE) for x, y in _path(rng, direction, radius)]
-    return frames, [("video/direction", "Which way does it move?", direction), ("video/what", "What moves?", f"{colour} {shape}")]
+        pair = choose_pairs(rng, split, 1)[0]
+        ways = HELD_OUT_MOVES if split == "test" else TRAIN_MOVES
+        directions = [direction for shape, direction in ways if shape == pair[1]]
+        if directions:
+            return pair, pick(rng, directions)
 
 
-def _moving_digit(rng: np.random.Generator, split: Split) -> tuple[list[np.ndarray], list[Question]]:
-    digit, direction = int(rng.integers(10)), DIRECTIONS[rng.integers(4)]
-    pool = digits.by_digit(split)[digit]
-    stroke, frames = digits.ink(pool[rng.integers(len(pool))], side=22, scale=1.0), []
-    for x, y in _path(rng, direction, 11).round().astype(int):
-        sheet = np.zeros((SIDE, SIDE), np.float32)
-        sheet[y - 11 : y + 11, x - 11 : x + 11] = stroke
-        frames.append(digits.write(sheet, np.full(3, 20.0), np.full(3, 255.0)))
-    return frames, [("video/direction", "Which way does it move?", direction), ("video/what", "What moves?", str(digit))]
-
-
-def _several(rng: np.random.Generator, split: Split) -> tuple[list[np.ndarray], list[Question]]:
-    """One to three shapes, each in its lane."""
-    number = int(rng.integers(1, 4))
-    lanes = (np.arange(3)[rng.permutation(3)][:number] + 0.5) * SIDE / 3
-    pairs = [scenes.choose_pair(rng, split == "test" and k == 0) for k in range(number)]
-    xs = [_path(rng, DIRECTIONS[rng.integers(2)], 7)[:, 0] for _ in range(number)]
-    frames = [
-        scenes.paint([scenes.Thing(c, s, float(x[f]), float(y), 7) for (c, s), x, y in zip(pairs, xs, lanes, strict=True)], SIDE, SIDE)
-        for f in range(FRAMES)
-    ]
-    return frames, [("video/count", "How many move?", str(number))]
-
-
-def _in_order(rng: np.random.Generator, split: Split) -> tuple[list[np.ndarray], list[Question]]:
-    """Two or three digits, one after the other."""
-    while True:
-        shown = [int(d) for d in rng.integers(0, 10, rng.integers(2, 4))]
-        if len(set(shown)) == len(shown) and belongs(("order", tuple(shown)), split):
-            break
+def moving_shape(rng: np.random.Generator, split: Split) -> tuple[list[np.ndarray], Moving]:
+    pair, direction = _choose_move(rng, split)
+    width, height = pick(rng, SIZES)
+    size, travel = rng.uniform(11, 14), rng.uniform(12, 16)
+    room = (width if direction in ("left", "right") else height) / 2 - size / 2 - travel / 2
+    jitter = rng.uniform(-1, 1, 2) * min(max(room, 0), 6)
     frames = []
-    for digit in shown:
-        pool = digits.by_digit(split)[digit]
-        sheet = digits.ink(pool[rng.integers(len(pool))], side=SIDE, scale=0.7)
-        frames += [digits.write(sheet, np.full(3, 20.0), np.full(3, 255.0))] * (FRAMES // len(shown))
-    return frames, [("video/order", "Which digits, in order?", " ".join(map(str, shown)))]
+    for frame in range(FRAMES):
+        x, y = _shift(direction, travel, frame)
+        figure = Figure(*pair, width / 2 + jitter[0] + x, height / 2 + jitter[1] + y, size)
+        frames.append(paint(width, height, [figure], 250))
+    return frames, Moving(pair[1], direction)
 
 
-def make(rng: np.random.Generator, split: Split, i: int) -> Document:
-    task = TASKS[i % len(TASKS)]
-    if task == "video/count":
-        frames, asked = _several(rng, split)
-    elif task == "video/order":
-        frames, asked = _in_order(rng, split)
+def moving_digit(rng: np.random.Generator, split: Split) -> tuple[list[np.ndarray], Moving]:
+    digit, direction = int(rng.integers(10)), pick(rng, DIRECTIONS)
+    width, height = pick(rng, SIZES)
+    stamp, travel = enlarge(pick(rng, scans(split, digit)), DIGIT), rng.uniform(10, 14)
+    frames = []
+    for frame in range(FRAMES):
+        page = np.zeros((height, width), np.float32)
+        dx, dy = _shift(direction, travel, frame)
+        x, y = round((width - DIGIT) / 2 + dx), round((height - DIGIT) / 2 + dy)
+        page[y : y + DIGIT, x : x + DIGIT] = stamp
+        frames.append(shade(page, 250, 20))
+    return frames, Moving(str(digit), direction)
+
+
+def moving_many(rng: np.random.Generator, split: Split) -> tuple[list[np.ndarray], int]:
+    """One to three small movers; sometimes one more thing that stands still."""
+    count = int(rng.integers(1, 4))
+    still = int(count < 3 and rng.random() < 0.4)
+    start = place(rng, choose_pairs(rng, split, count + still), 40, 24, (8, 10))
+    ways = TRAIN_MOVES if split != "test" else TRAIN_MOVES + HELD_OUT_MOVES
+    moves = [pick(rng, [d for shape, d in ways if shape == f.shape]) for f in start[:count]]
+    travel = rng.uniform(6, 8)
+    frames = []
+    for frame in range(FRAMES):
+        offsets = [_shift(direction, travel, frame) for direction in moves] + [(0.0, 0.0)] * still
+        figures = [replace(f, x=f.x + 4 + x, y=f.y + 4 + y) for f, (x, y) in zip(start, offsets, strict=True)]
+        frames.append(paint(48, 32, figures, 250))
+    return frames, count
+
+
+def digits_in_order(rng: np.random.Generator, split: Split) -> tuple[list[np.ndarray], str]:
+    """Two or three digits, each shown for three or two frames; no two alike in a row."""
+    string = ""
+    while not string or any(a == b for a, b in zip(string, string[1:], strict=False)):
+        string = random_string(rng, split, int(rng.integers(2, 4)))
+    pages = [shade(ink(rng, split, int(digit), (26, SIDE)), 250, 20) for digit in string]
+    return [page for page in pages for _ in range(FRAMES // len(string))], string
+
+
+def _one_mover(rng: np.random.Generator, split: Split) -> tuple[list[np.ndarray], dict[str, Turn]]:
+    frames, what = (moving_shape if rng.random() < 0.65 else moving_digit)(rng, split)
+    return frames, {
+        "direction": ("Which way does it move?", what.direction),
+        "what": ("What moves?", what.name),
+        "count": ("How many move?", "1"),
+    }
+
+
+def make(order: Order) -> Document:
+    rng = order.rng
+    wanted = order.task.split("/")[1] if "/" in order.task else None
+    kind = rng.random()
+    if wanted in ("direction", "what") or (wanted is None and kind < 0.6):
+        frames, turns = _one_mover(rng, order.split)
+        asked = [turns[wanted]] if wanted else list(turns.values())[: 2 if rng.random() < 0.8 else 3]
+    elif wanted == "count" or (wanted is None and kind < 0.8):
+        frames, count = moving_many(rng, order.split)
+        asked = [("How many move?", str(count))]
     else:
-        frames, asked = (_moving_shape if rng.random() < 0.7 or split == "test" and task == "video/direction" else _moving_digit)(rng, split)
-    if split != "train":
-        asked = [q for q in asked if q[0] == task]
-    return quiz("video", (Video(encode_video(frames, PER_SECOND)),), asked, {"frames": FRAMES})
+        frames, string = digits_in_order(rng, order.split)
+        asked = [("Which digits appear, in order?", " ".join(string))]
+    media: list[Part] = [video(frames)]
+    return chat(order, media, asked)

@@ -1,68 +1,75 @@
-"""Real handwritten digits (scikit-learn's copy of the UCI set, Alpaydin & Kaynak 1998): one to three of them make a number."""
+"""Handwritten digits: real 8x8 scans (scikit-learn, from UCI "Optical Recognition of Handwritten Digits", Alpaydin & Kaynak 1998).
+
+    4 7  ──  two scans side by side, enlarged to 32x32 each  ──►  "Which number is this?"  "47"
+"""
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image as Pillow
 
-from alhena.content import Document, Image
-from alhena.corpus.starter.splits import Split, belongs, is_held_out, quiz
-from alhena.media import encode_png
+from alhena.content import Document
+from alhena.corpus.starter.items import Order, chat, pick, picture
+from alhena.corpus.starter.splits import SPLITS, Split, is_held_out_string, split_of
 
 SIDE = 32
 
 
-@cache
-def by_digit(split: Split) -> tuple[np.ndarray, ...]:
-    """For each digit, its images uint8 [n, 8, 8] (0 is paper, 255 is ink); test images occur in no other split."""
-    from sklearn.datasets import load_digits
+@lru_cache(maxsize=1)
+def _scans() -> dict[tuple[Split, int], list[np.ndarray]]:
+    """Ink in 0..1 [8, 8], by split and digit."""
+    from sklearn.datasets import load_digits  # a second of imports that only the workers who need it pay
 
+    found: dict[tuple[Split, int], list[np.ndarray]] = {(s, d): [] for s in SPLITS for d in range(10)}
     data = load_digits()
-    images = np.clip(data.images * 16, 0, 255).astype(np.uint8)
-    keep = np.array([belongs(("digit image", n), split) for n in range(len(images))])
-    return tuple(images[keep & (data.target == digit)] for digit in range(10))
+    for index, (image, digit) in enumerate(zip(data.images, data.target, strict=True)):
+        found[split_of("digit", index), int(digit)].append((image / 16).astype(np.float32))
+    return found
 
 
-def ink(image: np.ndarray, side: int = SIDE, scale: float = 0.9, dx: int = 0, dy: int = 0) -> np.ndarray:
-    """An 8×8 digit enlarged smoothly onto float [side, side], 0 paper to 1 ink."""
-    size = round(side * scale)
-    large = np.asarray(Pillow.fromarray(image).resize((size, size), Pillow.Resampling.BICUBIC), np.float32) / 255
-    out = np.zeros((side, side), np.float32)
-    low = (side - size) // 2
-    x, y = np.clip(low + dx, 0, side - size), np.clip(low + dy, 0, side - size)
-    out[y : y + size, x : x + size] = large
-    return out
+def scans(split: Split, digit: int) -> list[np.ndarray]:
+    return _scans()[split, digit]
 
 
-def write(stroke: np.ndarray, dark: np.ndarray, light: np.ndarray) -> np.ndarray:
-    """Ink 0..1 as uint8 [height, width, 3] between two colours."""
-    return np.round(light + stroke[..., None] * (dark - light)).clip(0, 255).astype(np.uint8)
+def enlarge(scan: np.ndarray, side: int) -> np.ndarray:
+    """Ink [8, 8] to ink [side, side], bicubic."""
+    return np.asarray(Pillow.fromarray(scan).resize((side, side), Pillow.Resampling.BICUBIC)).clip(0, 1)
 
 
-def number(rng: np.random.Generator, split: Split, digits: str) -> np.ndarray:
-    """A handwritten number: SIDE pixels a digit, in one pair of colours."""
-    pieces = []
-    for d in digits:
-        pool = by_digit(split)[int(d)]
-        dx, dy = rng.integers(-2, 3, 2)
-        pieces.append(ink(pool[rng.integers(len(pool))], scale=rng.uniform(0.75, 1.0), dx=int(dx), dy=int(dy)))
-    dark, light = rng.uniform(0, 90, 3), rng.uniform(190, 255, 3)
-    if rng.random() < 0.3:
-        dark, light = light, dark
-    return write(np.concatenate(pieces, 1), dark, light)
+def ink(rng: np.random.Generator, split: Split, digit: int, sides: tuple[int, int], box: int = SIDE) -> np.ndarray:
+    """Ink [box, box]: a random scan of the digit at a random size and place inside the box."""
+    side = int(rng.integers(sides[0], sides[1] + 1))
+    x, y = rng.integers(0, box - side + 1, 2)
+    page = np.zeros((box, box), np.float32)
+    page[y : y + side, x : x + side] = enlarge(pick(rng, scans(split, digit)), side)
+    return page
 
 
-def choose(rng: np.random.Generator, split: Split) -> str:
-    """One to three digits; a number of several digits keeps to its split."""
+def shade(page: np.ndarray, paper: float, pen: float) -> np.ndarray:
+    """Ink [h, w] to grey pixels uint8 [h, w, 3]."""
+    grey = (paper + (pen - paper) * page).round().clip(0, 255).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def random_string(rng: np.random.Generator, split: Split, length: int) -> str:
+    """Digits of that length: never held out but in the test, always held out there (single digits are in every split)."""
     while True:
-        digits = "".join(str(d) for d in rng.integers(0, 10, rng.choice([1, 2, 3], p=[0.4, 0.4, 0.2])))
-        if len(digits) == 1 or is_held_out(("number", digits)) == (split == "test"):
-            return digits
+        string = "".join(str(d) for d in rng.integers(0, 10, length))
+        if length == 1 or is_held_out_string(string) == (split == "test"):
+            return string
 
 
-def make(rng: np.random.Generator, split: Split, i: int) -> Document:
-    digits = choose(rng, split)
-    question = ("digits", "Which number is this?", digits)
-    return quiz("digits", (Image(encode_png(number(rng, split, digits))),), [question], {"digits": digits})
+def draw_string(rng: np.random.Generator, split: Split, string: str) -> np.ndarray:
+    """The digits side by side, dark on light or light on dark."""
+    page = np.hstack([ink(rng, split, int(d), (25, SIDE)) for d in string])
+    light, dark = rng.uniform(225, 255), rng.uniform(0, 60)
+    return shade(page, *((light, dark) if rng.random() < 0.6 else (dark, light)))
+
+
+def make(order: Order) -> Document:
+    rng = order.rng
+    string = random_string(rng, order.split, 1 + order.index % 3)
+    pixels = draw_string(rng, order.split, string)
+    return chat(order, [picture(pixels)], [("Which number is this?", string)], number=string)

@@ -1,38 +1,46 @@
-"""Requests to draw: a coloured shape or a handwritten digit; the picture is the model's turn."""
+"""Requests to draw: the answer of the model turn is an Image, not a text.
+
+    "Draw a red circle."   ──►  ┌────┐          "Draw the digit 7."  ──►  ┌────┐
+                                │ ●  │  32x32                             │  7 │  32x32, dark on white
+                                └────┘                                    └────┘
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from alhena.content import Document, Image
-from alhena.corpus.starter.digits import by_digit, ink, write
-from alhena.corpus.starter.scenes import Thing, choose_pair, paint
-from alhena.corpus.starter.splits import Split, ask, reply
-from alhena.media import encode_png
-
-SIZES = ((32, 32), (32, 32), (32, 32), (48, 32), (32, 48))
-WHITE, BLACK = np.full(3, 255.0), np.full(3, 20.0)
-
-
-def draw_shape(rng: np.random.Generator, colour: str, shape: str) -> np.ndarray:
-    width, height = SIZES[rng.integers(len(SIZES))]
-    x, y = width / 2 + rng.uniform(-1, 1), height / 2 + rng.uniform(-1, 1)
-    return paint([Thing(colour, shape, x, y, rng.uniform(10.5, 12.5))], width, height)
+from alhena.content import Content, Document, Image
+from alhena.corpus.starter.digits import SIDE, ink, shade
+from alhena.corpus.starter.figures import Figure, paint
+from alhena.corpus.starter.items import Order, chat, picture
+from alhena.corpus.starter.splits import HELD_OUT_PAIRS, TRAIN_PAIRS, Pair, Split
 
 
 def draw_digit(rng: np.random.Generator, split: Split, digit: int) -> np.ndarray:
-    pool = by_digit(split)[digit]
-    return write(ink(pool[rng.integers(len(pool))], scale=1.0), BLACK, WHITE)
+    """uint8 [32, 32, 3]: a centred dark digit on white."""
+    return shade(ink(rng, split, digit, (30, SIDE)), 255, rng.uniform(0, 30))
 
 
-def make(rng: np.random.Generator, split: Split, i: int) -> Document:
-    """Digits and shapes in turn; in the test split the shape's colour and form were never seen together."""
-    if i % 2:
-        digit = (i // 2) % 10
-        pixels, request = draw_digit(rng, split, digit), f"Draw the digit {digit}."
-        facts: dict[str, object] = {"task": "drawing/digit", "digit": digit}
-    else:
-        colour, shape = choose_pair(rng, split == "test")
-        pixels, request = draw_shape(rng, colour, shape), f"Draw a {colour} {shape}."
-        facts = {"task": "drawing/shape", "colour": colour, "shape": shape}
-    return Document((ask(request), reply(Image(encode_png(pixels)))), "", "drawing", "en", facts)
+def draw_shape(rng: np.random.Generator, pair: Pair) -> np.ndarray:
+    """uint8 [32, 32, 3]: one centred shape on white."""
+    x, y = SIDE / 2 + rng.uniform(-1, 1, 2)
+    return paint(SIDE, SIDE, [Figure(*pair, x, y, rng.uniform(20, 23))])
+
+
+def _answer(order: Order, request: str, image: Image, **facts: object) -> Document:
+    document = chat(order, [], [(request, "")], **facts)
+    return replace(document, contents=(document.contents[0], Content("model", (image,))))
+
+
+def make(order: Order) -> Document:
+    rng, at = order.rng, order.index
+    if order.task == "drawing/digit" or (order.task == "drawing" and at % 2):
+        digit = (at // 2 if order.task == "drawing" else at) % 10
+        image = picture(draw_digit(rng, order.split, digit))
+        return _answer(order, f"Draw the digit {digit}.", image, digit=digit)
+    pairs = HELD_OUT_PAIRS if order.split == "test" else TRAIN_PAIRS
+    colour, shape = pairs[(at // 2 if order.task == "drawing" else at) % len(pairs)]
+    request = f"Draw {'an' if colour == 'orange' else 'a'} {colour} {shape}."
+    return _answer(order, request, picture(draw_shape(rng, (colour, shape))), colour=colour, shape=shape)

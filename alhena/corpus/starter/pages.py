@@ -1,30 +1,50 @@
-"""Interleaved pages: running text with pictures and recordings in between, as in a book or on the web."""
+"""Pages: running text with pictures, sounds and clips in between, as on the web.
+
+    Here is a red circle.  [picture]  The number forty seven sounds like this:  [recording]  and is written  [picture]
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from alhena.content import Document, Image, Part, Text
-from alhena.corpus.starter import digits, scenes, voices, words
-from alhena.corpus.starter.splits import Split, page
-from alhena.media import encode_png
+from alhena.content import Document, Part, Text
+from alhena.corpus.starter.clips import moving_shape, video
+from alhena.corpus.starter.digits import draw_string, is_held_out_string
+from alhena.corpus.starter.figures import choose_pairs, place
+from alhena.corpus.starter.items import Order, pick, pick_some, picture, running
+from alhena.corpus.starter.scenes import caption, draw_scene
+from alhena.corpus.starter.speech import in_words
+from alhena.corpus.starter.splits import TRAIN_NUMBERS, Split
+from alhena.corpus.starter.voices import recording
+from alhena.corpus.starter.words import draw_word, random_word
 
 
-def _section(rng: np.random.Generator, split: Split) -> list[Part]:
-    kind = rng.integers(4)
-    if kind == 0:
-        things = scenes.arrange(rng, int(rng.integers(1, 3)), 64, 64, split, distinct=True)
-        return [Text(f"Here is {scenes.describe(things)}: "), Image(encode_png(scenes.paint(things, 64, 64)))]
-    if kind == 1:
-        number = digits.choose(rng, split)
-        return [Image(encode_png(digits.number(rng, split, number))), Text(f" Someone wrote {number}.")]
-    if kind == 2:
-        said = voices.number_words("en")[rng.integers(0, 21)]
-        return [voices.speak(rng, said, "en"), Text(f" That was {said}.")]
-    word = words.choose(rng, split)
-    return [Text("The sign reads "), Image(encode_png(words.render(rng, word))), Text(f" {word}.")]
+def _about_a_scene(rng: np.random.Generator, split: Split) -> list[Part]:
+    figures = place(rng, choose_pairs(rng, split, int(rng.integers(1, 3))), 64, 64, (14, 28))
+    shown, words = picture(draw_scene(rng, figures, 64, 64)), caption(figures)
+    return [Text(f"Here is {words}."), shown] if rng.random() < 0.5 else [shown, Text(f"The picture shows {words}.")]
 
 
-def make(rng: np.random.Generator, split: Split, i: int) -> Document:
-    parts = [part for _ in range(int(rng.integers(2, 4))) for part in (*_section(rng, split), Text("\n"))]
-    return Document((page(*parts),), "", "pages", "en", {"task": "pages"})
+def _about_a_number(rng: np.random.Generator, split: Split) -> list[Part]:
+    written = [n for n in TRAIN_NUMBERS if not is_held_out_string(str(n))]
+    number = pick(rng, written)
+    words, sound = in_words(number, "en"), recording(rng, in_words(number, "en"))
+    shown = picture(draw_string(rng, split, str(number)))
+    return [Text(f"The number {words} is written"), shown, Text("and sounds like this:"), sound]
+
+
+def _about_a_word(rng: np.random.Generator, split: Split) -> list[Part]:
+    word = random_word(rng, split)
+    return [picture(draw_word(rng, word)), Text(f"The sign says {word}.")]
+
+
+def _about_a_move(rng: np.random.Generator, split: Split) -> list[Part]:
+    frames, what = moving_shape(rng, split)
+    return [Text(f"In this clip a {what.name} moves {what.direction}."), video(frames)]
+
+
+def make(order: Order) -> Document:
+    rng = order.rng
+    sections = (_about_a_scene, _about_a_number, _about_a_word, _about_a_move)
+    parts = [part for section in pick_some(rng, sections, int(rng.integers(2, 4))) for part in section(rng, order.split)]
+    return running(order, parts)

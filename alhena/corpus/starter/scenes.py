@@ -1,130 +1,128 @@
-"""Drawn scenes: coloured shapes on a light ground, with questions on colour, shape, number and place."""
+"""Scenes: a few coloured shapes on light ground, with questions about colour, shape, number and place.
+
+    ┌──────────────┐   What colour is the circle?           red
+    │  ●red        │   What shape is blue?                  star
+    │        ★blue │   How many shapes are there?           2
+    └──────────────┘   Is the circle left of the star?      yes
+                       Describe.                            a red circle left of a blue star
+
+In the spirit of CLEVR (Johnson et al. 2017, arXiv:1612.06890), at a size that two cores can learn.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image as Pillow
-from PIL import ImageDraw
 
-from alhena.content import Document, Image
-from alhena.corpus.starter.splits import COLOURS, HELD_OUT_PAIRS, SHAPES, Question, Split, quiz
-from alhena.media import encode_png
+from alhena.content import Document
+from alhena.corpus.starter.figures import Figure, choose_pairs, paint, place
+from alhena.corpus.starter.items import Order, Turn, chat, pick, pick_some, picture
+from alhena.corpus.starter.splits import HELD_OUT_PAIRS, Split
 
-SCALE = 4  # drawn large, then shrunk: smooth edges
-SIZES = ((64, 64), (64, 64), (96, 64), (64, 96))  # width, height
-NUMBER_WORDS = ("no", "one", "two", "three", "four")
-TASKS = ("scenes/colour", "scenes/shape", "scenes/count", "scenes/relation")
+SIZES = ((64, 64), (64, 64), (96, 64), (64, 96))
+CLEAR = 12.0  # pixels between two centres before one is called left of or above the other
 
 
-@dataclass(frozen=True)
-class Thing:
-    colour: str
-    shape: str
-    x: float
-    y: float
-    radius: float
-
-    @property
-    def name(self) -> str:
-        return f"{self.colour} {self.shape}"
+def draw_scene(rng: np.random.Generator, figures: Sequence[Figure], width: int, height: int) -> np.ndarray:
+    tint = rng.integers(-10, 11, 3).tolist()
+    return paint(width, height, figures, int(rng.integers(240, 256)), tint)
 
 
-def outline(shape: str, x: float, y: float, radius: float) -> list[tuple[float, float]]:
-    """Corners of a shape (a circle has many)."""
-    if shape == "square":
-        half = radius * 0.85
-        return [(x - half, y - half), (x + half, y - half), (x + half, y + half), (x - half, y + half)]
-    corners, inner = {"circle": (40, 1.0), "triangle": (3, 1.0), "star": (10, 0.42)}[shape]
-    angles = -np.pi / 2 + 2 * np.pi * np.arange(corners) / corners
-    reach = radius * np.where(np.arange(corners) % 2, inner, 1.0) if shape == "star" else np.full(corners, radius)
-    low = radius * 0.2 if shape == "triangle" else 0.0  # centres the triangle in its circle
-    return list(zip((x + reach * np.cos(angles)).tolist(), (y + low + reach * np.sin(angles)).tolist(), strict=True))
+def random_scene(rng: np.random.Generator, split: Split, width: int, height: int) -> list[Figure]:
+    pairs = choose_pairs(rng, split, int(rng.integers(1, 5)))
+    return place(rng, pairs, width, height, (14, 28 if len(pairs) < 3 else 22))
 
 
-def paint(things: list[Thing], width: int, height: int, ground: tuple[int, ...] = (255, 255, 255)) -> np.ndarray:
-    """uint8 [height, width, 3]."""
-    canvas = Pillow.new("RGB", (width * SCALE, height * SCALE), ground)
-    draw = ImageDraw.Draw(canvas)
-    for t in things:
-        points = [(px * SCALE, py * SCALE) for px, py in outline(t.shape, t.x, t.y, t.radius)]
-        draw.polygon(points, fill=COLOURS[t.colour])
-    return np.asarray(canvas.resize((width, height), Pillow.Resampling.BOX))
+def alone(figures: Sequence[Figure], attribute: str) -> list[Figure]:
+    """The figures whose ``shape`` (or ``colour``) no other figure has."""
+    values = [getattr(f, attribute) for f in figures]
+    return [f for f, value in zip(figures, values, strict=True) if values.count(value) == 1]
 
 
-def choose_pair(rng: np.random.Generator, held_out: bool) -> tuple[str, str]:
-    pairs = [(c, s) for c in COLOURS for s in SHAPES if ((c, s) in HELD_OUT_PAIRS) == held_out]
-    return pairs[rng.integers(len(pairs))]
+def colour_turns(figures: Sequence[Figure]) -> list[tuple[Figure, Turn]]:
+    return [(f, (f"What colour is the {f.shape}?", f.colour)) for f in alone(figures, "shape")]
 
 
-def arrange(rng: np.random.Generator, number: int, width: int, height: int, split: Split, distinct: bool) -> list[Thing]:
-    """Places ``number`` shapes apart from each other; in the test split the first is a held-out combination."""
-    things: list[Thing] = []
-    while len(things) < number:
-        colour, shape = choose_pair(rng, split == "test" and not things)
-        if distinct and any(t.colour == colour or t.shape == shape for t in things):
-            continue
-        for _ in range(30):
-            radius = rng.uniform(8, 12)
-            x, y = rng.uniform(radius + 1, width - radius - 1), rng.uniform(radius + 1, height - radius - 1)
-            if all(np.hypot(t.x - x, t.y - y) > t.radius + radius for t in things):
-                things.append(Thing(colour, shape, x, y, radius))
-                break
-        else:
-            things = []  # no room left: begin again
-    return things
+def shape_turns(figures: Sequence[Figure]) -> list[tuple[Figure, Turn]]:
+    return [(f, (f"What shape is {f.colour}?", f.shape)) for f in alone(figures, "colour")]
 
 
-def questions(rng: np.random.Generator, things: list[Thing]) -> list[Question]:
-    """Every kind of question that has one right answer, about the first thing where it can be."""
-    shapes, colours, out = Counter(t.shape for t in things), Counter(t.colour for t in things), []
-    for t in things:
-        if shapes[t.shape] == 1:
-            out.append(("scenes/colour", f"What colour is the {t.shape}?", t.colour))
-        if colours[t.colour] == 1:
-            out.append(("scenes/shape", f"What shape is {t.colour}?", t.shape))
-    out.append(("scenes/count", "How many shapes?", str(len(things))))
-    named = [t for t in things if shapes[t.shape] == 1]
-    for a in named:
-        for b in named:
-            dx, dy = b.x - a.x, b.y - a.y
-            if a is b or max(abs(dx), abs(dy)) < 10:
-                continue
-            words = ("left of", "right of") if abs(dx) > abs(dy) else ("above", "below")
-            truth = words[0] if (dx if abs(dx) > abs(dy) else dy) > 0 else words[1]
-            said = words[rng.integers(2)]
-            out.append(("scenes/relation", f"Is the {a.shape} {said} the {b.shape}?", "yes" if said == truth else "no"))
-    return out
+def count_turn(figures: Sequence[Figure]) -> Turn:
+    return "How many shapes are there?", str(len(figures))
 
 
-def describe(things: list[Thing]) -> str:
-    """From left to right.
+def _relations(a: Figure, b: Figure) -> list[str]:
+    """What is clearly true of ``a`` towards ``b``."""
+    across = ["left of"] if b.x - a.x > CLEAR else ["right of"] if a.x - b.x > CLEAR else []
+    return across + (["above"] if b.y - a.y > CLEAR else ["below"] if a.y - b.y > CLEAR else [])
 
-    >>> describe([Thing("red", "circle", 40, 20, 9), Thing("blue", "star", 10, 20, 9)])
-    'a blue star, a red circle'
+
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+
+def relation_turns(rng: np.random.Generator, figures: Sequence[Figure], truth: bool) -> list[tuple[Figure, Turn]]:
+    """All questions of one answer, in random order."""
+    known = alone(figures, "shape")
+    found = []
+    for a in known:
+        for b in known:
+            for relation in _relations(a, b) if a is not b else []:
+                asked = relation if truth else OPPOSITE[relation]
+                found.append((a, (f"Is the {a.shape} {asked} the {b.shape}?", "yes" if truth else "no")))
+    return pick_some(rng, found, len(found))
+
+
+def caption(figures: Sequence[Figure]) -> str:
+    """The figures in reading order; two of them with the clearer of their relations.
+
+    >>> caption([Figure("blue", "star", 40, 20, 14), Figure("red", "circle", 10, 22, 14)])
+    'a red circle left of a blue star'
     """
-    return ", ".join(f"a {t.name}" for t in sorted(things, key=lambda t: t.x))
+
+    def name(f: Figure) -> str:
+        return f"{'an' if f.colour == 'orange' else 'a'} {f.name}"
+
+    if len(figures) != 2:
+        return ", ".join(name(f) for f in sorted(figures, key=lambda f: f.x))
+    a, b = figures
+    across = abs(a.x - b.x) > abs(a.y - b.y)
+    a, b = sorted(figures, key=lambda f: f.x if across else f.y)
+    return f"{name(a)} {'left of' if across else 'above'} {name(b)}"
 
 
-def make(rng: np.random.Generator, split: Split, i: int) -> Document:
-    """A scene and its questions: several in training, one of task ``i`` mod 4 in the other splits."""
-    task = TASKS[i % len(TASKS)]
+def _many_turns(rng: np.random.Generator, figures: Sequence[Figure]) -> list[Turn]:
+    turns = [turn for _, turn in pick_some(rng, colour_turns(figures), 2) + pick_some(rng, shape_turns(figures), 2)]
+    turns.append(count_turn(figures))
+    for truth in (True, False):
+        turns += [turn for _, turn in relation_turns(rng, figures, truth)[:1]]
+    if rng.random() < 0.5:
+        turns.append(("Describe.", caption(figures)))
+    return pick_some(rng, turns, 5)
+
+
+def _one_turn(rng: np.random.Generator, order: Order, figures: Sequence[Figure]) -> Turn | None:
+    kind = order.task.split("/")[1]
+    if kind == "count":
+        return count_turn(figures)
+    asked = (
+        colour_turns(figures)
+        if kind == "colour"
+        else shape_turns(figures)
+        if kind == "shape"
+        else relation_turns(rng, figures, truth=order.index % 2 == 0)
+    )
+    turns = [turn for f, turn in asked if order.split != "test" or f.pair in HELD_OUT_PAIRS]
+    return pick(rng, turns) if turns else None
+
+
+def make(order: Order) -> Document:
+    rng = order.rng
+    width, height = pick(rng, SIZES)
     while True:
-        width, height = SIZES[rng.integers(len(SIZES))]
-        distinct = task == "scenes/relation" or rng.random() < 0.6
-        number = int(rng.integers(2 if task == "scenes/relation" else 1, 5))
-        things = arrange(rng, number, width, height, split, distinct)
-        asked = questions(rng, things)
-        if split == "train":
-            chosen = [asked[k] for k in rng.permutation(len(asked))[:5]]
-            if rng.random() < 0.3:
-                chosen.insert(int(rng.integers(len(chosen) + 1)), ("scenes/caption", "Describe.", describe(things)))
+        figures = random_scene(rng, order.split, width, height)
+        one = _one_turn(rng, order, figures) if "/" in order.task else None
+        if one or "/" not in order.task:
             break
-        first = [q for q in asked if q[0] == task]
-        if first and (task not in TASKS[:2] or first[0][2] in (things[0].colour, things[0].shape)):
-            chosen = first[:1]
-            break
-    ground = tuple(int(v) for v in rng.integers(235, 256, 3))
-    return quiz("scenes", (Image(encode_png(paint(things, width, height, ground))),), chosen, {"things": [t.name for t in things]})
+    turns = [one] if one else _many_turns(rng, figures)
+    return chat(order, [picture(draw_scene(rng, figures, width, height))], turns, figures=[f.name for f in figures])

@@ -1,124 +1,122 @@
-"""Speech from espeak-ng, called through ctypes: numbers and short commands in several languages, voices, speeds and pitches.
+"""Spoken words from espeak-ng, called through ctypes: text and a voice in, float32 samples at 16 kHz out.
 
-    text ─ espeak-ng 22,050 Hz ─ 16 kHz ─ trim ─ gain, noise, telephone band ─► FLAC
+    "forty seven", Voice("en-us+f2", speed 160, pitch 55)  ──►  22,050 Hz  ──►  16 kHz, trimmed  ──►  as a microphone hears it
+
+The library (``espeakng-loader`` carries it with its voices) keeps the phase of its oscillators between utterances, so a
+recording depends by a hair on what was said before. :func:`restart` unloads it; every job begins with that, which makes a
+job's recordings the same in any process.
 """
 
 from __future__ import annotations
 
+import _ctypes
 import ctypes
-from functools import cache
+import os
+from dataclasses import dataclass
 
 import numpy as np
 import soxr
 
-from alhena.content import Audio, Document
-from alhena.corpus.starter import scenes
-from alhena.corpus.starter.splits import COLOURS, HELD_OUT_PAIRS, SHAPES, Split, ask, belongs, quiz, reply
-from alhena.media import SAMPLE_RATE, encode_audio
+from alhena.content import Audio
+from alhena.corpus.starter.items import pick
+from alhena.media import SAMPLE_RATE, encode_audio, resample
 
-LANGUAGES = ("en", "de", "es", "fr")
-SHARES = (0.64, 0.12, 0.12, 0.12)
-ACCENTS = {"en": ("en-us", "en", "en-029"), "de": ("de",), "es": ("es",), "fr": ("fr",)}
-VARIANTS = ("", "+f2", "+m3", "+f4", "+m1", "+m7", "+f5")
-_SYNCHRONOUS, _UTF8, _RATE, _PITCH = 2, 1, 1, 3
+ESPEAK_RATE = 22_050
+LANGUAGES = {
+    "en": ("en-us", "en-us", "en-gb", "en-gb-x-rp", "en-gb-scotland"),
+    "de": ("de",),
+    "es": ("es", "es-419"),
+    "fr": ("fr-fr", "fr-be"),
+}
+VARIANTS = ("", "+m1", "+m2", "+m3", "+m4", "+m5", "+m6", "+m7", "+m8", "+f1", "+f2", "+f3", "+f4", "+f5",
+            "+Andy", "+Annie", "+Alex", "+Michael", "+belinda", "+ed", "+linda", "+steph", "+klatt", "+klatt3")  # fmt: skip
+_SYNCHRONOUS, _NEVER_EXIT, _UTF8 = 2, 0x8000, 1
+_SPEED, _PITCH, _RANGE = 1, 3, 4
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
+_unload = _ctypes.FreeLibrary if os.name == "nt" else _ctypes.dlclose
 
-class _Espeak:
-    """The library keeps one voice and one callback a process."""
+_heard: list[np.ndarray] = []
+_library: ctypes.CDLL | None = None
 
-    def __init__(self) -> None:
+
+@dataclass(frozen=True)
+class Voice:
+    name: str
+    speed: int  # words per minute
+    pitch: int  # 0..100
+    range: int  # 0..100, liveliness of the melody
+
+
+def random_voice(rng: np.random.Generator, language: str) -> Voice:
+    name = pick(rng, LANGUAGES[language]) + pick(rng, VARIANTS)
+    return Voice(name, int(rng.integers(130, 211)), int(rng.integers(25, 76)), int(rng.integers(30, 71)))
+
+
+@_CALLBACK
+def _hear(samples, count, events) -> int:  # type: ignore[no-untyped-def]
+    if samples and count:
+        _heard.append(np.ctypeslib.as_array(samples, (count,)).copy())
+    return 0
+
+
+def _load() -> ctypes.CDLL:
+    global _library
+    if _library is None:
         import espeakng_loader
 
-        self.library = ctypes.CDLL(espeakng_loader.get_library_path())
-        self.rate = self.library.espeak_Initialize(_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), 0)
-        if self.rate <= 0:
-            raise OSError("espeak-ng cannot start: its voices were not found beside the library (reinstall espeakng-loader)")
-        self.pieces: list[np.ndarray] = []
-        self.callback = _CALLBACK(self._receive)  # kept alive: the library calls it later
-        self.library.espeak_SetSynthCallback(self.callback)
-
-    def _receive(self, samples: ctypes._Pointer, count: int, _events: int) -> int:
-        if samples and count > 0:
-            self.pieces.append(np.ctypeslib.as_array(samples, (count,)).copy())
-        return 0
-
-    def say(self, text: str, voice: str, rate: int, pitch: int) -> np.ndarray:
-        if self.library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise ValueError(f"espeak-ng has no voice {voice!r}")
-        self.library.espeak_SetParameter(_RATE, rate, 0)
-        self.library.espeak_SetParameter(_PITCH, pitch, 0)
-        self.pieces.clear()
-        data = text.encode()
-        self.library.espeak_Synth(data, len(data) + 1, 0, 1, 0, _UTF8, None, None)
-        return np.concatenate(self.pieces).astype(np.float32) / 32768
+        library = ctypes.CDLL(espeakng_loader.get_library_path())
+        data = espeakng_loader.get_data_path()
+        if library.espeak_Initialize(_SYNCHRONOUS, 500, data.encode(), _NEVER_EXIT) != ESPEAK_RATE:
+            raise ValueError(f"espeak-ng does not start with its data in {data}; reinstall espeakng-loader")
+        library.espeak_SetSynthCallback(_hear)
+        _library = library
+    return _library
 
 
-@cache
-def _espeak() -> _Espeak:
-    return _Espeak()
+def restart() -> None:
+    """Unloads the library, so that the next word is spoken as if it were the first."""
+    global _library
+    if _library is not None:
+        _library.espeak_Terminate()
+        _unload(_library._handle)
+        _library = None
 
 
-def trim(samples: np.ndarray, threshold: float = 0.01) -> np.ndarray:
-    """Cuts leading and trailing silence, leaving 30 ms."""
-    loud = np.flatnonzero(np.abs(samples) > threshold)
-    margin = SAMPLE_RATE * 30 // 1000
-    return samples[max(loud[0] - margin, 0) : loud[-1] + margin] if len(loud) else samples
+def speak(text: str, voice: Voice) -> np.ndarray:
+    """Clean speech, float32 [samples] at 16 kHz, silence at both ends cut to a few hundredths of a second."""
+    library = _load()
+    if library.espeak_SetVoiceByName(voice.name.encode()):
+        raise ValueError(f"espeak-ng has no voice {voice.name!r}")
+    for parameter, value in ((_SPEED, voice.speed), (_PITCH, voice.pitch), (_RANGE, voice.range)):
+        library.espeak_SetParameter(parameter, value, 0)
+    _heard.clear()
+    data = text.encode()
+    if library.espeak_Synth(data, len(data) + 1, 0, 0, 0, _UTF8, None, None) or not _heard:
+        raise ValueError(f"espeak-ng cannot say {text!r} with voice {voice.name!r}")
+    samples = np.concatenate(_heard).astype(np.float32) / 32768
+    _heard.clear()
+    return _trim(resample(samples, ESPEAK_RATE))
 
 
-def speak(rng: np.random.Generator, text: str, language: str) -> Audio:
-    """One recording: a voice, speed, pitch, level, hiss and sometimes a telephone's band, all drawn from ``rng``."""
-    accents = ACCENTS[language]
-    voice = accents[rng.integers(len(accents))] + VARIANTS[rng.integers(len(VARIANTS))]
-    raw = _espeak().say(text, voice, int(rng.integers(120, 210)), int(rng.integers(20, 80)))
-    samples = trim(soxr.resample(raw, _espeak().rate, SAMPLE_RATE).astype(np.float32))
-    if rng.random() < 0.3:
-        samples = soxr.resample(soxr.resample(samples, SAMPLE_RATE, 8000), 8000, SAMPLE_RATE).astype(np.float32)
-    samples = samples / max(np.abs(samples).max(), 1e-3) * rng.uniform(0.2, 0.9)
-    hiss = rng.normal(0, 10 ** rng.uniform(-4, -2.2), len(samples)).astype(np.float32)
-    return Audio(encode_audio(samples + hiss), "audio/flac")
+def _trim(samples: np.ndarray, margin: int = SAMPLE_RATE // 33) -> np.ndarray:
+    loud = np.flatnonzero(np.abs(samples) > 0.02 * np.abs(samples).max())
+    return samples[max(loud[0] - margin, 0) : loud[-1] + margin]
 
 
-@cache
-def number_words(language: str) -> tuple[str, ...]:
-    from num2words import num2words
-
-    return tuple(num2words(n, lang=language).replace("-", " ") for n in range(100))
-
-
-def commands() -> list[str]:
-    pairs = [(c, s) for c in COLOURS for s in SHAPES if (c, s) not in HELD_OUT_PAIRS]
-    return [f"draw a {c} {s}" for c, s in pairs] + [f"what colour is the {s}" for s in SHAPES] + [f"draw the digit {w}" for w in number_words("en")[:10]]
-
-
-def make_speech(rng: np.random.Generator, split: Split, i: int) -> Document:
-    """A recording to transcribe: a number in words (its tens and units are heard in training, the whole is not), or a command."""
-    language = str(rng.choice(LANGUAGES, p=SHARES))
-    if split != "test" and language == "en" and rng.random() < 0.15:
-        known = commands()
-        text = known[rng.integers(len(known))]
-    elif split != "test" and rng.random() < 0.3:
-        text = number_words(language)[rng.integers(0, 13)]
-    else:
-        while True:
-            n = int(rng.integers(0, 100))
-            if n > 20 and n % 10 and belongs(("spoken", n, language), split):
-                break
-            if split != "test" and (n <= 20 or n % 10 == 0):
-                break
-        text = number_words(language)[n]
-    return quiz("speech", (speak(rng, text, language),), [("speech", "Transcribe.", text)], {"text": text}, language)
+def record(rng: np.random.Generator, samples: np.ndarray) -> np.ndarray:
+    """The same speech through a microphone: some silence, another gain, a little noise, now and then telephone band."""
+    before, after = rng.integers(0, SAMPLE_RATE // 8, 2)
+    samples = np.pad(samples, (int(before), int(after)))
+    if rng.random() < 0.25:
+        narrow = soxr.resample(samples, SAMPLE_RATE, SAMPLE_RATE // 2)
+        samples = soxr.resample(narrow, SAMPLE_RATE // 2, SAMPLE_RATE).astype(np.float32)
+    samples = samples * (rng.uniform(0.2, 0.95) / np.abs(samples).max())
+    noise = 10 ** rng.uniform(-4, -2) * rng.standard_normal(len(samples))
+    return (samples + noise).astype(np.float32).clip(-1, 1)
 
 
-def make_spoken(rng: np.random.Generator, split: Split, i: int) -> Document:
-    """A picture and a recording of a question about it, nothing written."""
-    while True:
-        width, height = scenes.SIZES[rng.integers(2)]
-        things = scenes.arrange(rng, int(rng.integers(1, 4)), width, height, split, distinct=True)
-        asked = [q for q in scenes.questions(rng, things) if q[0] in scenes.TASKS[:2]]
-        asked = asked[:2] if split == "test" else asked
-        _, question, answer = asked[rng.integers(len(asked))]
-        picture = scenes.Image(scenes.encode_png(scenes.paint(things, width, height)))
-        sound = speak(rng, question.lower().rstrip("?"), "en")
-        facts = {"task": "spoken", "question": question}
-        return Document((ask("", picture, sound), reply(answer)), "", "spoken", "en", facts)
+def recording(rng: np.random.Generator, text: str, language: str = "en") -> Audio:
+    """Someone says ``text``: a random voice and microphone, as FLAC."""
+    samples = record(rng, speak(text, random_voice(rng, language)))
+    return Audio(encode_audio(samples), "audio/flac")

@@ -1,61 +1,70 @@
-"""Rendered words to read (OCR): words of the standard library's prose, random strings and numbers, in several fonts."""
+"""Rendered words to read (OCR): words of the standard library's prose, random letters, and numbers.
+
+    "Read the text."   ┌──────────┐
+                       │  module  │  32 pixels high, as wide as the word needs  ──►  "module"
+                       └──────────┘
+"""
 
 from __future__ import annotations
 
 import re
-from functools import cache
+import string
+from functools import lru_cache
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
-from alhena.content import Document, Image
-from alhena.corpus.starter.splits import Split, belongs, quiz
-from alhena.media import encode_png
+from alhena.content import Document
+from alhena.corpus.starter.items import Order, chat, pick, picture
+from alhena.corpus.starter.splits import SPLITS, Split, split_of
 
-FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono", "DejaVuSans-Oblique")
-HEIGHT = 32
-LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+HEIGHT, NARROWEST, WIDEST = 32, 64, 160
+FONTS = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "DejaVuSans-Bold", "DejaVuSerif-Bold", "DejaVuSansMono-Bold")
 
 
-@cache
+@lru_cache(maxsize=1)
+def _words() -> dict[Split, list[str]]:
+    from pydoc_data.topics import topics  # half a megabyte of text that only the workers who need it read
+
+    words = sorted(set(re.findall(r"\b[a-z]{3,8}\b", " ".join(topics.values()))))
+    return {split: [word for word in words if split_of("word", word) == split] for split in SPLITS}
+
+
+@lru_cache(maxsize=64)
 def font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"), size)
+    """One of the DejaVu fonts that come with matplotlib."""
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"), size)
 
 
-@cache
-def vocabulary(split: Split) -> tuple[str, ...]:
-    """Words of 3 to 7 letters of Python's own documentation, those of one split."""
-    from pydoc_data.topics import topics
-
-    words = sorted(set(re.findall(r"\b[a-z]{3,7}\b", " ".join(topics.values()))))
-    return tuple(word for word in words if belongs(("word", word), split))
-
-
-def choose(rng: np.random.Generator, split: Split) -> str:
-    if rng.random() < 0.75:
-        words = vocabulary(split)
-        return words[rng.integers(len(words))]
+def random_word(rng: np.random.Generator, split: Split) -> str:
+    """Four in five from prose, the others letters or digits at random; every one belongs to its split alone."""
+    if rng.random() < 0.8:
+        return pick(rng, _words()[split])
+    alphabet = string.ascii_lowercase if rng.random() < 0.5 else string.digits
     while True:
-        word = "".join(rng.choice(LETTERS, rng.integers(3, 6)))
-        if belongs(("word", word), split):
+        word = "".join(pick(rng, alphabet) for _ in range(int(rng.integers(3, 7))))
+        if split_of("word", word) == split:
             return word
 
 
-def render(rng: np.random.Generator, word: str) -> np.ndarray:
-    """uint8 [32, width, 3], the width a multiple of 16 that the word fills."""
-    face = font(FONTS[rng.integers(len(FONTS))], int(rng.integers(18, 23)))
-    left, top, right, bottom = face.getbbox(word)
-    width = max(32, -(-(int(right - left) + 6) // 16) * 16)
-    ink, paper = tuple(rng.integers(0, 90, 3).tolist()), tuple(rng.integers(215, 256, 3).tolist())
-    canvas = Pillow.new("RGB", (width, HEIGHT), paper)
-    baseline = (HEIGHT - 22) / 2 + rng.uniform(-2, 2)
-    ImageDraw.Draw(canvas).text((3 - left + rng.uniform(0, 2), baseline), word, fill=ink, font=face)
-    return np.asarray(canvas)
+def draw_word(rng: np.random.Generator, word: str) -> np.ndarray:
+    """uint8 [32, width, 3]: dark text on light ground or the other way round; the width is a multiple of 16."""
+    face = font(pick(rng, FONTS), int(rng.integers(18, 24)))
+    left, top, right, bottom = (round(v) for v in face.getbbox(word))
+    width = min(max(-(-(right - left + 8) // 16) * 16, NARROWEST), WIDEST)
+    light, dark = int(rng.integers(225, 256)), int(rng.integers(0, 70))
+    paper, pen = (light, dark) if rng.random() < 0.75 else (dark, light)
+    image = Pillow.new("L", (max(width, right - left + 8), HEIGHT), paper)
+    x = int(rng.integers(2, image.width - (right - left) - 1))
+    middle = (HEIGHT - (bottom - top)) // 2 + int(rng.integers(-2, 3))
+    ImageDraw.Draw(image).text((x - left, middle - top), word, pen, face)
+    return np.asarray(image.resize((width, HEIGHT)).convert("RGB"))
 
 
-def make(rng: np.random.Generator, split: Split, i: int) -> Document:
-    word = choose(rng, split)
-    return quiz("ocr", (Image(encode_png(render(rng, word))),), [("ocr", "Read the text.", word)], {"word": word})
+def make(order: Order) -> Document:
+    word = random_word(order.rng, order.split)
+    return chat(order, [picture(draw_word(order.rng, word))], [("Read the text.", word)], text=word)

@@ -1,0 +1,224 @@
+"""Documents become Examples: one token stream with placeholders for what the encoders will say.
+
+    Content(user: picture, "What is this?"), Content(model: "a circle")
+    ─► <bos> <user> <boi> <img>×n <eoi> What is this? <end> <model> a circle <end>
+       weight  0      0     0      0     question_weight…       0     1  1 1    1      + patches [4n, Q]
+
+Loss weights are those of the *target*: what the model is to say (text and drawn codes of model turns, running text) counts
+fully, a question's words a little, placeholders and the tokens that open a turn not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from alhena.artifacts import read_json, write_atomically, write_json
+from alhena.content import Audio, Content, Document, Image, Part, Text, Video
+from alhena.media import SAMPLE_RATE, decode_audio, decode_image, decode_video
+from alhena.model import config
+from alhena.tokens.batch import Example, Modality
+from alhena.tokens.images import code_grid, patchify, resize
+from alhena.tokens.sound import chunk, log_mel
+from alhena.tokens.text import TextPieces
+from alhena.tokens.vocabulary import Vocabulary
+
+Codes = np.ndarray  # int [rows, columns]
+Draw = Callable[[Sequence[np.ndarray]], list[Codes]]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much of each medium is read, and how much a question's words count."""
+
+    image_tokens: int = 64
+    frame_tokens: int = 16
+    clip_frames: int = 8
+    audio_seconds: float = 60.0
+    drawn_codes: int = 64
+    question_weight: float = 0.1
+
+
+@dataclass
+class _Stream:
+    """An Example being written."""
+
+    tokens: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)  # of each token, as a target
+    patches: list[np.ndarray] = field(default_factory=list)
+    places: list[np.ndarray] = field(default_factory=list)
+    images: list[np.ndarray] = field(default_factory=list)
+    frames: list[np.ndarray] = field(default_factory=list)
+    lengths: list[np.ndarray] = field(default_factory=list)
+    modality: Modality = Modality.TEXT
+
+    def add(self, tokens: Sequence[int], weight: float) -> None:
+        self.tokens.extend(tokens)
+        self.weights.extend([weight] * len(tokens))
+
+    def saw(self, modality: Modality) -> None:
+        self.modality = max(self.modality, modality)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Everything that turns Documents into Examples. ``draw`` gives the image codes of pictures that the model is to draw."""
+
+    pieces: TextPieces
+    vocabulary: Vocabulary
+    vision: config.Vision
+    audio: config.Audio
+    budget: Budget = Budget()
+    draw: Draw | None = None
+
+    # ── media ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _image(self, out: _Stream, pixels: np.ndarray, budget: int) -> None:
+        v = self.vocabulary
+        patches, places = patchify(pixels, self.vision, budget)
+        out.add([v.control("<boi>"), *[v.control("<img>")] * (len(patches) // self.vision.pool**2), v.control("<eoi>")], 0)
+        out.images.append(np.full(len(patches), len(out.images) + 1, np.int32))
+        out.patches.append(patches)
+        out.places.append(places)
+
+    def _sound(self, out: _Stream, samples: np.ndarray) -> None:
+        v = self.vocabulary
+        samples = samples[: int(self.budget.audio_seconds * SAMPLE_RATE)]
+        frames, lengths = chunk(log_mel(samples, self.audio.mels), self.audio)
+        count = sum(self.audio.tokens(int(n)) for n in lengths)
+        out.add([v.control("<boa>"), *[v.control("<aud>")] * count, v.control("<eoa>")], 0)
+        out.frames.append(frames)
+        out.lengths.append(lengths)
+
+    def _clip(self, out: _Stream, data: bytes) -> None:
+        v, clip = self.vocabulary, decode_video(data, self.budget.clip_frames)
+        out.add([v.control("<bov>")], 0)
+        for pixels, seconds in zip(clip.frames, clip.seconds, strict=True):
+            out.add([v.time(round(float(seconds) * 4))], 0)
+            self._image(out, pixels, self.budget.frame_tokens)
+        out.add([v.control("<eov>")], 0)
+        if clip.sound is not None:
+            self._sound(out, clip.sound)
+
+    def drawn_pixels(self, data: bytes) -> np.ndarray:
+        """A picture to be drawn, at the size of its code grid."""
+        pixels = decode_image(data)
+        rows, columns = code_grid(*pixels.shape[:2], self.budget.drawn_codes)
+        return resize(pixels, rows * config.CODES_STRIDE, columns * config.CODES_STRIDE)
+
+    def _drawing(self, out: _Stream, codes: Codes) -> None:
+        v, (rows, columns) = self.vocabulary, codes.shape
+        grid = [v.code(int(k)) for k in codes.reshape(-1)]
+        out.add([v.control("<boi_out>"), v.rows(rows), v.columns(columns), *grid, v.control("<eoi_out>")], 1)
+        out.saw(Modality.DRAWING)
+
+    # ── documents ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def _part(self, out: _Stream, part: Part, role: str, weight: float, codes: Mapping[bytes, Codes]) -> None:
+        if isinstance(part, Text):
+            out.add(self.pieces.encode(part.text), weight)
+        elif isinstance(part, Image) and role == "model":
+            if part.data not in codes and self.draw is None:
+                raise ValueError("a picture in a model turn, but no image tokeniser to encode it")
+            out_codes = codes[part.data] if part.data in codes else self.draw([self.drawn_pixels(part.data)])[0]  # type: ignore[misc]
+            self._drawing(out, out_codes)
+        elif isinstance(part, Image):
+            self._image(out, decode_image(part.data), self.budget.image_tokens)
+            out.saw(Modality.IMAGE)
+        elif isinstance(part, Audio):
+            self._sound(out, decode_audio(part.data))
+            out.saw(Modality.AUDIO)
+        elif isinstance(part, Video):
+            self._clip(out, part.data)
+            out.saw(Modality.VIDEO)
+
+    def _content(self, out: _Stream, content: Content, weight: float, codes: Mapping[bytes, Codes]) -> None:
+        out.add([self.vocabulary.control(f"<{content.role}>")], 0)
+        for part in content.parts:
+            self._part(out, part, content.role, weight, codes)
+        out.add([self.vocabulary.end], weight if content.role != "user" else 0)
+
+    def _example(self, out: _Stream) -> Example:
+        c, length = self.vision, len(out.tokens)
+        join = lambda parts, empty: np.concatenate(parts) if parts else empty  # noqa: E731
+        return Example(
+            tokens=np.array(out.tokens, np.int32),
+            targets=np.array([*out.tokens[1:], self.vocabulary.pad], np.int32),
+            weights=np.array([*out.weights[1:], 0], np.float32),
+            modality=np.full(length, int(out.modality), np.int32),
+            patches=join(out.patches, np.zeros((0, c.patch_values), np.uint8)),
+            patch_positions=join(out.places, np.zeros((0, 2), np.int32)),
+            patch_images=join(out.images, np.zeros(0, np.int32)),
+            frames=join(out.frames, np.zeros((0, self.audio.chunk, self.audio.mels), np.float16)),
+            frame_lengths=join(out.lengths, np.zeros(0, np.int32)),
+        )
+
+    def encode(
+        self, document: Document, most_tokens: int, answers_only: bool = False, codes: Mapping[bytes, Codes] | None = None
+    ) -> list[Example]:
+        """One Example, or several for running text longer than ``most_tokens``.
+
+        ``codes`` holds image codes already computed, by the picture's bytes; others are asked of ``draw``.
+        Raises ValueError when a document with media or turns is too long, or a medium cannot be decoded.
+        """
+        if all(c.role == "document" for c in document.contents) and all(isinstance(p, Text) for p in document.parts):
+            return list(self._running_text(document, most_tokens))
+        out = _Stream()
+        out.add([self.vocabulary.bos], 0)
+        for content in document.contents:
+            quiet = 0.0 if answers_only else self.budget.question_weight
+            self._content(out, content, quiet if content.role == "user" else 1.0, codes or {})
+        if len(out.tokens) > most_tokens:
+            raise ValueError(f"it takes {len(out.tokens)} tokens; at most {most_tokens} fit")
+        return [self._example(out)]
+
+    def _running_text(self, document: Document, most_tokens: int) -> Iterator[Example]:
+        v = self.vocabulary
+        for content in document.contents:
+            ids = [piece for part in content.parts if isinstance(part, Text) for piece in self.pieces.encode(part.text)]
+            room = most_tokens - 3
+            for start in range(0, max(len(ids), 1), room):
+                out = _Stream()
+                out.add([v.bos, v.control("<document>")], 0)
+                out.add(ids[start : start + room], 1)
+                if start + room >= len(ids):
+                    out.add([v.end], 1)
+                yield self._example(out)
+
+    def prompt(self, contents: Sequence[Content]) -> Example:
+        """A conversation up to the model's next turn: the stream ends with ``<model>``, generation goes on from there."""
+        out = _Stream()
+        out.add([self.vocabulary.bos], 0)
+        for content in contents:
+            self._content(out, content, 0.0, {})
+        out.add([self.vocabulary.control("<model>")], 0)
+        return self._example(out)
+
+    # ── at rest ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def save(self, folder: Path) -> None:
+        """Writes ``text.model`` and ``vocabulary.json``."""
+        write_atomically(folder / "text.model", self.pieces.to_bytes())
+        settings = {"num_text": self.vocabulary.num_text, "num_codes": self.vocabulary.num_codes}
+        parts = {"vision": asdict(self.vision), "audio": asdict(self.audio), "budget": asdict(self.budget)}
+        write_json(folder / "vocabulary.json", settings | parts)
+
+    @classmethod
+    def load(cls, folder: Path, draw: Draw | None = None) -> Encoder:
+        """Reads what :meth:`save` wrote. Raises ValueError that names the file when one is missing or does not fit."""
+        settings = read_json(folder / "vocabulary.json")
+        try:
+            data = (folder / "text.model").read_bytes()
+            pieces = TextPieces.from_bytes(data)
+            vocabulary = Vocabulary(settings["num_text"], settings["num_codes"])
+            parts = config.Vision(**settings["vision"]), config.Audio(**settings["audio"]), Budget(**settings["budget"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{folder / 'vocabulary.json'}: not a vocabulary of Alhena ({error})") from None
+        except (FileNotFoundError, ValueError) as error:
+            raise ValueError(f"{folder / 'text.model'}: {error}") from None
+        if pieces.size != vocabulary.num_text:
+            raise ValueError(f"{folder}: text.model has {pieces.size} pieces but vocabulary.json says {vocabulary.num_text}")
+        return cls(pieces, vocabulary, *parts, draw)

@@ -1,0 +1,150 @@
+"""Batches: sources are shuffled, mixed by weight, packed first-fit into rows with three budgets, and stacked by grain.
+
+    scenes ─ shuffle ─┐
+    speech ─ shuffle ─┼─ mix by weight ─ first-fit packing (tokens, patches, chunks) ─ stack rows ─► Batch
+    text ─── shuffle ─┘
+
+An iterator's state is a small JSON value; restoring it continues the very same batches.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grain
+import numpy as np
+
+from alhena.tokens.batch import Batch, Example
+from alhena.tokens.store import Examples
+
+_TOKEN_FIELDS = ("tokens", "targets", "weights", "modality")
+_PATCH_FIELDS = ("patches", "patch_positions", "patch_images")
+_CHUNK_FIELDS = ("frames", "frame_lengths")
+MOST_IMAGES = 256  # images of one document in a row; keeps image numbers unique
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Budgets of one batch: rows, and per row tokens, patches and audio chunks."""
+
+    rows: int
+    tokens: int
+    patches: int
+    chunks: int
+
+    def fits(self, example: Example) -> bool:
+        return (
+            len(example.tokens) <= self.tokens
+            and len(example.patches) <= self.patches
+            and len(example.frames) <= self.chunks
+        )
+
+
+class _Source:
+    """What grain reads: an Example as a dict of arrays."""
+
+    def __init__(self, examples: Examples, keep: np.ndarray) -> None:
+        self._examples, self._keep = examples, keep
+
+    def __len__(self) -> int:
+        return len(self._keep)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return dict(vars(self._examples[int(self._keep[index])]))
+
+
+def _batch(row: Mapping[str, np.ndarray]) -> Batch:
+    """grain's packed fields, named and numbered as a Batch wants them."""
+    images = row["patch_images_segment_ids"] * MOST_IMAGES + row["patch_images"]
+    return Batch(
+        tokens=row["tokens"],
+        targets=row["targets"],
+        weights=row["weights"],
+        modality=row["modality"],
+        segments=row["tokens_segment_ids"],
+        positions=row["tokens_positions"],
+        patches=row["patches"],
+        patch_positions=row["patch_positions"],
+        patch_images=images * (row["patch_images"] > 0),
+        frames=row["frames"].astype(np.float32),
+        frame_lengths=row["frame_lengths"],
+    )
+
+
+def _packed(data: Any, shape: Shape, bins: int) -> Any:
+    lengths = {name: shape.tokens for name in _TOKEN_FIELDS} | {name: shape.patches for name in _PATCH_FIELDS}
+    lengths |= {name: shape.chunks for name in _CHUNK_FIELDS}
+    return grain.experimental.FirstFitPackIterDataset(data, length_struct=lengths, num_packing_bins=bins)
+
+
+class Batches:
+    """Endless training batches; ``next(batches)``, ``state()`` and ``restore(state)``."""
+
+    def __init__(self, sources: Mapping[str, Examples], weights: Mapping[str, float], shape: Shape, seed: int) -> None:
+        unknown = set(weights) - set(sources)
+        if unknown:
+            raise ValueError(f"the mixture weighs {', '.join(sorted(unknown))}, of which there is no data; there is {', '.join(sorted(sources))}")
+        parts, shares = [], []
+        self.too_long: dict[str, int] = {}
+        for number, name in enumerate(sorted(name for name in weights if weights[name] > 0)):
+            examples = sources[name]
+            keep = np.array([i for i in range(len(examples)) if shape.fits(examples[i])], np.int64)
+            self.too_long[name] = len(examples) - len(keep)
+            if len(keep):
+                data = grain.MapDataset.source(_Source(examples, keep)).seed(seed + number).shuffle().repeat(None)
+                parts.append(data)
+                shares.append(float(weights[name]))
+        if not parts:
+            raise ValueError(f"no example fits rows of {shape.tokens} tokens, {shape.patches} patches and {shape.chunks} chunks")
+        mixed = grain.MapDataset.mix(parts, weights=shares)
+        mixed = mixed.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+        self._iterator = iter(_packed(mixed, shape, bins=2 * shape.rows).batch(shape.rows))
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        return _batch(next(self._iterator))
+
+    def state(self) -> str:
+        return json.dumps(self._iterator.get_state())
+
+    def restore(self, state: str) -> None:
+        self._iterator.set_state(json.loads(state))
+
+
+def once(sources: Mapping[str, Examples], shape: Shape) -> Iterator[Batch]:
+    """Every example that fits, once, in order and packed; the last batch is filled up with empty rows."""
+    for name in sorted(sources):
+        examples = sources[name]
+        fitting = [dict(vars(examples[i])) for i in range(len(examples)) if shape.fits(examples[i])]
+        packed = _packed(grain.MapDataset.source(fitting).to_iter_dataset(grain.ReadOptions(num_threads=0)), shape, bins=shape.rows)
+        rows = list(packed) if fitting else []
+        for start in range(0, len(rows), shape.rows):
+            some = rows[start : start + shape.rows]
+            empty = {key: np.zeros_like(value) for key, value in some[0].items()}
+            some += [empty] * (shape.rows - len(some))
+            yield _batch({key: np.stack([row[key] for row in some]) for key in empty})
+
+
+def plain_batch(examples: Sequence[Example], tokens: int, patches: int, chunks: int) -> Batch:
+    """One example a row, right padded: for prompts and for scoring. Raises ValueError when an example does not fit."""
+    shape = Shape(len(examples), tokens, patches, chunks)
+    rows: dict[str, list[np.ndarray]] = {}
+    for example in examples:
+        if not shape.fits(example):
+            sizes = len(example.tokens), len(example.patches), len(example.frames)
+            raise ValueError(f"a prompt of {sizes[0]} tokens, {sizes[1]} patches, {sizes[2]} sound chunks; {tokens}, {patches}, {chunks} fit")
+        for name, value in vars(example).items():
+            room = tokens if name in _TOKEN_FIELDS else patches if name in _PATCH_FIELDS else chunks
+            padded = np.zeros((room, *value.shape[1:]), value.dtype)
+            padded[: len(value)] = value
+            rows.setdefault(name, []).append(padded)
+        length = np.arange(tokens) < len(example.tokens)
+        rows.setdefault("tokens_segment_ids", []).append(length.astype(np.int32))
+        rows.setdefault("tokens_positions", []).append(np.arange(tokens, dtype=np.int32) * length)
+        rows.setdefault("patch_images_segment_ids", []).append(np.ones(patches, np.int32))
+    return _batch({name: np.stack(value) for name, value in rows.items()})
