@@ -1,9 +1,9 @@
 """Charts drawn by matplotlib: bars, lines and pies of three to five categories, with questions.
 
-      █ 8                Which is highest?          A
-      █     █ 5          Which is lowest?           B
-      █  ▄2 █            What is the value of C?    5
-      A  B  C
+█ 8                Which is highest?          A
+█     █ 5          Which is lowest?           B
+█  ▄2 █            What is the value of C?    5
+A  B  C
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ DPI, FONT = 100, 8  # a letter is about eight pixels high
 SIZES = ((96, 80), (96, 80), (112, 80), (80, 96))
 KINDS = ("bars", "bars", "bars", "lying bars", "lying bars", "line", "pie")
 LETTERS = "ABCDE"
+PALETTE = ["#" + bytes(rgb).hex() for rgb in COLOURS.values()]
 
 
 @lru_cache(maxsize=1)
@@ -66,9 +67,12 @@ def _bars(axes: Any, values: list[int], colours: list[str], lying: bool) -> None
 def _line(axes: Any, values: list[int], colour: str) -> None:
     axes.plot(range(len(values)), values, color=colour, marker="o", markersize=4, linewidth=1.5)
     for at, value in enumerate(values):
-        axes.text(at, -0.6, LETTERS[at], size=FONT, ha="center", va="top")
-        axes.text(at, value + 0.9, value, size=FONT, ha="center")
-    axes.set(xlim=(-0.5, len(values) - 0.5), ylim=(-2.4, 12))
+        valley = value < min(values[max(at - 1, 0) : at] + values[at + 1 : at + 2])
+        axes.text(at, -2.4, LETTERS[at], size=FONT, ha="center", va="top")
+        axes.text(
+            at, value + (-0.9 if valley else 0.9), value, size=FONT, ha="center", va="top" if valley else "bottom"
+        )
+    axes.set(xlim=(-0.5, len(values) - 0.5), ylim=(-4.6, 12))
 
 
 def _pie(axes: Any, values: list[int], colours: list[str]) -> None:
@@ -82,8 +86,8 @@ def draw_chart(rng: np.random.Generator, kind: str, values: list[int]) -> np.nda
     """uint8 [height, width, 3] of one of ``KINDS``."""
     width, height = pick(rng, SIZES)
     axes = _axes(width, height, (0.02, 0.02, 0.96, 0.96))
-    palette = [tuple(c / 255 for c in COLOURS[name]) for name in COLOURS]
-    colours = pick_some(rng, palette, len(values)) if kind == "pie" or rng.random() < 0.5 else [pick(rng, palette)] * len(values)
+    many = kind == "pie" or rng.random() < 0.5
+    colours = pick_some(rng, PALETTE, len(values)) if many else [pick(rng, PALETTE)] * len(values)
     if kind == "pie":
         _pie(axes, values, colours)
     elif kind == "line":

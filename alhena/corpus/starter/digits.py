@@ -1,6 +1,6 @@
-"""Handwritten digits: real 8x8 scans (scikit-learn, from UCI "Optical Recognition of Handwritten Digits", Alpaydin & Kaynak 1998).
+"""Handwritten digits: real 8x8 scans that come with scikit-learn (UCI, Alpaydin & Kaynak 1998).
 
-    4 7  ──  two scans side by side, enlarged to 32x32 each  ──►  "Which number is this?"  "47"
+4 7  ──  two scans side by side, enlarged to 32x32 each  ──►  "Which number is this?"  "47"
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def shade(page: np.ndarray, paper: float, pen: float) -> np.ndarray:
 
 
 def random_string(rng: np.random.Generator, split: Split, length: int) -> str:
-    """Digits of that length: never held out but in the test, always held out there (single digits are in every split)."""
+    """Digits of that length: held out in the test, never elsewhere (single digits are in every split)."""
     while True:
         string = "".join(str(d) for d in rng.integers(0, 10, length))
         if length == 1 or is_held_out_string(string) == (split == "test"):

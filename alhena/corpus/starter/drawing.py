@@ -1,13 +1,14 @@
 """Requests to draw: the answer of the model turn is an Image, not a text.
 
-    "Draw a red circle."   ──►  ┌────┐          "Draw the digit 7."  ──►  ┌────┐
-                                │ ●  │  32x32                             │  7 │  32x32, dark on white
-                                └────┘                                    └────┘
+"Draw a red circle."   ──►  ┌────┐          "Draw the digit 7."  ──►  ┌────┐
+                            │ ●  │  32x32                             │  7 │  32x32, dark on white
+                            └────┘                                    └────┘
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ def draw_shape(rng: np.random.Generator, pair: Pair) -> np.ndarray:
     return paint(SIDE, SIDE, [Figure(*pair, x, y, rng.uniform(20, 23))])
 
 
-def _answer(order: Order, request: str, image: Image, **facts: object) -> Document:
+def _answer(order: Order, request: str, image: Image, **facts: Any) -> Document:
     document = chat(order, [], [(request, "")], **facts)
     return replace(document, contents=(document.contents[0], Content("model", (image,))))
 

@@ -1,6 +1,6 @@
 """Coloured shapes, drawn four times too large and shrunk, so that edges are smooth.
 
-    [Figure("red", "circle", 20, 30, 18), …]  ──  paint  ──►  uint8 [height, width, 3]
+[Figure("red", "circle", 20, 30, 18), …]  ──  paint  ──►  uint8 [height, width, 3]
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def _outline(shape: str, x: float, y: float, radius: float) -> list[tuple[float,
         side = radius * 0.88
         return [(x - side, y - side), (x + side, y - side), (x + side, y + side), (x - side, y + side)]
     if shape == "triangle":
-        corners, radii, y = 3, (radius * 1.12,), y + radius * 0.2
+        corners, radii, y = 3, [radius * 1.12], y + radius * 0.2
     elif shape == "star":
-        corners, radii, y = 10, (radius * 1.1, radius * 0.46), y + radius * 0.06
+        corners, radii, y = 10, [radius * 1.1, radius * 0.46], y + radius * 0.06
     else:
         raise ValueError(f"unknown shape {shape!r}")
     turns = [2 * math.pi * k / corners - math.pi / 2 for k in range(corners)]

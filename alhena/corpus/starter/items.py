@@ -1,8 +1,8 @@
 """Order and its answer: one item to be made, and the Document that comes of it.
 
-    Order("scenes/colour", "test", index=3, seed=0)  ──  a maker  ──►  Document("scenes/colour/test/3", source "scenes", …)
+    Order("scenes/colour", "test", index=3, seed=0)  ──  a maker  ──►  Document("scenes/colour/test/3", …)
 
-Each Order brings its own random generator, seeded by (seed, task, split, index): an item is the same whoever makes it, and
+Each Order brings its own random generator, seeded by (seed, task, split, index): an item is the same whoever makes it,
 in whatever sequence. In training a task is a source as a whole (``scenes``) and a document asks several questions about
 one picture; in validation and test a task is a row of the report card (``scenes/colour``) and a document asks one.
 """
@@ -64,13 +64,16 @@ def picture(pixels: np.ndarray) -> Image:
 
 def running(order: Order, parts: Sequence[Part], language: str = "en", **facts: Any) -> Document:
     """A Document of running material: prose, code, an interleaved page."""
-    return Document((Content("document", tuple(parts)),), order.id, order.source, language, {"task": order.task, **facts})
+    return Document(
+        (Content("document", tuple(parts)),), order.id, order.source, language, {"task": order.task, **facts}
+    )
 
 
 def chat(order: Order, media: Sequence[Part], turns: Sequence[Turn], language: str = "en", **facts: Any) -> Document:
     """A Document of turns; the media stand before the first question.
 
-    >>> [c.role for c in chat(Order("scenes", "train", 0, 0), [], [("How many?", "3"), ("What is red?", "star")]).contents]
+    >>> order = Order("scenes", "train", index=0, seed=0)
+    >>> [c.role for c in chat(order, [], [("How many?", "3"), ("What is red?", "star")]).contents]
     ['user', 'model', 'user', 'model']
     """
     contents: list[Content] = []

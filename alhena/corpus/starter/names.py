@@ -1,9 +1,9 @@
-"""Multilingual names: countries, languages, months and weekdays (Unicode CLDR, through babel) and number words (num2words).
+"""Multilingual names: countries, languages, months, weekdays (Unicode CLDR, through babel), numbers (num2words).
 
-    names         March                      one list an item, all languages: knowledge, stated as prose
-                  German: März
-                  Russian: март
-    translation   Translate to German: March   ──►   März         and back: "Translate to English: март"  ──►  March
+names         March                      one list an item, all languages: knowledge, stated as prose
+              German: März
+              Russian: март
+translation   Translate to German: March   ──►   März         and back: "Translate to English: март"  ──►  March
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from alhena.content import Document, Text
 from alhena.corpus.starter.items import Order, Turn, chat, pick, pick_some, running
 from alhena.corpus.starter.splits import is_held_out_request
 
-LANGUAGES = {  # in English, as CLDR names them; with them come Latin, Cyrillic, Greek, Devanagari, Han, kana and Arabic script
+LANGUAGES = {  # seven scripts: Latin, Cyrillic, Greek, Devanagari, Han, kana, Arabic
     "de": "German", "fr": "French", "es": "Spanish", "it": "Italian", "pt": "Portuguese", "pl": "Polish",
     "tr": "Turkish", "ru": "Russian", "el": "Greek", "hi": "Hindi", "zh": "Chinese", "ja": "Japanese", "ar": "Arabic",
 }  # fmt: skip
@@ -62,7 +62,9 @@ def make_names(order: Order) -> Document:
     lists = []
     for item in items:
         names = dictionary()[item]
-        lines = [f"{LANGUAGES[language]}: {names[language]}" for language in pick_some(order.rng, list(names), len(names))]
+        lines = [
+            f"{LANGUAGES[language]}: {names[language]}" for language in pick_some(order.rng, list(names), len(names))
+        ]
         lists.append("\n".join([item, *lines]))
     return running(order, [Text("\n\n".join(lists))], "mul", items=items)
 
@@ -79,6 +81,10 @@ def make_translation(order: Order) -> Document:
     for item, language in requests:
         name = dictionary()[item][language]
         forward = rng.random() < 0.7
-        turns.append((f"Translate to {LANGUAGES[language]}: {item}", name) if forward else (f"Translate to English: {name}", item))
+        turns.append(
+            (f"Translate to {LANGUAGES[language]}: {item}", name)
+            if forward
+            else (f"Translate to English: {name}", item)
+        )
     target, source = (requests[-1][1], "en") if forward else ("en", requests[-1][1])
     return chat(order, [], turns, "mul", **{"to": target, "from": source, "items": [list(r) for r in requests]})

@@ -1,6 +1,6 @@
 """Pages: running text with pictures, sounds and clips in between, as on the web.
 
-    Here is a red circle.  [picture]  The number forty seven sounds like this:  [recording]  and is written  [picture]
+Here is a red circle.  [picture]  The number forty seven sounds like this:  [recording]  and is written  [picture]
 """
 
 from __future__ import annotations
@@ -46,5 +46,7 @@ def _about_a_move(rng: np.random.Generator, split: Split) -> list[Part]:
 def make(order: Order) -> Document:
     rng = order.rng
     sections = (_about_a_scene, _about_a_number, _about_a_word, _about_a_move)
-    parts = [part for section in pick_some(rng, sections, int(rng.integers(2, 4))) for part in section(rng, order.split)]
+    parts = [
+        part for section in pick_some(rng, sections, int(rng.integers(2, 4))) for part in section(rng, order.split)
+    ]
     return running(order, parts)

@@ -1,8 +1,8 @@
 """Key-value retrieval: read a list, then answer what stood at a key, wherever in the list it was.
 
-    moon: river          moon?  river          after Liu et al. 2023, "Lost in the middle" (arXiv:2307.03172):
-    stone: apple         lamp?  glass          the position of the asked key (0 first … 1 last) is kept, so that
-    lamp: glass                                the report can show accuracy along the context
+moon: river          moon?  river          after Liu et al. 2023, "Lost in the middle" (arXiv:2307.03172):
+stone: apple         lamp?  glass          the position of the asked key (0 first … 1 last) is kept, so that
+lamp: glass                                the report can show accuracy along the context
 """
 
 from __future__ import annotations

@@ -30,7 +30,10 @@ def draw_scene(rng: np.random.Generator, figures: Sequence[Figure], width: int, 
 
 
 def random_scene(rng: np.random.Generator, split: Split, width: int, height: int) -> list[Figure]:
-    pairs = choose_pairs(rng, split, int(rng.integers(1, 5)))
+    count = int(rng.integers(1, 5))
+    pairs = choose_pairs(rng, split, count)
+    while len({shape for _, shape in pairs}) < count and rng.random() < 0.6:  # most shapes single: more can be asked
+        pairs = choose_pairs(rng, split, count)
     return place(rng, pairs, width, height, (14, 28 if len(pairs) < 3 else 22))
 
 
@@ -92,13 +95,14 @@ def caption(figures: Sequence[Figure]) -> str:
 
 
 def _many_turns(rng: np.random.Generator, figures: Sequence[Figure]) -> list[Turn]:
-    turns = [turn for _, turn in pick_some(rng, colour_turns(figures), 2) + pick_some(rng, shape_turns(figures), 2)]
-    turns.append(count_turn(figures))
-    for truth in (True, False):
-        turns += [turn for _, turn in relation_turns(rng, figures, truth)[:1]]
+    """Two relations where the scene has them, for they are the hardest to learn; three of the other kinds."""
+    related = [turn for truth in (True, False) for _, turn in relation_turns(rng, figures, truth)[:1]]
+    others = [turn for _, turn in pick_some(rng, colour_turns(figures), 2) + pick_some(rng, shape_turns(figures), 2)]
+    others.append(count_turn(figures))
     if rng.random() < 0.5:
-        turns.append(("Describe.", caption(figures)))
-    return pick_some(rng, turns, 5)
+        others.append(("Describe.", caption(figures)))
+    turns = related + pick_some(rng, others, 3)
+    return pick_some(rng, turns, len(turns))
 
 
 def _one_turn(rng: np.random.Generator, order: Order, figures: Sequence[Figure]) -> Turn | None:

@@ -1,7 +1,7 @@
 """Speech: recordings to transcribe, and spoken questions about a picture.
 
-    speech   ▁▃▆▂▅▁  "Transcribe."                 forty seven
-    spoken   [scene] ▂▅▇▃▁▆▂  (no text at all)     red              "what colour is the circle", asked aloud
+speech   ▁▃▆▂▅▁  "Transcribe."                 forty seven
+spoken   [scene] ▂▅▇▃▁▆▂  (no text at all)     red              "what colour is the circle", asked aloud
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ A model that stores what it saw fails on the right-hand column; one that takes t
     text, code                              modules                           split_of("module", …)
     retrieval                               sets of keys                      split_of("keys", …)
 
-Photographs of handwritten digits are split one by one (``split_of("digit", index)``): no image of the test split appears in
-training in any source. Single digits and answers like "yes" or "3" occur in both splits; there the pictures are new.
+Scans of handwritten digits are split one by one (``split_of("digit", index)``): none of the test split appears in
+training, in any source. Single digits and answers like "yes" or "3" occur in both splits; there the pictures are new.
 Validation items come from the training distribution, drawn anew.
 """
 

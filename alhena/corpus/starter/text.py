@@ -1,7 +1,7 @@
-"""Prose and code: documentation and source of the running Python's standard library, cut into pieces of at most 500 characters.
+"""Prose and code: documentation and source of the running Python's standard library, in pieces of at most 500 letters.
 
-    pydoc's language reference, docstrings   ──►  source "text"       a module (or a topic) belongs to one split whole, so
-    source files without their docstrings    ──►  source "code"       no piece of a test module was ever read in training
+pydoc's language reference, docstrings   ──►  source "text"       a module (or a topic) belongs to one split whole, so
+source files without their docstrings    ──►  source "code"       no piece of a test module was ever read in training
 """
 
 from __future__ import annotations
@@ -18,7 +18,17 @@ from alhena.corpus.starter.items import Order, running
 from alhena.corpus.starter.splits import SPLITS, Split, share, split_of
 
 LONGEST, SHORTEST = 500, 120
-LEFT_OUT = {"test", "tests", "site-packages", "idlelib", "lib2to3", "turtledemo", "encodings", "pydoc_data", "ensurepip"}
+LEFT_OUT = {
+    "test",
+    "tests",
+    "site-packages",
+    "idlelib",
+    "lib2to3",
+    "turtledemo",
+    "encodings",
+    "pydoc_data",
+    "ensurepip",
+}
 LARGEST_FILE = 200_000
 
 
@@ -28,7 +38,8 @@ def pieces(text: str) -> Iterator[str]:
     >>> [len(p) for p in pieces("\\n".join(["x" * 99] * 12))]
     [499, 499, 199]
     """
-    lines, size = [], 0
+    lines: list[str] = []
+    size = 0
     for line in text.splitlines():
         if lines and (size + len(line) + 1 > LONGEST or (not line.strip() and size > LONGEST * 0.6)):
             yield "\n".join(lines).strip("\n")
@@ -43,7 +54,11 @@ def _docstrings(tree: ast.Module) -> Iterator[tuple[ast.Constant, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
             first = node.body[0]
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
                 yield first.value, inspect.cleandoc(first.value.value)
 
 
@@ -86,10 +101,13 @@ def _modules() -> Iterator[tuple[str, list[str], str]]:
 def library() -> dict[tuple[str, Split], list[tuple[str, str]]]:
     """(source, split) → pieces with their module, mixed so that a few of them sample the whole library."""
     found: dict[tuple[str, Split], list[tuple[str, str]]] = {(s, p): [] for s in ("text", "code") for p in SPLITS}
+    seen: set[str] = set()  # modules copy from one another; a piece belongs to the first
     for name, prose, code in _modules():
         split = split_of("module", name)
         for source, text in (("text", "\n\n".join(prose)), ("code", code)):
-            found[source, split] += [(name, piece) for piece in pieces(text) if len(piece) >= SHORTEST]
+            new = [piece for piece in pieces(text) if len(piece) >= SHORTEST and piece not in seen]
+            found[source, split] += [(name, piece) for piece in dict.fromkeys(new)]
+            seen.update(new)
     return {key: sorted(items, key=lambda item: share("mix", *item)) for key, items in found.items()}
 
 

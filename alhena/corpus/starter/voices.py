@@ -1,10 +1,10 @@
 """Spoken words from espeak-ng, called through ctypes: text and a voice in, float32 samples at 16 kHz out.
 
-    "forty seven", Voice("en-us+f2", speed 160, pitch 55)  ──►  22,050 Hz  ──►  16 kHz, trimmed  ──►  as a microphone hears it
+    "forty seven", Voice("en-us+f2", speed 160, pitch 55)  ──►  16 kHz, trimmed  ──►  as a microphone hears it
 
-The library (``espeakng-loader`` carries it with its voices) keeps the phase of its oscillators between utterances, so a
-recording depends by a hair on what was said before. :func:`restart` unloads it; every job begins with that, which makes a
-job's recordings the same in any process.
+The library (``espeakng-loader`` carries it with its voices) keeps the phase of its oscillators, and the state of the
+random generator behind its breath, between utterances: a recording depends by a hair on what was said before it.
+:func:`restart` unloads it; every job begins with that, so its recordings are the same in any process.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from alhena.media import SAMPLE_RATE, encode_audio, resample
 
 ESPEAK_RATE = 22_050
 LANGUAGES = {
-    "en": ("en-us", "en-us", "en-gb", "en-gb-x-rp", "en-gb-scotland"),
+    "en": ("en-us", "en-us", "en", "en-gb-x-rp", "en-gb-scotland", "en-us-nyc"),
     "de": ("de",),
     "es": ("es", "es-419"),
-    "fr": ("fr-fr", "fr-be"),
+    "fr": ("fr", "fr-be"),
 }
 VARIANTS = ("", "+m1", "+m2", "+m3", "+m4", "+m5", "+m6", "+m7", "+m8", "+f1", "+f2", "+f3", "+f4", "+f5",
-            "+Andy", "+Annie", "+Alex", "+Michael", "+belinda", "+ed", "+linda", "+steph", "+klatt", "+klatt3")  # fmt: skip
+            "+Andy", "+Annie", "+Alex", "+Michael", "+belinda", "+ed", "+linda", "+steph", "+klatt3")  # fmt: skip
 _SYNCHRONOUS, _NEVER_EXIT, _UTF8 = 2, 0x8000, 1
 _SPEED, _PITCH, _RANGE = 1, 3, 4
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
-_unload = _ctypes.FreeLibrary if os.name == "nt" else _ctypes.dlclose
+_unload = getattr(_ctypes, "FreeLibrary" if os.name == "nt" else "dlclose")  # each system has one
 
 _heard: list[np.ndarray] = []
 _library: ctypes.CDLL | None = None
@@ -70,6 +70,7 @@ def _load() -> ctypes.CDLL:
         if library.espeak_Initialize(_SYNCHRONOUS, 500, data.encode(), _NEVER_EXIT) != ESPEAK_RATE:
             raise ValueError(f"espeak-ng does not start with its data in {data}; reinstall espeakng-loader")
         library.espeak_SetSynthCallback(_hear)
+        library.espeak_ng_SetRandSeed(ctypes.c_long(1))
         _library = library
     return _library
 

@@ -1,8 +1,8 @@
 """Rendered words to read (OCR): words of the standard library's prose, random letters, and numbers.
 
-    "Read the text."   ┌──────────┐
-                       │  module  │  32 pixels high, as wide as the word needs  ──►  "module"
-                       └──────────┘
+"Read the text."   ┌──────────┐
+                   │  module  │  32 pixels high, as wide as the word needs  ──►  "module"
+                   └──────────┘
 """
 
 from __future__ import annotations

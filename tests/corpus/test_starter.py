@@ -1,0 +1,232 @@
+"""The starter corpus: what is promised of it, checked on a small build made as the large one is."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alhena.content import Audio, Document, Image, Text, Video, read_documents
+from alhena.corpus.starter import MAKERS, TASKS, Job, Starter, build, make_job
+from alhena.corpus.starter.digits import scans
+from alhena.corpus.starter.names import dictionary
+from alhena.corpus.starter.splits import COLOURS, HELD_OUT_NUMBERS, HELD_OUT_PAIRS, SPLITS, is_held_out_string
+from alhena.corpus.starter.text import library
+from alhena.media import decode_audio, decode_image, decode_video
+
+SMALL = Starter(**dict.fromkeys(MAKERS, 12), validation_items=3, test_items=10, seed=5)  # type: ignore[arg-type]
+Corpus = dict[str, list[Document]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("raw")
+    counts = build(path, SMALL, workers=1)
+    assert counts == {split: SMALL.counts(split) for split in SPLITS}
+    return path
+
+
+@pytest.fixture(scope="module")
+def corpus(folder: Path) -> Corpus:
+    return {split: list(read_documents(folder / f"{split}.parquet")) for split in SPLITS}
+
+
+@pytest.fixture(scope="module")
+def many() -> Corpus:
+    """More items of the tasks whose parts are combined, so that a rare leak would show."""
+    sources = ("scenes", "spoken", "speech", "video", "drawing", "digits", "translation", "retrieval", "ocr")
+    found: Corpus = {"train": [], "test": []}
+    for source in sources:
+        found["train"] += make_job(Job(source, "train", 100, 300, 5))
+        for task in TASKS:
+            if task.split("/")[0] == source:
+                found["test"] += make_job(Job(task, "test", 100, 140, 5))
+    return found
+
+
+def turns(document: Document) -> Iterator[tuple[str, str]]:
+    for user, model in zip(document.contents[::2], document.contents[1::2], strict=True):
+        question, answer = user.parts[-1], model.parts[0]
+        yield (
+            question.text if isinstance(question, Text) else document.facts["words"],
+            answer.text if isinstance(answer, Text) else "",
+        )
+
+
+def figures(document: Document) -> set[str]:
+    """Coloured shapes that a document shows or names."""
+    text = " ".join(part.text for part in document.parts if isinstance(part, Text)).lower()
+    named = set(re.findall(r"(?:red|green|blue|yellow|purple|orange) (?:circle|square|triangle|star)", text))
+    return named | set(document.facts.get("figures", ())) | {f for f, _ in document.facts.get("moving", ()) if " " in f}
+
+
+def test_every_medium_decodes_to_the_sizes_promised(corpus: Corpus) -> None:
+    kinds = set()
+    for document in (d for documents in corpus.values() for d in documents):
+        for part in document.parts:
+            kinds.add(type(part))
+            if isinstance(part, Image):
+                height, width = decode_image(part.data).shape[:2]
+                assert height % 16 == width % 16 == 0
+                assert 32 <= min(height, width) <= max(height, width) <= 160
+            elif isinstance(part, Audio):
+                samples = decode_audio(part.data)
+                assert 0.15 < len(samples) / 16_000 < 3
+                assert 0.15 < np.abs(samples).max() <= 1
+                assert samples.std() > 0.01
+            elif isinstance(part, Video):
+                assert len(decode_video(part.data, 64).frames) == 6
+    assert kinds == {Text, Image, Audio, Video}
+
+
+def test_ids_are_unique_and_test_items_ask_once(corpus: Corpus) -> None:
+    ids = [d.id for documents in corpus.values() for d in documents]
+    assert len(ids) == len(set(ids))
+    for document in corpus["test"] + corpus["validation"]:
+        roles = [content.role for content in document.contents]
+        assert roles in (["user", "model"], ["document"])
+        assert document.facts["task"] in (*TASKS, "pages")
+    assert np.mean([len(d.contents) for d in corpus["train"] if d.source == "scenes"]) > 6
+
+
+def test_answers_are_short_and_lower_case(corpus: Corpus) -> None:
+    for document in corpus["train"]:
+        for question, answer in turns(document) if document.contents[0].role == "user" else ():
+            if document.source not in ("charts", "translation"):
+                assert answer == answer.lower()
+            assert (
+                len(answer.split()) <= 3 or document.source == "speech" or question in ("Describe.",) or "," in answer
+            )
+            assert document.source == "retrieval" or len(question) < 60
+
+
+def test_held_out_figures_appear_in_the_test_alone(corpus: Corpus, many: Corpus) -> None:
+    held_out = {" ".join(pair) for pair in HELD_OUT_PAIRS}
+    trained = set().union(*(figures(d) for d in corpus["train"] + corpus["validation"] + many["train"]))
+    assert len(trained) == 24 - len(held_out)
+    assert not trained & held_out
+    for document in corpus["test"] + many["test"]:
+        if document.source in ("scenes", "spoken") or document.facts["task"] == "drawing/shape":
+            shown = figures(document) & held_out
+            assert shown
+            if document.facts["task"] != "scenes/count" and document.source != "drawing":
+                question, answer = next(turns(document))
+                asked = {*re.findall(r"\w+", question.lower()), answer}
+                assert any(asked & set(pair.split()) for pair in shown)
+
+
+def test_held_out_moves_numbers_and_strings(corpus: Corpus, many: Corpus) -> None:
+    def moves(documents: list[Document]) -> set[tuple[str, str]]:
+        pairs = (pair for d in documents for pair in d.facts.get("moving", ()))
+        return {(figure.split()[1], direction) for figure, direction in pairs if " " in figure and direction != "still"}
+
+    def numbers(documents: list[Document], source: str) -> set[str]:
+        return {answer.replace(" ", "") for d in documents if d.source == source for _, answer in turns(d)}
+
+    train, test = corpus["train"] + corpus["validation"] + many["train"], corpus["test"] + many["test"]
+    asked = [d for d in test if d.facts["task"] in ("video/direction", "video/what")]
+    assert len(moves(asked)) == 4
+    assert len(moves(train)) == 12
+    assert not moves(train) & moves(asked)
+
+    strings = numbers(train, "digits") | {a for a in numbers(train, "video") if a.isdigit()}
+    asked_strings = numbers(test, "digits") | numbers([d for d in test if d.facts["task"] == "video/order"], "video")
+    assert {s for s in asked_strings & strings if len(s) > 1} == set()
+    assert all(is_held_out_string(s) for s in asked_strings if len(s) > 1)
+
+    assert not numbers(train, "speech") & numbers(test, "speech")
+    assert {len(str(n)) for n in HELD_OUT_NUMBERS} == {2}
+
+
+def test_held_out_requests_words_modules_and_keys(corpus: Corpus, many: Corpus) -> None:
+    def seen(documents: list[Document]) -> dict[str, set[object]]:
+        found: dict[str, set[object]] = defaultdict(set)
+        for d in documents:
+            if d.source == "translation":
+                found["requests"] |= {tuple(request) for request in d.facts["items"]}
+            elif d.source == "ocr":
+                found["words"].add(d.facts["text"])
+            elif d.source in ("text", "code"):
+                found["modules"].add(d.facts["module"])
+            elif d.source == "retrieval":
+                found["keys"].add(frozenset(re.findall(r"^(\w+):", next(turns(d))[0], re.MULTILINE)))
+        return found
+
+    train, test = seen(corpus["train"] + many["train"]), seen(corpus["test"] + many["test"])
+    for kind in ("requests", "words", "modules", "keys"):
+        assert len(test[kind]) > 5
+        assert not train[kind] & test[kind], kind
+    told = {item for d in make_job(Job("names", "train", 0, 400, 0)) for item in d.facts["items"]}
+    assert {item for d in many["test"] if d.source == "translation" for item, _ in d.facts["items"]} <= told
+
+
+def test_no_text_piece_or_scan_of_the_test_is_trained_on() -> None:
+    for source in ("text", "code"):
+        pieces, asked = ({p for _, p in library()[source, split]} for split in ("train", "test"))
+        assert len(pieces) > 2000
+        assert len(asked) > 300
+        assert not pieces & asked
+        assert all(len(piece) <= 500 for piece in pieces | asked)
+    train = {scan.tobytes() for digit in range(10) for scan in scans("train", digit)}
+    test = {scan.tobytes() for digit in range(10) for scan in scans("test", digit)}
+    assert len(train) > 1100
+    assert len(test) > 250
+    assert not train & test
+
+
+def test_answers_are_true_to_the_pixels(many: Corpus) -> None:
+    """The colour asked for is the colour of the only figure there; a clip's mass moves the way that is said."""
+    checked = 0
+    for d in many["test"]:
+        media = next(iter(d.parts))
+        if d.facts["task"] == "scenes/colour" and len(d.facts["figures"]) == 1 and isinstance(media, Image):
+            pixels = decode_image(media.data).astype(int)
+            paint = np.median(pixels[np.ptp(pixels, axis=2) > 60], axis=0)
+            nearest = min(COLOURS, key=lambda name: float(np.abs(np.array(COLOURS[name]) - paint).sum()))
+            assert [("What colour is the " + d.facts["figures"][0].split()[1] + "?", nearest)] == list(turns(d))
+            checked += 1
+        elif d.facts["task"] == "video/direction" and isinstance(media, Video):
+            ink = 255.0 - decode_video(media.data, 6).frames[[0, -1]].min(axis=-1)
+            ink[ink < 30] = 0
+            rows, columns = np.mgrid[: ink.shape[1], : ink.shape[2]]
+            y, x = ((ink * grid).sum((1, 2)) / ink.sum((1, 2)) for grid in (rows, columns))
+            dx, dy = x[1] - x[0], y[1] - y[0]
+            way = ("right" if dx > 0 else "left") if abs(dx) > abs(dy) else ("down" if dy > 0 else "up")
+            assert next(turns(d))[1] == way
+            checked += 1
+    assert checked > 45
+
+
+def test_yes_and_no_are_balanced(corpus: Corpus, many: Corpus) -> None:
+    asked = [a for d in many["train"] if d.source == "scenes" for q, a in turns(d) if q.startswith("Is ")]
+    assert 0.4 < asked.count("yes") / len(asked) < 0.6
+    tested = [next(turns(d))[1] for d in corpus["test"] if d.facts["task"] == "scenes/relation"]
+    assert tested.count("yes") == tested.count("no") == 5
+
+
+def test_the_same_whatever_the_workers_and_the_other_sources(folder: Path, tmp_path: Path) -> None:
+    build(tmp_path, SMALL, workers=2)
+    for split in SPLITS:
+        assert list(read_documents(tmp_path / f"{split}.parquet")) == list(read_documents(folder / f"{split}.parquet"))
+    assert (tmp_path / "samples.png").read_bytes() == (folder / "samples.png").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["samples.png", *(f"{s}.parquet" for s in sorted(SPLITS))]
+
+
+def test_another_seed_draws_other_items() -> None:
+    one, other = (make_job(Job("scenes", "train", 0, 3, seed)) for seed in (0, 1))
+    assert all(a.contents != b.contents for a, b in zip(one, other, strict=True))
+
+
+def test_names_span_languages_and_scripts() -> None:
+    words = dictionary()
+    assert len({language for names in words.values() for language in names}) >= 12
+    assert words["March"] == {
+        "de": "März", "fr": "mars", "es": "marzo", "it": "marzo", "pt": "março", "pl": "marzec", "tr": "Mart",
+        "ru": "март", "el": "Μάρτιος", "hi": "मार्च", "zh": "三月", "ja": "3月", "ar": "مارس",
+    }  # fmt: skip
+    assert words["Germany"]["ja"] == "ドイツ"
+    assert words["thirty"]["fr"] == "trente"
