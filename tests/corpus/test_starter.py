@@ -18,7 +18,7 @@ from alhena.corpus.starter.splits import COLOURS, HELD_OUT_NUMBERS, HELD_OUT_PAI
 from alhena.corpus.starter.text import library
 from alhena.media import decode_audio, decode_image, decode_video
 
-SMALL = Starter(**dict.fromkeys(MAKERS, 12), validation_items=3, test_items=10, seed=5)  # type: ignore[arg-type]
+SMALL = Starter(train=dict.fromkeys(MAKERS, 12), validation=3, test=10, seed=5)
 Corpus = dict[str, list[Document]]
 
 
@@ -214,6 +214,11 @@ def test_the_same_whatever_the_workers_and_the_other_sources(folder: Path, tmp_p
         assert list(read_documents(tmp_path / f"{split}.parquet")) == list(read_documents(folder / f"{split}.parquet"))
     assert (tmp_path / "samples.png").read_bytes() == (folder / "samples.png").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["samples.png", *(f"{s}.parquet" for s in sorted(SPLITS))]
+
+
+def test_an_unknown_source_is_named() -> None:
+    with pytest.raises(ValueError, match="no source 'scense'"):
+        Starter(train={"scense": 3})
 
 
 def test_another_seed_draws_other_items() -> None:

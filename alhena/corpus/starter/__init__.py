@@ -17,7 +17,7 @@ import multiprocessing
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -65,34 +65,31 @@ TASKS = (
 JOB = 100  # items made in one go by one worker
 
 
+TRAIN = {
+    "scenes": 5000, "digits": 3500, "ocr": 5000, "charts": 1500, "speech": 6000, "spoken": 3000, "video": 3000,
+    "translation": 3000, "names": 600, "text": 1500, "code": 1000, "retrieval": 2500, "drawing": 4000, "pages": 800,
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Starter:
-    """How many training documents of each source, and how many items of each task in validation and test."""
+    """How many training documents of each source, and how many items of each task in the other splits."""
 
-    scenes: int = 5000
-    digits: int = 3500
-    ocr: int = 5000
-    charts: int = 1500
-    speech: int = 6000
-    spoken: int = 3000
-    video: int = 3000
-    translation: int = 3000
-    names: int = 400
-    text: int = 1500
-    code: int = 1000
-    retrieval: int = 2500
-    drawing: int = 4000
-    pages: int = 800
-    validation_items: int = 40
-    test_items: int = 100
+    train: Mapping[str, int] = field(default_factory=lambda: TRAIN)
+    test: int = 100
+    validation: int = 40
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for source in self.train:
+            if source not in MAKERS:
+                raise ValueError(f"the starter corpus has no source {source!r}; it has {', '.join(MAKERS)}")
 
     def counts(self, split: Split) -> dict[str, int]:
         """Documents to make, by source in training and by task elsewhere."""
         if split == "train":
-            return {source: count for source, count in asdict(self).items() if source in MAKERS}
-        count = self.test_items if split == "test" else self.validation_items
-        return dict.fromkeys(TASKS if split == "test" else (*TASKS, "pages"), count)
+            return dict(self.train)
+        return dict.fromkeys(TASKS, self.test) if split == "test" else dict.fromkeys((*TASKS, "pages"), self.validation)
 
 
 @dataclass(frozen=True)

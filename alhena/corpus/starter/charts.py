@@ -26,19 +26,24 @@ PALETTE = ["#" + bytes(rgb).hex() for rgb in COLOURS.values()]
 
 @lru_cache(maxsize=1)
 def _canvas() -> Any:
-    """One figure for all charts: making a new one costs as much as drawing."""
+    """One figure with bare axes for all charts: making new ones costs more than drawing."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    return FigureCanvasAgg(Figure(dpi=DPI))
-
-
-def _axes(width: int, height: int, box: tuple[float, float, float, float]) -> Any:
-    figure = _canvas().figure
-    figure.clear()
-    figure.set_size_inches(width / DPI, height / DPI)
-    axes = figure.add_axes(box)
+    canvas = FigureCanvasAgg(Figure(dpi=DPI))
+    axes = canvas.figure.add_axes((0.02, 0.02, 0.96, 0.96), autoscale_on=False)
     axes.axis("off")
+    return canvas
+
+
+def _axes(width: int, height: int) -> Any:
+    """The axes, empty again, at a size in pixels."""
+    figure = _canvas().figure
+    figure.set_size_inches(width / DPI, height / DPI)
+    axes = figure.axes[0]
+    axes.set_aspect("auto")
+    for artist in [*axes.patches, *axes.lines, *axes.texts]:
+        artist.remove()
     return axes
 
 
@@ -85,7 +90,7 @@ def _pie(axes: Any, values: list[int], colours: list[str]) -> None:
 def draw_chart(rng: np.random.Generator, kind: str, values: list[int]) -> np.ndarray:
     """uint8 [height, width, 3] of one of ``KINDS``."""
     width, height = pick(rng, SIZES)
-    axes = _axes(width, height, (0.02, 0.02, 0.96, 0.96))
+    axes = _axes(width, height)
     many = kind == "pie" or rng.random() < 0.5
     colours = pick_some(rng, PALETTE, len(values)) if many else [pick(rng, PALETTE)] * len(values)
     if kind == "pie":

@@ -58,7 +58,7 @@ def _cldr(language: str) -> dict[str, str]:
 
 
 def make_names(order: Order) -> Document:
-    items = pick_some(order.rng, list(dictionary()), 3)
+    items = pick_some(order.rng, list(dictionary()), 2)
     lists = []
     for item in items:
         names = dictionary()[item]
