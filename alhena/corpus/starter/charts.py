@@ -83,8 +83,8 @@ def _line(axes: Any, values: list[int], colour: str) -> None:
 def _pie(axes: Any, values: list[int], colours: list[str]) -> None:
     names = list(LETTERS[: len(values)])
     wedge = {"edgecolor": "white", "linewidth": 1}
-    axes.pie(values, labels=names, colors=colours, labeldistance=0.6, wedgeprops=wedge, radius=1.25,
-             textprops={"size": FONT, "ha": "center", "va": "center", "color": "white", "weight": "bold"})  # fmt: skip
+    axes.pie(values, labels=names, colors=colours, labeldistance=0.68, wedgeprops=wedge, radius=1.25,
+             textprops={"size": FONT, "ha": "center", "va": "center", "color": "black", "weight": "bold"})  # fmt: skip
 
 
 def draw_chart(rng: np.random.Generator, kind: str, values: list[int]) -> np.ndarray:
@@ -115,7 +115,7 @@ def make(order: Order) -> Document:
     rng = order.rng
     wanted = order.task.split("/")[1] if "/" in order.task else None
     kind = pick(rng, KINDS[:-1] if wanted == "value" else KINDS)  # a pie shows no numbers
-    values = pick_some(rng, range(1, 10), int(rng.integers(3, 6)))
+    values = pick_some(rng, range(2 if kind == "pie" else 1, 10), int(rng.integers(3, 6)))
     turns = _turns(rng, values)
     if kind == "pie":
         del turns["value"]
