@@ -1,0 +1,1 @@
+"""Recipes: a run is a Python function that returns a frozen dataclass."""

@@ -50,15 +50,19 @@ def dequantise(w: Int4) -> Float[Array, "*layers I O"]:
     return jnp.swapaxes(full, -1, -2) if w.transposed else full
 
 
+def dense(w: Weight) -> Float[Array, "*layers I O"]:
+    """The float32 weight, dequantised if need be."""
+    return dequantise(w) if isinstance(w, Int4) else w
+
+
 def einsum(spec: str, x: Float[Array, "... I"], w: Weight, dtype: str = "float32") -> Float[Array, "... O"]:
     """``x`` times a weight: operands in ``dtype``, result accumulated and returned in float32."""
     contracted = {"...i,io->...o": 0, "...i,oi->...o": 1}
     if spec not in contracted:
         raise ValueError(f"einsum {spec!r}; a weight is applied by one of {', '.join(contracted)}")
-    matrix = dequantise(w) if isinstance(w, Int4) else w
     flat = x.reshape(-1, x.shape[-1]).astype(dtype)
     dims = (((1,), (contracted[spec],)), ((), ()))
-    out = jax.lax.dot_general(flat, matrix.astype(dtype), dims, preferred_element_type=jnp.float32)
+    out = jax.lax.dot_general(flat, dense(w).astype(dtype), dims, preferred_element_type=jnp.float32)
     return out.reshape(*x.shape[:-1], -1)
 
 

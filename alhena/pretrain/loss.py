@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from alhena.model import config, model
+from alhena.model.einsum import dense
 from alhena.shapes import Array, Float, Int
 from alhena.tokens.batch import Batch, Modality
 
@@ -87,7 +88,7 @@ def batch_loss(params: model.Params, c: config.Model, batch: Batch) -> tuple[Flo
     hidden = model.forward(params, c, batch)
     weights = batch.weights.reshape(-1)
     total, nats = weighted_loss(
-        hidden.reshape(-1, hidden.shape[-1]), params.embedding, batch.targets.reshape(-1), weights, c.compute
+        hidden.reshape(-1, hidden.shape[-1]), dense(params.embedding), batch.targets.reshape(-1), weights, c.compute
     )
     kinds = jax.nn.one_hot(batch.modality.reshape(-1), len(Modality))
     tally = Tally((weights * nats) @ kinds, weights @ kinds)

@@ -1,4 +1,9 @@
-"""AdamW with warm-up, a long constant rate and a decay at the end (WSD: Hu et al. 2024), or cosine; weight decay on matrices only."""
+"""Muon for matrices, Adam for the rest; warm-up, a long constant rate and a decay at the end (WSD: Hu et al. 2024), or cosine.
+
+Muon (Jordan et al. 2024) orthogonalises the momentum of each matrix, so that all its directions are learned at one pace; its
+update is scaled to the size of Adam's (Liu et al. 2025), one rate serves both. On the starter, where Adam had not yet begun to
+read handwritten digits after 160 steps, Muon read most of them (docs/results.md).
+"""
 
 from __future__ import annotations
 
@@ -7,18 +12,20 @@ from typing import Any, Literal
 
 import jax
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
 from alhena.shapes import Array
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    rate: float = 3e-3
+    rate: float = 4e-3
     warmup: int = 60
     schedule: Literal["wsd", "cosine"] = "wsd"
     decay: float = 0.4  # WSD: fraction of the steps over which the rate falls to ``floor``
     floor: float = 0.03  # last rate, as a fraction of the highest
-    betas: tuple[float, float] = (0.9, 0.98)
+    momentum: float = 0.95  # Muon's
+    betas: tuple[float, float] = (0.9, 0.98)  # Adam's
     weight_decay: float = 0.05
     clip: float = 1.0
 
@@ -44,19 +51,32 @@ def schedule(settings: Optimizer, steps: int) -> optax.Schedule:
     return optax.join_schedules([up, optax.constant_schedule(settings.rate), down], [warmup, start])
 
 
-def _decays(params: Any) -> Any:
-    """Matrices decay; norm scales, positions and the depthwise kernels do not."""
+def _matrices(params: Any) -> Any:
+    """Which weights Muon takes: the matrices inside the layers and encoders, each layer's for itself.
 
-    def matrix(path: tuple[Any, ...], leaf: Array) -> bool:
+    Embeddings, norm scales, positions and depthwise kernels go to Adam.
+    """
+
+    def dimensions(path: tuple[Any, ...], leaf: Array) -> MuonDimensionNumbers | None:
         name = jax.tree_util.keystr(path)
-        return leaf.ndim >= 2 and not any(word in name for word in ("norm", "rows", "columns", "depthwise"))
+        if leaf.ndim < 2 or any(word in name for word in ("embedding", "norm", "rows", "columns", "depthwise")):
+            return None
+        return MuonDimensionNumbers((leaf.ndim - 2,), (leaf.ndim - 1,))
 
-    return jax.tree_util.tree_map_with_path(matrix, params)
+    return jax.tree_util.tree_map_with_path(dimensions, params)
 
 
 def optimizer(settings: Optimizer, steps: int) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW at the scheduled rate."""
-    adam = optax.adamw(
-        schedule(settings, steps), *settings.betas, eps=1e-8, weight_decay=settings.weight_decay, mask=_decays
+    """Clip by global norm, then Muon and Adam at the scheduled rate; weight decay on Muon's matrices."""
+    rate = schedule(settings, steps)
+    update = muon(
+        rate,
+        beta=settings.momentum,
+        weight_decay=settings.weight_decay,
+        adam_b1=settings.betas[0],
+        adam_b2=settings.betas[1],
+        adam_learning_rate=rate,
+        muon_weight_dimension_numbers=_matrices,
+        consistent_rms=0.2,
     )
-    return optax.chain(optax.clip_by_global_norm(settings.clip), adam)
+    return optax.chain(optax.clip_by_global_norm(settings.clip), update)

@@ -40,6 +40,7 @@ class Budget:
     audio_seconds: float = 60.0
     drawn_codes: int = 64
     question_weight: float = 0.1
+    text_weight: float = 0.25  # running text has many more targets than an answer; this keeps it from drowning the rest
 
 
 @dataclass
@@ -169,8 +170,8 @@ class Encoder:
         out = _Stream()
         out.add([self.vocabulary.bos], 0)
         for content in document.contents:
-            quiet = 0.0 if answers_only else self.budget.question_weight
-            self._content(out, content, quiet if content.role == "user" else 1.0, codes or {})
+            weight = {"model": 1.0, "document": self.budget.text_weight, "user": self.budget.question_weight}[content.role]
+            self._content(out, content, 0.0 if answers_only and content.role == "user" else weight, codes or {})
         if len(out.tokens) > most_tokens:
             raise ValueError(f"it takes {len(out.tokens)} tokens; at most {most_tokens} fit")
         return [self._example(out)]
@@ -183,9 +184,9 @@ class Encoder:
             for start in range(0, max(len(ids), 1), room):
                 out = _Stream()
                 out.add([v.bos, v.control("<document>")], 0)
-                out.add(ids[start : start + room], 1)
+                out.add(ids[start : start + room], self.budget.text_weight)
                 if start + room >= len(ids):
-                    out.add([v.end], 1)
+                    out.add([v.end], self.budget.text_weight)
                 yield self._example(out)
 
     def prompt(self, contents: Sequence[Content]) -> Example:

@@ -1,0 +1,1 @@
+"""Align: a base model becomes an assistant."""

@@ -1,0 +1,222 @@
+"""The command line: one sub-command a stage, its flags the fields of a dataclass.
+
+    alhena demo                       the whole journey on the starter corpus
+    alhena chat runs/starter          talk to the result
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+Folder = Annotated[Path, tyro.conf.Positional]
+DEFAULT = Path("runs/starter")
+
+
+def _recipe(name: str):
+    """``starter`` or ``starter:smoke``: a function of a module under ``recipes``."""
+    if not re.fullmatch(r"\w+(:\w+)?", name):
+        raise ValueError(f"--recipe {name!r}: write a module of recipes/, or module:function, such as starter or starter:smoke")
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(f"recipes.{module}"), function or "run")()
+    except (ModuleNotFoundError, AttributeError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name != f"recipes.{module}":
+            raise
+        raise ValueError(f"--recipe {name}: there is no such recipe (recipes/{module}.py with a function {function or 'run'}())") from None
+
+
+@dataclass(frozen=True)
+class _Staged:
+    """Arguments of a stage of a run."""
+
+    folder: Folder = DEFAULT  # the run folder
+    recipe: str = "starter"  # module under recipes/, or module:function
+
+
+@dataclass(frozen=True)
+class Demo(_Staged):
+    """The whole journey: corpus, curate, tokenise, pretrain, tune, 4-bit, report card. Interrupted, it goes on where it was."""
+
+    def __call__(self) -> None:
+        from alhena.journey import CONSOLE, travel
+
+        travel(_recipe(self.recipe), self.folder)
+        CONSOLE.print(f"\nReport card: {self.folder / 'report' / 'report.html'} and report.png")
+        CONSOLE.print(f"Talk to it:  alhena chat {self.folder}")
+
+
+@dataclass(frozen=True)
+class Corpus(_Staged):
+    """Build the starter corpus: text, pictures, speech and clips with their ground truth, offline."""
+
+    def __call__(self) -> None:
+        from alhena.journey import make_corpus
+
+        make_corpus(_recipe(self.recipe), self.folder)
+
+
+@dataclass(frozen=True)
+class Curate:
+    """Read raw documents, drop what is broken, doubled, poor or part of an evaluation set, and write Parquet.
+
+    INPUT is a folder with manifest.jsonl (see docs/your-data.md), a .jsonl file, a Parquet file or a folder of them.
+    """
+
+    input: Folder
+    out: Path  # folder for the clean documents and report.json
+    evaluation: tuple[Path, ...] = ()  # curated evaluation sets: documents that overlap them are removed
+
+    def __call__(self) -> None:
+        from alhena.corpus import curate
+
+        curate.curate(self.input, self.out, curate.Curate(), self.evaluation)
+
+
+@dataclass(frozen=True)
+class Tokenise(_Staged):
+    """Train the image tokeniser and the text pieces, and encode the curated documents of a run."""
+
+    def __call__(self) -> None:
+        from alhena.journey import make_curated, make_tokens
+
+        make_curated(_recipe(self.recipe), self.folder)
+        make_tokens(_recipe(self.recipe), self.folder)
+
+
+@dataclass(frozen=True)
+class Pretrain(_Staged):
+    """Train the base model on the encoded corpus; continues from the last checkpoint."""
+
+    def __call__(self) -> None:
+        from alhena.journey import make_base
+
+        make_base(_recipe(self.recipe), self.folder)
+
+
+@dataclass(frozen=True)
+class Tune(_Staged):
+    """Supervised tuning. Without --data: the run's own chats. With --data: continue the finished model on your documents."""
+
+    data: Path | None = None  # curated documents of your own
+    name: str = "mine"  # the new model: RUN/models/NAME
+    base: str = "assistant"  # the model to start from
+    steps: int = 300
+    rate: float = 1e-3  # highest learning rate
+
+    def __call__(self) -> None:
+        from alhena.journey import make_assistant, tune_on
+
+        recipe = _recipe(self.recipe)
+        if self.data is None:
+            make_assistant(recipe, self.folder)
+            return
+        if not re.fullmatch(r"[\w-]+", self.name) or self.name == self.base:
+            raise ValueError(f"--name {self.name!r}: give the new model a name of its own, of letters, digits and dashes")
+        t = replace(recipe.tune, steps=self.steps, weights=None, optimizer=replace(recipe.tune.optimizer, rate=self.rate))
+        models = self.folder / "models"
+        tune_on(models / self.base, self.data, self.folder / "tuned" / self.name, models / self.name, t)
+
+
+@dataclass(frozen=True)
+class Compress(_Staged):
+    """Quantise the assistant's decoder to 4 bits and report size and loss."""
+
+    def __call__(self) -> None:
+        from alhena.journey import make_nano
+
+        make_nano(_recipe(self.recipe), self.folder)
+
+
+@dataclass(frozen=True)
+class Evaluate(_Staged):
+    """The report card of a run; with --data, exact match, WER, CER and perplexity on held-out documents of your own."""
+
+    data: Path | None = None  # curated held-out documents
+    name: str = "assistant"  # with --data: which model of the run
+
+    def __call__(self) -> None:
+        if self.data is None:
+            from alhena.journey import make_report
+
+            make_report(_recipe(self.recipe), self.folder)
+            return
+        from alhena.evaluate.card import held_out_card
+
+        held_out_card(self.data, model_folder(self.folder, self.name), self.folder / "held_out" / self.name)
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Talk to a model in the terminal; write paths of pictures, sounds and clips into a line, get drawn pictures saved."""
+
+    folder: Folder = DEFAULT  # a run folder or a model folder
+    name: str = "assistant"  # which model of the run
+    ask: str | None = None  # ask one question and leave
+
+    def __call__(self) -> None:
+        from alhena.serve.chat import chat
+
+        chat(model_folder(self.folder, self.name), ask=self.ask)
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Answer the Gemini API (generateContent, streamGenerateContent) on this machine."""
+
+    folder: Folder = DEFAULT  # a run folder or a model folder
+    name: str = "assistant"  # which model of the run
+    host: str = "127.0.0.1"
+    port: int = 8000
+
+    def __call__(self) -> None:
+        from alhena.serve.api import serve
+
+        serve(model_folder(self.folder, self.name), self.host, self.port)
+
+
+Command = Demo | Corpus | Curate | Tokenise | Pretrain | Tune | Compress | Evaluate | Chat | Serve
+
+
+def model_folder(folder: Path, name: str) -> Path:
+    """The folder of a model, given a run folder or the model folder itself. Raises ValueError when there is none."""
+    for found in (folder, folder / "models" / name):
+        if (found / "model.json").exists():
+            return found
+    models = sorted(path.parent.name for path in folder.glob("models/*/model.json"))
+    there = f"it has {', '.join(models)}" if models else "no model is there yet: make one with `alhena demo`"
+    raise ValueError(f"{folder}: no model {name!r}; {there}")
+
+
+def _prepare() -> None:
+    """Compiled programs are kept between runs: a second start compiles nothing."""
+    import jax
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "alhena" / "jax"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def main() -> None:
+    """Entry point: one clear line for every foreseeable error, no traceback."""
+    command = tyro.cli(Command, prog="alhena", description=__doc__)
+    try:
+        _prepare()
+        command()
+    except (ValueError, OSError) as error:
+        if os.environ.get("ALHENA_TRACEBACK"):
+            raise
+        sys.exit(f"alhena: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nalhena: interrupted; type the same command again to go on where it was")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Compress: the assistant becomes Nano, with 4-bit weights."""

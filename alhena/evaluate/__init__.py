@@ -1,0 +1,1 @@
+"""Evaluate: answers become a report card."""

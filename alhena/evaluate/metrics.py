@@ -1,0 +1,76 @@
+"""Metrics, their chance levels and their uncertainty. Error rates by jiwer, chrF by sacrebleu; nothing of our own where a library serves.
+
+A chance level is what the best answer that ignores the question would get: for exact match the most frequent reference, for error
+rates the best constant, for bits per byte the entropy of single bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import jiwer
+import numpy as np
+from sacrebleu.metrics import CHRF
+
+
+def normal(text: str) -> str:
+    """Case and spaces do not count.
+
+    >>> normal("  Forty  Seven ")
+    'forty seven'
+    """
+    return " ".join(text.lower().split())
+
+
+def matches(reference: str, answer: str) -> float:
+    return float(normal(reference) == normal(answer))
+
+
+def exact(references: Sequence[str], answers: Sequence[str]) -> float:
+    """Share of answers equal to their reference, in percent."""
+    return 100 * float(np.mean([matches(r, a) for r, a in zip(references, answers, strict=True)]))
+
+
+def word_errors(references: Sequence[str], answers: Sequence[str]) -> float:
+    """Word error rate, in percent."""
+    return 100 * jiwer.wer([normal(r) for r in references], [normal(a) for a in answers])
+
+
+def character_errors(references: Sequence[str], answers: Sequence[str]) -> float:
+    """Character error rate, in percent."""
+    return 100 * jiwer.cer([normal(r) for r in references], [normal(a) for a in answers])
+
+
+def chrf(references: Sequence[str], answers: Sequence[str]) -> float:
+    """chrF of the whole set, 0 to 100."""
+    return CHRF().corpus_score(list(answers), [list(references)]).score
+
+
+Metric = Callable[[Sequence[str], Sequence[str]], float]
+LOWER_IS_BETTER = (word_errors, character_errors)
+
+
+def constant_chance(metric: Metric, references: Sequence[str]) -> float:
+    """The best score of one and the same answer to everything, among the twenty most frequent references."""
+    candidates = [word for word, _ in Counter(map(normal, references)).most_common(20)]
+    scores = [metric(references, [candidate] * len(references)) for candidate in candidates]
+    return min(scores) if metric in LOWER_IS_BETTER else max(scores)
+
+
+def wilson(percent: float, items: int) -> float:
+    """Half width, in points, of the 95 % Wilson interval of a share.
+
+    >>> round(wilson(50.0, 100), 1)
+    9.6
+    """
+    p, z = percent / 100, 1.96
+    return 100 * z * math.sqrt(p * (1 - p) / items + z**2 / (4 * items**2)) / (1 + z**2 / items)
+
+
+def byte_entropy(texts: Sequence[str]) -> float:
+    """Bits per byte of a model that knows only how frequent each byte is."""
+    counts = np.bincount(np.frombuffer("".join(texts).encode(), np.uint8), minlength=256)
+    share = counts[counts > 0] / counts.sum()
+    return float(-(share * np.log2(share)).sum())

@@ -1,0 +1,203 @@
+"""The journey, stage by stage: each reads the artefact of the one before it, writes its own, and is not repeated when it is whole.
+
+    corpus → curate → tokenise → pretrain → tune → compress → evaluate
+
+A stage's fingerprint is made of its settings and of the fingerprint before it, so a changed recipe repeats just what it must.
+"""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from alhena.align import tune as tuning
+from alhena.artifacts import finish_stage, fingerprint, is_finished, read_json, start_stage, write_json
+from alhena.compress.quantise import quantise_model
+from alhena.content import Image, read_documents
+from alhena.corpus import starter
+from alhena.corpus.curate import curate
+from alhena.media import decode_image
+from alhena.model import config, image_tokenizer, model
+from alhena.model.weights import load_model, read_config, save_model
+from alhena.pretrain import image_tokenizer as image_training
+from alhena.pretrain.loop import open_examples, train, validate
+from alhena.run import Run
+from alhena.tokens import text, tokenise
+from alhena.tokens.encode import Encoder
+from alhena.tokens.vocabulary import Vocabulary
+
+CONSOLE = Console()
+BASE, ASSISTANT, NANO = "base", "assistant", "nano"
+_KEPT = ("text.model", "vocabulary.json", "image_tokenizer.json", "image_tokenizer.safetensors")
+
+
+def stage(folder: Path, name: str, print_: str, work: Callable[[], dict[str, Any]]) -> None:
+    """Runs a stage unless its folder says that it has finished with the same fingerprint."""
+    if is_finished(folder, print_):
+        CONSOLE.print(f"[dim]✓ {name}: finished before, kept ({folder})[/dim]")
+        return
+    start_stage(folder, print_)
+    CONSOLE.rule(f"[bold]{name}[/bold]", align="left")
+    began = time.monotonic()
+    facts = work()
+    seconds = round(time.monotonic() - began, 1)
+    peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    finish_stage(folder, print_, {"seconds": seconds, "peak_gib": peak, **facts})
+    CONSOLE.print(f"✓ {name}: {seconds:.0f} s → {folder}")
+
+
+def _print_of(folder: Path) -> str:
+    return read_json(folder / "stage.json")["fingerprint"]
+
+
+def make_corpus(run: Run, folder: Path) -> None:
+    raw = folder / "raw"
+    stage(raw, "starter corpus", fingerprint("raw", run.corpus), lambda: {"documents": starter.build(raw, run.corpus)})
+
+
+def make_curated(run: Run, folder: Path) -> None:
+    raw, out = folder / "raw", folder / "curated"
+    stage(out, "curate", fingerprint(_print_of(raw), run.curate), lambda: {"report": curate(raw, out, run.curate)})
+
+
+def _learn_image_tokenizer(run: Run, curated: Path, out: Path) -> dict[str, Any]:
+    pictures: list[Any] = []
+    scenes: list[Any] = []
+    for document in read_documents(curated / "train"):
+        for content in document.contents:
+            drawn = content.role == "model"
+            if drawn or (document.source == "scenes" and len(scenes) < 1000):
+                (pictures if drawn else scenes).extend(decode_image(p.data) for p in content.parts if isinstance(p, Image))
+    measured = image_training.train(pictures + scenes, run.image_tokenizer, run.image_training, out)
+    params, c = image_tokenizer.load(out)
+    square = [p for p in pictures if p.shape[0] == p.shape[1]][:14]
+    image_training.draw_reconstructions(params, c, square, out / "reconstructions.png")
+    return measured
+
+
+def make_tokens(run: Run, folder: Path) -> None:
+    """Text pieces, image tokeniser, and the encoded splits."""
+    curated, out = folder / "curated", folder / "tokens"
+    settings = (run.text_pieces, run.image_tokenizer, run.image_training, run.vision, run.audio, run.budget, run.drop_condition)
+    images, print_ = folder / "image_tokenizer", fingerprint(_print_of(curated), *settings, run.pretrain.shape)
+    image_print = fingerprint(_print_of(curated), run.image_tokenizer, run.image_training)
+    stage(images, "image tokeniser", image_print, lambda: _learn_image_tokenizer(run, curated, images))
+
+    def work() -> dict[str, Any]:
+        with CONSOLE.status("learning text pieces from the whole corpus"):
+            pieces = tokenise.learn_text(curated / "train", run.text_pieces)
+        sample: dict[str, list[str]] = {}
+        for language, some in tokenise.sample_texts(curated / "train", 500_000, seed=1):
+            sample.setdefault(language, []).append(some)
+        rates = text.coverage(pieces, sample)
+        write_json(out / "coverage.json", rates)
+        tokenise.draw_coverage(out / "coverage.png", rates)
+        Encoder(pieces, Vocabulary(pieces.size, run.image_tokenizer.num_codes), run.vision, run.audio, run.budget).save(out)
+        for name in _KEPT[2:]:
+            shutil.copy(images / name, out / name)
+        most = run.pretrain.shape.tokens
+        return {s: encode(curated / s, out / s, out, most, s, run.drop_condition) for s in ("train", "validation")}
+
+    stage(out, "tokenise", print_, work)
+
+
+def encode(curated: Path, out: Path, tokens: Path, most: int, title: str, drop: float = 0.0, answers_only: bool = False) -> dict[str, Any]:
+    """Encodes one split under a progress bar, with the tokenisers of the folder ``tokens``."""
+    params, c = image_tokenizer.load(tokens)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=CONSOLE) as progress:
+        bar = progress.add_task(f"encode {title}", total=tokenise.count_documents(curated))
+        draw = lambda images: image_tokenizer.encode_images(params, c, list(images))  # noqa: E731
+        return tokenise.encode_split(
+            curated, out, tokens, most, draw, answers_only, drop, advance=lambda done: progress.update(bar, advance=done)
+        )
+
+
+def publish(params: model.Params, c: config.Model, tokens: Path, out: Path, facts: dict[str, Any]) -> None:
+    """A model folder, complete in itself: weights, configuration, tokenisers."""
+    for name in _KEPT:
+        out.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tokens / name, out / name)
+    save_model(out, params, c, facts)
+
+
+def make_base(run: Run, folder: Path) -> None:
+    tokens, out = folder / "tokens", folder / "pretrain"
+
+    def work() -> dict[str, Any]:
+        c = run.model(Encoder.load(tokens).vocabulary)
+        params = model.init(jax.random.key(run.pretrain.seed), c)
+        facts = {"parameters": model.count(params), "tokens_seen": run.pretrain.steps * run.pretrain.shape.rows * run.pretrain.shape.tokens}
+        CONSOLE.print(f"{facts['parameters']:,} parameters, {run.pretrain.steps:,} steps of {run.pretrain.shape}")
+        params = train(params, c, run.pretrain, tokens / "train", out, "pretrain", tokens / "validation")
+        publish(params, c, tokens, folder / "models" / BASE, {"name": BASE, **facts})
+        return facts
+
+    stage(out, "pretrain", fingerprint(_print_of(tokens), run.pretrain, run.decoder, run.compute), work)
+
+
+def make_assistant(run: Run, folder: Path) -> None:
+    out = folder / "tune"
+    chats = folder / "curated" / "train"
+
+    def work() -> dict[str, Any]:
+        return tune_on(folder / "models" / BASE, chats, out, folder / "models" / ASSISTANT, run.tune, run.drop_condition)
+
+    stage(out, "tune", fingerprint(_print_of(folder / "pretrain"), run.tune), work)
+
+
+def tune_on(base: Path, curated: Path, work: Path, out: Path, t: tuning.Tune, drop: float = 0.0) -> dict[str, Any]:
+    """Tunes the model of folder ``base`` on curated Documents; checkpoints in ``work``, the new model in ``out``."""
+    params, c = load_model(base)
+    examples = work / "examples"
+    if not (work / "encoded.json").exists():
+        counts = encode(curated, examples, base, t.shape.tokens, "answers", drop, answers_only=True)
+        write_json(work / "encoded.json", counts)
+    params = tuning.tune(params, c, t, examples, work, f"tune {out.name}")
+    facts = read_config(base)[1] | {"name": out.name, "tuned_steps": t.steps}
+    publish(params, c, base, out, facts)
+    return {"tuned_steps": t.steps, "encoded": read_json(work / "encoded.json")}
+
+
+def make_nano(run: Run, folder: Path) -> None:
+    """4-bit weights of the assistant, their size, and the loss they cost."""
+    assistant, nano, out = folder / "models" / ASSISTANT, folder / "models" / NANO, folder / "compress"
+
+    def work() -> dict[str, Any]:
+        params, c = load_model(assistant)
+        small = quantise_model(params, run.group)
+        held = open_examples(folder / "tokens" / "validation")
+        losses = {name: validate(p, c, held, run.pretrain.shape) for name, p in ((ASSISTANT, params), (NANO, small))}
+        publish(small, c, assistant, nano, read_config(assistant)[1] | {"name": NANO, "group": run.group})
+        sizes = {n: (folder / "models" / n / "weights.safetensors").stat().st_size for n in (ASSISTANT, NANO)}
+        write_json(out / "report.json", {"bytes": sizes, "validation_nats": losses})
+        CONSOLE.print(f"{sizes[ASSISTANT]:,} bytes → {sizes[NANO]:,} bytes")
+        return {"bytes": sizes}
+
+    stage(out, "compress", fingerprint(_print_of(folder / "tune"), run.group), work)
+
+
+def make_report(run: Run, folder: Path) -> None:
+    from alhena.evaluate.card import report_card
+
+    out = folder / "report"
+    models = {"float32": folder / "models" / ASSISTANT, "4-bit": folder / "models" / NANO}
+    test = folder / "curated" / "test"
+    stage(out, "evaluate", fingerprint(_print_of(folder / "compress")), lambda: report_card(test, models, out))
+
+
+STAGES = (make_corpus, make_curated, make_tokens, make_base, make_assistant, make_nano, make_report)
+
+
+def travel(run: Run, folder: Path) -> None:
+    """The whole journey; type it again after an interruption and it goes on where it was."""
+    for make in STAGES:
+        make(run, folder)

@@ -1,0 +1,139 @@
+"""Image tokeniser: an autoencoder with finite scalar quantisation (FSQ, Mentzer et al. 2023), one code for 8×8 pixels.
+
+    image [n, H, W, 3] ─ 8×8 cells ─ MLP ─ 4 numbers, rounded to a few levels each ─► codes [n, H/8, W/8]
+    codes ─ levels ─ linear ─ residual 3×3 blocks ─ linear ─ 8×8 cells ─► image
+
+The encoder sees each cell alone, so equal cells have equal codes and a language model can learn them; the decoder looks at the
+neighbours and draws smooth edges.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alhena.artifacts import read_json, write_json
+from alhena.model import config
+from alhena.model.layers import matrix, rms_norm, zeros
+from alhena.model.weights import read_tree, write_tree
+from alhena.shapes import Array, Float, Int
+
+STRIDE = config.CODES_STRIDE
+BLOCKS = 2
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Params:
+    cells: Array  # [192, W]
+    hidden: Array  # [W, W]
+    to_levels: Array  # [W, number of levels]
+    from_levels: Array  # [number of levels, W]
+    norms: Array  # [BLOCKS, W]
+    wide: Array  # [BLOCKS, 9·W, W]
+    narrow: Array  # [BLOCKS, W, W]
+    last_norm: Array  # [W]
+    pixels: Array  # [W, 192]
+
+
+def init(key: Array, c: config.ImageTokenizer) -> Params:
+    keys, W, values = jax.random.split(key, 7), c.width, STRIDE * STRIDE * 3
+    return Params(
+        cells=matrix(keys[0], values, W),
+        hidden=matrix(keys[1], W, W),
+        to_levels=matrix(keys[2], W, len(c.levels)),
+        from_levels=matrix(keys[3], len(c.levels), W),
+        norms=zeros(BLOCKS, W),
+        wide=matrix(keys[4], BLOCKS, 9 * W, W),
+        narrow=matrix(keys[5], BLOCKS, W, W, gain=0.5),
+        last_norm=zeros(W),
+        pixels=matrix(keys[6], W, values),
+    )
+
+
+def quantise(z: Float[Array, "... d"], c: config.ImageTokenizer) -> Float[Array, "... d"]:
+    """Bounds each number and rounds it to its levels (integers from 0); gradients pass straight through."""
+    top = jnp.array(c.levels, jnp.float32) - 1
+    bounded = jax.nn.sigmoid(2 * z) * top
+    return bounded + jax.lax.stop_gradient(jnp.round(bounded) - bounded)
+
+
+def to_codes(levels: Float[Array, "... d"], c: config.ImageTokenizer) -> Int[Array, "..."]:
+    """Mixed-radix number of the level indices."""
+    places = jnp.array(np.cumprod([1, *c.levels[:-1]]), jnp.int32)
+    return jnp.sum(jnp.round(levels).astype(jnp.int32) * places, -1)
+
+
+def to_level_values(codes: Int[Array, "..."], c: config.ImageTokenizer) -> Float[Array, "... d"]:
+    """Inverse of :func:`to_codes`."""
+    places = jnp.array(np.cumprod([1, *c.levels[:-1]]), jnp.int32)
+    return ((codes[..., None] // places) % jnp.array(c.levels, jnp.int32)).astype(jnp.float32)
+
+
+def levels_of(params: Params, c: config.ImageTokenizer, images: Float[Array, "n H W 3"]) -> Float[Array, "n h w d"]:
+    """Quantised levels of images in -1..1 whose sides are multiples of 8."""
+    n, height, width, _ = images.shape
+    h, w = height // STRIDE, width // STRIDE
+    cells = images.reshape(n, h, STRIDE, w, STRIDE, 3).transpose(0, 1, 3, 2, 4, 5).reshape(n * h * w, -1)
+    x = jax.nn.gelu(cells @ params.cells)
+    x = x + jax.nn.gelu(x @ params.hidden)
+    return quantise(x @ params.to_levels, c).reshape(n, h, w, -1)
+
+
+def paint(params: Params, c: config.ImageTokenizer, levels: Float[Array, "n h w d"]) -> Float[Array, "n H W 3"]:
+    """Images, about -1..1, from levels."""
+    n, h, w, d = levels.shape
+    centred = levels / (jnp.array(c.levels, jnp.float32) - 1) * 2 - 1
+    x = (centred.reshape(-1, d) @ params.from_levels).reshape(n, h, w, -1)
+    for i in range(BLOCKS):
+        y = jnp.pad(rms_norm(x, params.norms[i]), ((0, 0), (1, 1), (1, 1), (0, 0)))
+        near = [y[:, a : a + h, b : b + w] for a in range(3) for b in range(3)]
+        y = jax.nn.gelu(jnp.concatenate(near, -1).reshape(n * h * w, -1) @ params.wide[i]) @ params.narrow[i]
+        x = x + y.reshape(x.shape)
+    cells = rms_norm(x, params.last_norm).reshape(n * h * w, -1) @ params.pixels
+    return cells.reshape(n, h, w, STRIDE, STRIDE, 3).transpose(0, 1, 3, 2, 4, 5).reshape(n, h * STRIDE, w * STRIDE, 3)
+
+
+@jax.jit
+def _scaled(pixels: Array) -> Array:
+    return pixels.astype(jnp.float32) / 127.5 - 1
+
+
+def encode_images(params: Params, c: config.ImageTokenizer, images: list[np.ndarray], batch: int = 256) -> list[np.ndarray]:
+    """Codes int32 [rows, columns] of uint8 images whose sides are multiples of 8; images of one size go together."""
+    run = jax.jit(lambda p, x: to_codes(levels_of(p, c, _scaled(x)), c))
+    out: list[np.ndarray | None] = [None] * len(images)
+    for shape in sorted({image.shape for image in images}):
+        places = [i for i, image in enumerate(images) if image.shape == shape]
+        for start in range(0, len(places), batch):
+            some = places[start : start + batch]
+            stack = np.zeros((batch, *shape), np.uint8)
+            stack[: len(some)] = [images[i] for i in some]
+            for i, codes in zip(some, np.asarray(run(params, stack)), strict=False):
+                out[i] = codes
+    return [codes for codes in out if codes is not None]
+
+
+def decode_codes(params: Params, c: config.ImageTokenizer, codes: np.ndarray) -> np.ndarray:
+    """One grid of codes int [rows, columns] to uint8 [8·rows, 8·columns, 3]."""
+    images = paint(params, c, to_level_values(jnp.asarray(codes)[None], c))
+    return np.asarray(jnp.clip((images[0] + 1) * 127.5, 0, 255).round().astype(jnp.uint8))
+
+
+def save(folder: Path, params: Params, c: config.ImageTokenizer) -> None:
+    write_tree(folder / "image_tokenizer.safetensors", params)
+    write_json(folder / "image_tokenizer.json", asdict(c))
+
+
+def load(folder: Path) -> tuple[Params, config.ImageTokenizer]:
+    """Raises ValueError that names the file when it is missing or of another tokeniser."""
+    stored = read_json(folder / "image_tokenizer.json")
+    try:
+        c = config.ImageTokenizer(tuple(stored["levels"]), stored["width"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'image_tokenizer.json'}: not an image tokeniser's settings ({error})") from None
+    return read_tree(folder / "image_tokenizer.safetensors", jax.eval_shape(lambda: init(jax.random.key(0), c))), c

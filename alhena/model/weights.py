@@ -1,0 +1,105 @@
+"""Weights in and out: a pytree of frozen dataclasses as one safetensors file, named by its fields.
+
+    layers.gate            float32 [layers, D, F]      a plain weight
+    layers.gate.packed     uint8   [layers, D/2, F]    a 4-bit weight
+    layers.gate.scales     float32 [layers, D/G, F]
+
+Nothing is unpickled and nothing is executed; every name and shape is checked against the configuration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from alhena.artifacts import read_json, write_atomically, write_json
+from alhena.model import config, model
+from alhena.model.einsum import Int4
+
+Tree = TypeVar("Tree")
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
+    """Arrays of nested dataclasses by dotted name; static fields (not arrays) are left out."""
+    out: dict[str, np.ndarray] = {}
+    for field in fields(tree):
+        value, name = getattr(tree, field.name), prefix + field.name
+        if is_dataclass(value):
+            out |= flatten(value, name + ".")
+        elif not field.metadata.get("static"):
+            out[name] = np.asarray(value)
+    return out
+
+
+def _fill(like: Any, arrays: dict[str, np.ndarray], prefix: str = "") -> Any:
+    values = {}
+    for field in fields(like):
+        value, name = getattr(like, field.name), prefix + field.name
+        if name + ".packed" in arrays and not isinstance(value, Int4):
+            packed, scales = arrays.pop(name + ".packed"), arrays.pop(name + ".scales")
+            expected, transposed = tuple(value.shape), field.name == "embedding"
+            stored = (*packed.shape[:-2], 2 * packed.shape[-2], packed.shape[-1])
+            if (stored[:-2] + stored[:-3:-1] if transposed else stored) != expected:
+                raise ValueError(f"{name} is a 4-bit {stored}, expected {expected}")
+            values[field.name] = Int4(jax.numpy.asarray(packed), jax.numpy.asarray(scales), transposed)
+        elif is_dataclass(value):
+            values[field.name] = _fill(value, arrays, name + ".")
+        elif field.metadata.get("static"):
+            values[field.name] = value
+        else:
+            if name not in arrays:
+                raise ValueError(f"it has no array {name}")
+            array = arrays.pop(name)
+            if array.shape != tuple(value.shape):
+                raise ValueError(f"{name} is {array.shape}, expected {tuple(value.shape)}")
+            values[field.name] = jax.numpy.asarray(array, value.dtype)
+    return type(like)(**values)
+
+
+def write_tree(path: Path, tree: Any) -> None:
+    write_atomically(path, save(flatten(tree)))
+
+
+def read_tree(path: Path, like: Tree) -> Tree:
+    """Arrays of ``path`` in the shape of ``like`` (arrays or ShapeDtypeStructs). Raises ValueError naming file and array."""
+    try:
+        arrays = load_file(path)
+        tree = _fill(like, arrays)
+        if arrays:
+            raise ValueError(f"it holds {len(arrays)} unknown arrays, such as {min(arrays)}")
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path}: these are not the weights of this model: {error}") from None
+    return tree
+
+
+def save_model(folder: Path, params: model.Params, c: config.Model, facts: dict[str, Any]) -> None:
+    """Writes ``weights.safetensors`` and ``model.json`` (configuration and facts about the training)."""
+    write_tree(folder / "weights.safetensors", params)
+    write_json(folder / "model.json", {"config": asdict(c), "facts": facts})
+
+
+def read_config(folder: Path) -> tuple[config.Model, dict[str, Any]]:
+    """The configuration of a model folder and the facts kept with it."""
+    stored = read_json(folder / "model.json")
+    try:
+        parts = dict(stored["config"])
+        kinds = {"decoder": config.Decoder, "vision": config.Vision, "audio": config.Audio}
+        parts |= {name: kind(**parts[name]) for name, kind in kinds.items()}
+        return config.Model(**parts), stored["facts"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'model.json'}: not a model of Alhena ({error})") from None
+
+
+def load_model(folder: Path) -> tuple[model.Params, config.Model]:
+    """Reads what :func:`save_model` wrote, plain or 4-bit."""
+    c, _ = read_config(folder)
+    like = jax.eval_shape(lambda: model.init(jax.random.key(0), c))
+    return read_tree(folder / "weights.safetensors", like), c

@@ -1,0 +1,1 @@
+"""Serve: weights become answers, in the terminal and behind the Gemini API."""

@@ -1,0 +1,63 @@
+"""The starter: a natively multimodal model for two CPU cores and a quarter of an hour."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from alhena.align.tune import Tune
+from alhena.corpus.curate import Curate
+from alhena.corpus.starter import Starter
+from alhena.model import config
+from alhena.pretrain.image_tokenizer import TrainImageTokenizer
+from alhena.pretrain.loop import Phase, Training
+from alhena.pretrain.optimizer import Optimizer
+from alhena.run import Run
+from alhena.tokens.encode import Budget
+from alhena.tokens.loader import Shape
+
+CONTEXT = 256
+SHAPE = Shape(rows=8, tokens=CONTEXT, patches=160, chunks=3)
+
+# Documents by source. All modalities from the first step; then running text makes room for tasks.
+MIXTURE = {
+    "scenes": 5.0, "digits": 3.0, "ocr": 5.0, "charts": 3.0, "speech": 6.0, "video": 4.0, "spoken": 4.0, "drawing": 4.0,
+    "retrieval": 1.5, "translation": 2.0, "names": 0.5, "text": 1.0, "code": 0.7, "pages": 0.7,
+}  # fmt: skip
+TASKS = MIXTURE | {"names": 0.2, "text": 0.4, "code": 0.3, "pages": 0.3}
+CHATS = {name: weight for name, weight in MIXTURE.items() if name not in ("names", "text", "code", "pages")}
+
+
+def run() -> Run:
+    """About four million parameters, 2.4 million tokens."""
+    return Run(
+        name="starter",
+        corpus=Starter(),
+        curate=Curate(),
+        text_pieces=2048,
+        budget=Budget(image_tokens=64, frame_tokens=4, clip_frames=6, audio_seconds=30, drawn_codes=64),
+        decoder=config.Decoder(width=192, layers=5, heads=4, head_dim=48, hidden=512),
+        vision=config.Vision(width=128, layers=3, heads=4, hidden=256),
+        audio=config.Audio(width=128, layers=3, heads=4, hidden=256),
+        image_tokenizer=config.ImageTokenizer(levels=(8, 8, 8), width=128),
+        image_training=TrainImageTokenizer(steps=1200),
+        pretrain=Training((Phase(700, MIXTURE), Phase(500, TASKS)), SHAPE, Optimizer(rate=3e-3)),
+        tune=Tune(120, SHAPE, weights=CHATS),
+    )
+
+
+def smoke() -> Run:
+    """The same journey in a minute or two, for tests: everything real, everything tiny, nothing learned well."""
+    full, few = run(), {name: 24 for name in MIXTURE}
+    return replace(
+        full,
+        name="smoke",
+        corpus=Starter(train=few, test=2, validation=2),
+        text_pieces=600,
+        decoder=replace(full.decoder, width=64, layers=2, heads=2, head_dim=32, hidden=128),
+        vision=replace(full.vision, width=32, layers=1, heads=2, hidden=64),
+        audio=replace(full.audio, width=32, layers=1, heads=2, hidden=64),
+        image_tokenizer=replace(full.image_tokenizer, width=32),
+        image_training=replace(full.image_training, steps=40, save_every=20),
+        pretrain=replace(full.pretrain, phases=(Phase(6, MIXTURE), Phase(4, TASKS)), save_every=4, log_every=2, evaluate_every=10),
+        tune=replace(full.tune, steps=6, save_every=3),
+    )
