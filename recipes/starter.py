@@ -16,32 +16,32 @@ from alhena.tokens.encode import Budget
 from alhena.tokens.loader import Shape
 
 CONTEXT = 256
-SHAPE = Shape(rows=8, tokens=CONTEXT, patches=160, chunks=3)
+SHAPE = Shape(rows=16, tokens=CONTEXT, patches=256, chunks=2)
 
 # Documents by source. All modalities from the first step; then running text makes room for tasks.
 MIXTURE = {
-    "scenes": 5.0, "digits": 3.0, "ocr": 5.0, "charts": 3.0, "speech": 6.0, "video": 4.0, "spoken": 4.0, "drawing": 4.0,
-    "retrieval": 1.5, "translation": 2.0, "names": 0.5, "text": 1.0, "code": 0.7, "pages": 0.7,
+    "scenes": 5.0, "digits": 4.0, "ocr": 5.0, "charts": 3.0, "speech": 6.0, "video": 4.0, "spoken": 4.0, "drawing": 4.0,
+    "retrieval": 1.5, "translation": 2.0, "names": 0.4, "text": 0.6, "code": 0.4, "pages": 0.6,
 }  # fmt: skip
-TASKS = MIXTURE | {"names": 0.2, "text": 0.4, "code": 0.3, "pages": 0.3}
+TASKS = MIXTURE | {"names": 0.2, "text": 0.3, "code": 0.2, "pages": 0.2}
 CHATS = {name: weight for name, weight in MIXTURE.items() if name not in ("names", "text", "code", "pages")}
 
 
 def run() -> Run:
-    """About four million parameters, 2.4 million tokens."""
+    """Two and a half million parameters."""
     return Run(
         name="starter",
         corpus=Starter(),
         curate=Curate(),
         text_pieces=2048,
         budget=Budget(image_tokens=64, frame_tokens=4, clip_frames=6, audio_seconds=30, drawn_codes=64),
-        decoder=config.Decoder(width=192, layers=5, heads=4, head_dim=48, hidden=512),
+        decoder=config.Decoder(width=128, layers=4, heads=4, head_dim=32, hidden=384),
         vision=config.Vision(width=128, layers=3, heads=4, hidden=256),
         audio=config.Audio(width=128, layers=3, heads=4, hidden=256),
         image_tokenizer=config.ImageTokenizer(levels=(8, 8, 8), width=128),
         image_training=TrainImageTokenizer(steps=1200),
-        pretrain=Training((Phase(700, MIXTURE), Phase(500, TASKS)), SHAPE, Optimizer(rate=3e-3)),
-        tune=Tune(120, SHAPE, weights=CHATS),
+        pretrain=Training((Phase(420, MIXTURE), Phase(280, TASKS)), SHAPE, Optimizer(rate=5e-3)),
+        tune=Tune(60, SHAPE, weights=CHATS),
     )
 
 
@@ -52,7 +52,7 @@ def smoke() -> Run:
         full,
         name="smoke",
         corpus=Starter(train=few, test=2, validation=2),
-        text_pieces=600,
+        text_pieces=800,
         decoder=replace(full.decoder, width=64, layers=2, heads=2, head_dim=32, hidden=128),
         vision=replace(full.vision, width=32, layers=1, heads=2, hidden=64),
         audio=replace(full.audio, width=32, layers=1, heads=2, hidden=64),

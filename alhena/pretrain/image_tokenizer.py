@@ -50,7 +50,7 @@ def _loss(params: tokenizer.Params, c: config.ImageTokenizer, images: Array) -> 
 
 
 def _optimizer(t: TrainImageTokenizer) -> optax.GradientTransformation:
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.warmup_cosine_decay_schedule(0, t.rate, 100, t.steps, t.rate / 50)))
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.warmup_cosine_decay_schedule(0, t.rate, min(100, t.steps // 5), t.steps, t.rate / 50)))
 
 
 @partial(jax.jit, static_argnums=(2, 3), donate_argnums=0)

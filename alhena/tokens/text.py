@@ -23,27 +23,30 @@ def train(texts: Iterable[str], size: int) -> bytes:
     """A BPE model of at most ``size`` pieces; deterministic. Returns its serialised form (what ``text.model`` holds)."""
     out = io.BytesIO()
     sentences = (text.replace("\n", LINE_END)[: LONGEST // 4] for text in texts if text.strip())
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=sentences,
-        model_writer=out,
-        vocab_size=size,
-        model_type="bpe",
-        byte_fallback=True,
-        split_digits=True,
-        character_coverage=0.9998,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        add_dummy_prefix=False,
-        allow_whitespace_only_pieces=True,
-        user_defined_symbols=[LINE_END],
-        max_sentence_length=LONGEST,
-        hard_vocab_limit=False,
-        num_threads=1,
-        bos_id=-1,
-        eos_id=-1,
-        pad_id=-1,
-        minloglevel=2,
-    )
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=sentences,
+            model_writer=out,
+            vocab_size=size,
+            model_type="bpe",
+            byte_fallback=True,
+            split_digits=True,
+            character_coverage=0.9998,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            allow_whitespace_only_pieces=True,
+            user_defined_symbols=[LINE_END],
+            max_sentence_length=LONGEST,
+            hard_vocab_limit=False,
+            num_threads=1,
+            bos_id=-1,
+            eos_id=-1,
+            pad_id=-1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise ValueError(f"{size} text pieces cannot be learned from this corpus; ask for more pieces or give more text ({error})") from None
     return out.getvalue()
 
 

@@ -1,0 +1,47 @@
+"""How well a model predicts running text: nats of each document, from the training loss; no sampling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import numpy as np
+
+from alhena.content import Document, text_of
+from alhena.model import config, model
+from alhena.model.einsum import dense
+from alhena.pretrain.loss import weighted_loss
+from alhena.serve.engine import Engine
+from alhena.tokens.batch import Batch
+from alhena.tokens.loader import plain_batch
+
+ROWS, TOKENS = 8, 256
+
+
+@partial(jax.jit, static_argnums=1)
+def _nats(params: model.Params, c: config.Model, batch: Batch) -> jax.Array:
+    """Nats of each row's weighted targets, each counted once."""
+    hidden = model.forward(params, c, batch)
+    weights = (batch.weights > 0).astype(np.float32)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    _, nats = weighted_loss(flat, dense(params.embedding), batch.targets.reshape(-1), weights.reshape(-1), c.compute)
+    return (nats.reshape(weights.shape) * weights).sum(1)
+
+
+def text_nats(engine: Engine, documents: Sequence[Document]) -> tuple[float, int, int]:
+    """Total nats, UTF-8 bytes and tokens of running text; long documents are read in windows of TOKENS tokens."""
+    examples = [e for d in documents for e in engine.encoder.encode(d, TOKENS)]
+    total = 0.0
+    for start in range(0, len(examples), ROWS):
+        some = examples[start : start + ROWS]
+        batch = plain_batch(some + [some[0]] * (ROWS - len(some)), TOKENS, 0, 0)
+        total += float(np.sum(_nats(engine.params, engine.config, batch)[: len(some)]))
+    size = sum(len(text_of(d.contents).encode()) for d in documents)
+    return total, size, sum(int((e.weights > 0).sum()) for e in examples)
+
+
+def bits_per_byte(engine: Engine, documents: Sequence[Document]) -> float:
+    nats, size, _ = text_nats(engine, documents)
+    return nats / math.log(2) / max(size, 1)
