@@ -1,0 +1,71 @@
+"""Shared by all tests: the journey of the smoke recipe, run once, for real; and small random models."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from alhena.content import Audio, Content, Document, Image, Text
+from alhena.media import encode_audio, encode_png
+from alhena.model import config, model
+from alhena.tokens import text
+from alhena.tokens.encode import Encoder
+from alhena.tokens.vocabulary import Vocabulary
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run folder of the smoke recipe: every stage, from raw documents to the report card."""
+    from alhena.journey import travel
+    from recipes import starter
+
+    folder = tmp_path_factory.mktemp("runs") / "smoke"
+    travel(starter.smoke(), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encoder() -> Encoder:
+    lines = ["What colour is the circle? red\n", "Transcribe. forty seven", "Draw a blue star.", "x 12 y 34;"]
+    pieces = text.TextPieces.from_bytes(text.train(lines * 30, 330))
+    vision = config.Vision(width=16, layers=2, heads=2, hidden=24)
+    audio = config.Audio(width=16, layers=2, heads=2, hidden=24)
+    return Encoder(pieces, Vocabulary(pieces.size, 64), vision, audio)
+
+
+@pytest.fixture(scope="session")
+def tiny(encoder: Encoder) -> tuple[model.Params, config.Model]:
+    """A random model with every part, float32; norm scales and positions are random too, so that none can hide."""
+    v = encoder.vocabulary
+    decoder = config.Decoder(width=32, layers=3, heads=4, head_dim=8, hidden=48)
+    c = config.Model(v.size, v.control("<img>"), v.control("<aud>"), decoder, encoder.vision, encoder.audio)
+    params = model.init(jax.random.key(0), c)
+    leaves, structure = jax.tree.flatten(params)
+    rng = np.random.default_rng(0)
+    leaves = [leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
+    return jax.tree.unflatten(structure, leaves), c
+
+
+def picture(seed: int, height: int = 32, width: int = 48) -> Image:
+    return Image(encode_png(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)))
+
+
+def sound(seed: int, seconds: float = 1.5) -> Audio:
+    return Audio(encode_audio(0.3 * np.random.default_rng(seed).normal(size=int(16000 * seconds)).astype(np.float32)))
+
+
+@pytest.fixture(scope="session")
+def documents() -> list[Document]:
+    """One of each kind of input: text, a picture, a sound longer than a chunk, both together."""
+    ask = Text("What colour is the circle?")
+    kinds = [(ask,), (picture(1), ask), (sound(2), ask), (picture(3, 64, 32), sound(4, 0.6), picture(5), ask)]
+    answer = Content("model", (Text("red"),))
+    first = Document((Content("user", kinds[0]), answer), "0", "mine")
+    return [replace(first, contents=(Content("user", parts), answer), id=str(i)) for i, parts in enumerate(kinds)]

@@ -1,0 +1,114 @@
+"""Equivalences of the model: packed = separate, cached = full, and what a document can and cannot see."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alhena.model import attention, cache, model
+from alhena.tokens.loader import plain_batch
+
+CLOSE = {"atol": 2e-5, "rtol": 0}  # float32
+
+
+def examples(encoder, documents):
+    return [e for d in documents for e in encoder.encode(d, 256)]
+
+
+def hidden(tiny, batch):
+    return np.asarray(model.forward(*tiny, jax.tree.map(jnp.asarray, batch)))
+
+
+def pack(some, tokens=256, patches=128, chunks=8):
+    """Several examples in one row, as the loader packs them."""
+    single = plain_batch(some, tokens, patches, chunks)
+    rows = {}
+    for name, room in (("tokens", tokens), ("patches", patches), ("frames", chunks)):
+        fields = {"tokens": ("tokens", "targets", "weights", "modality", "segments", "positions")}
+        fields |= {"patches": ("patches", "patch_positions", "patch_images"), "frames": ("frames", "frame_lengths")}
+        lengths = [len(getattr(e, name)) for e in some]
+        for f in fields[name]:
+            pieces = [getattr(single, f)[i, :n] for i, n in enumerate(lengths)]
+            if f == "segments":
+                pieces = [p * (i + 1) for i, p in enumerate(pieces)]
+            if f == "patch_images":
+                pieces = [p + 1000 * (i + 1) for i, p in enumerate(pieces)]
+            value = np.concatenate(pieces)
+            rows[f] = np.concatenate([value, np.zeros((room - len(value), *value.shape[1:]), value.dtype)])[None]
+    return replace(single, **rows), np.cumsum([0, *(len(e.tokens) for e in some)])
+
+
+def test_packed_equals_separate(tiny, encoder, documents):
+    some = examples(encoder, documents)
+    row, starts = pack(some)
+    together = hidden(tiny, row)[0]
+    alone = hidden(tiny, plain_batch(some, 64, 64, 4))
+    for i, example in enumerate(some):
+        n = len(example.tokens)
+        np.testing.assert_allclose(together[starts[i] : starts[i] + n], alone[i, :n], **CLOSE)
+
+
+@pytest.mark.parametrize("window", [None, 7])
+def test_cached_equals_full(tiny, encoder, documents, window):
+    params, c = tiny
+    c = replace(c, decoder=replace(c.decoder, window=window, global_every=2))
+    some = examples(encoder, documents)
+    batch = plain_batch(some, 64, 64, 4)
+    full = np.asarray(model.forward(params, c, jax.tree.map(jnp.asarray, batch)))
+    lengths = np.array([len(e.tokens) for e in some])
+    cut = lengths - 4  # the last four tokens are text and are decoded one by one
+    keep = np.arange(64)[None] < cut[:, None]
+    prompt = replace(batch, segments=batch.segments * keep, tokens=batch.tokens * keep)
+    state, kept = cache.prefill(params, c, jax.tree.map(jnp.asarray, prompt), 80)
+    for step in range(4):
+        np.testing.assert_allclose(state, full[np.arange(len(some)), cut + step - 1], **CLOSE)
+        token = jnp.asarray(batch.tokens[np.arange(len(some)), cut + step])
+        state, kept = cache.decode(params, c, token, jnp.asarray(cut + step, jnp.int32), kept)
+    np.testing.assert_allclose(state, full[np.arange(len(some)), lengths - 1], **CLOSE)
+
+
+def test_no_token_sees_what_comes_later(tiny, encoder, documents):
+    batch = plain_batch(examples(encoder, documents)[:1], 64, 0, 0)
+    changed = replace(batch, tokens=np.where(np.arange(64) >= 8, 5, batch.tokens).astype(np.int32))
+    before, after = hidden(tiny, batch), hidden(tiny, changed)
+    np.testing.assert_array_equal(before[0, :8], after[0, :8])
+    assert np.abs(before[0, 8:12] - after[0, 8:12]).max() > 1e-3
+
+
+def test_every_medium_changes_the_answer(tiny, encoder, documents):
+    batch = plain_batch(examples(encoder, documents)[3:], 64, 64, 4)
+    base = hidden(tiny, batch)
+    louder = replace(batch, frames=batch.frames + 0.5)
+    brighter = replace(batch, patches=255 - batch.patches)
+    turned = replace(batch, patch_positions=batch.patch_positions[..., ::-1])
+    for other in (louder, brighter, turned):
+        assert np.abs(hidden(tiny, other) - base).max() > 1e-3
+
+
+def test_padding_of_a_sound_is_never_heard(tiny, encoder, documents):
+    batch = plain_batch(examples(encoder, documents)[2:3], 64, 0, 4)
+    inside = np.arange(batch.frames.shape[2])[None, None] < batch.frame_lengths[..., None]
+    noisy = replace(batch, frames=np.where(inside[..., None], batch.frames, 9.0).astype(np.float32))
+    np.testing.assert_array_equal(hidden(tiny, batch), hidden(tiny, noisy))
+
+
+@pytest.mark.parametrize("window", [None, 50])
+def test_blockwise_attention_equals_plain(window):
+    rng, (B, L, N, K, H) = np.random.default_rng(0), (2, 300, 4, 2, 8)
+    q, k, v = (jnp.asarray(rng.normal(size=(B, L, n, H)), jnp.float32) for n in (N, K, K))
+    segments = jnp.asarray(np.sort(rng.integers(1, 4, (B, L)), axis=1), jnp.int32)
+
+    def plain(q, k, v):
+        mask = attention.causal_mask(segments, segments, jnp.arange(L), jnp.arange(L), window)
+        scores = jnp.einsum("blnh,bsnh->bnls", q, jnp.repeat(k, N // K, 2)) / np.sqrt(H)
+        weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf))
+        return jnp.einsum("bnls,bsnh->blnh", weights, jnp.repeat(v, N // K, 2))
+
+    ours = lambda q, k, v: attention.causal_attention(q, k, v, segments, window)  # noqa: E731
+    np.testing.assert_allclose(ours(q, k, v), plain(q, k, v), atol=1e-5)
+    for a, b in zip(*(jax.grad(lambda *x, f=f: (f(*x) ** 2).sum(), (0, 1, 2))(q, k, v) for f in (ours, plain)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
