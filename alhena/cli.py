@@ -1,7 +1,7 @@
 """The command line: one sub-command a stage, its flags the fields of a dataclass.
 
-    alhena demo                       the whole journey on the starter corpus
-    alhena chat runs/starter          talk to the result
+alhena demo                       the whole journey on the starter corpus
+alhena chat runs/starter          talk to the result
 """
 
 from __future__ import annotations
@@ -23,14 +23,18 @@ DEFAULT = Path("runs/starter")
 def _recipe(name: str):
     """``starter`` or ``starter:smoke``: a function of a module under ``recipes``."""
     if not re.fullmatch(r"\w+(:\w+)?", name):
-        raise ValueError(f"--recipe {name!r}: write a module of recipes/, or module:function, such as starter or starter:smoke")
+        raise ValueError(
+            f"--recipe {name!r}: write a module of recipes/, or module:function, such as starter or starter:smoke"
+        )
     module, _, function = name.partition(":")
     try:
         return getattr(importlib.import_module(f"recipes.{module}"), function or "run")()
     except (ModuleNotFoundError, AttributeError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name != f"recipes.{module}":
             raise
-        raise ValueError(f"--recipe {name}: there is no such recipe (recipes/{module}.py with a function {function or 'run'}())") from None
+        raise ValueError(
+            f"--recipe {name}: there is no such recipe (recipes/{module}.py with a function {function or 'run'}())"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -119,8 +123,12 @@ class Tune(_Staged):
             make_assistant(recipe, self.folder)
             return
         if not re.fullmatch(r"[\w-]+", self.name) or self.name == self.base:
-            raise ValueError(f"--name {self.name!r}: give the new model a name of its own, of letters, digits and dashes")
-        t = replace(recipe.tune, steps=self.steps, weights=None, optimizer=replace(recipe.tune.optimizer, rate=self.rate))
+            raise ValueError(
+                f"--name {self.name!r}: give the new model a name of its own, of letters, digits and dashes"
+            )
+        t = replace(
+            recipe.tune, steps=self.steps, weights=None, optimizer=replace(recipe.tune.optimizer, rate=self.rate)
+        )
         models = self.folder / "models"
         tune_on(models / self.base, self.data, self.folder / "tuned" / self.name, models / self.name, t)
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from alhena.align import tune as tuning
-from alhena.artifacts import finish_stage, fingerprint, is_finished, read_json, start_stage, write_json
+from alhena.artifacts import fingerprint, finish_stage, is_finished, read_json, start_stage, write_json
 from alhena.compress.quantise import quantise_model
 from alhena.content import Image, read_documents
 from alhena.corpus import starter
@@ -75,7 +75,9 @@ def _learn_image_tokenizer(run: Run, curated: Path, out: Path) -> dict[str, Any]
         for content in document.contents:
             drawn = content.role == "model"
             if drawn or (document.source == "scenes" and len(scenes) < 1000):
-                (pictures if drawn else scenes).extend(decode_image(p.data) for p in content.parts if isinstance(p, Image))
+                (pictures if drawn else scenes).extend(
+                    decode_image(p.data) for p in content.parts if isinstance(p, Image)
+                )
     measured = image_training.train(pictures + scenes, run.image_tokenizer, run.image_training, out)
     params, c = image_tokenizer.load(out)
     square = [p for p in pictures if p.shape[0] == p.shape[1]][:14]
@@ -86,7 +88,15 @@ def _learn_image_tokenizer(run: Run, curated: Path, out: Path) -> dict[str, Any]
 def make_tokens(run: Run, folder: Path) -> None:
     """Text pieces, image tokeniser, and the encoded splits."""
     curated, out = folder / "curated", folder / "tokens"
-    settings = (run.text_pieces, run.image_tokenizer, run.image_training, run.vision, run.audio, run.budget, run.drop_condition)
+    settings = (
+        run.text_pieces,
+        run.image_tokenizer,
+        run.image_training,
+        run.vision,
+        run.audio,
+        run.budget,
+        run.drop_condition,
+    )
     images, print_ = folder / "image_tokenizer", fingerprint(_print_of(curated), *settings, run.pretrain.shape)
     image_print = fingerprint(_print_of(curated), run.image_tokenizer, run.image_training)
     stage(images, "image tokeniser", image_print, lambda: _learn_image_tokenizer(run, curated, images))
@@ -100,7 +110,9 @@ def make_tokens(run: Run, folder: Path) -> None:
         rates = text.coverage(pieces, sample)
         write_json(out / "coverage.json", rates)
         tokenise.draw_coverage(out / "coverage.png", rates)
-        Encoder(pieces, Vocabulary(pieces.size, run.image_tokenizer.num_codes), run.vision, run.audio, run.budget).save(out)
+        Encoder(pieces, Vocabulary(pieces.size, run.image_tokenizer.num_codes), run.vision, run.audio, run.budget).save(
+            out
+        )
         for name in _KEPT[2:]:
             shutil.copy(images / name, out / name)
         most = run.pretrain.shape.tokens
@@ -109,15 +121,30 @@ def make_tokens(run: Run, folder: Path) -> None:
     stage(out, "tokenise", print_, work)
 
 
-def encode(curated: Path, out: Path, tokens: Path, most: int, title: str, drop: float = 0.0, answers_only: bool = False) -> dict[str, Any]:
+def encode(
+    curated: Path, out: Path, tokens: Path, most: int, title: str, drop: float = 0.0, answers_only: bool = False
+) -> dict[str, Any]:
     """Encodes one split under a progress bar, with the tokenisers of the folder ``tokens``."""
     params, c = image_tokenizer.load(tokens)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=CONSOLE) as progress:
         bar = progress.add_task(f"encode {title}", total=tokenise.count_documents(curated))
         draw = lambda images: image_tokenizer.encode_images(params, c, list(images))  # noqa: E731
         return tokenise.encode_split(
-            curated, out, tokens, most, draw, answers_only, drop, advance=lambda done: progress.update(bar, advance=done)
+            curated,
+            out,
+            tokens,
+            most,
+            draw,
+            answers_only,
+            drop,
+            advance=lambda done: progress.update(bar, advance=done),
         )
 
 
@@ -135,7 +162,10 @@ def make_base(run: Run, folder: Path) -> None:
     def work() -> dict[str, Any]:
         c = run.model(Encoder.load(tokens).vocabulary)
         params = model.init(jax.random.key(run.pretrain.seed), c)
-        facts = {"parameters": model.count(params), "tokens_seen": run.pretrain.steps * run.pretrain.shape.rows * run.pretrain.shape.tokens}
+        facts = {
+            "parameters": model.count(params),
+            "tokens_seen": run.pretrain.steps * run.pretrain.shape.rows * run.pretrain.shape.tokens,
+        }
         CONSOLE.print(f"{facts['parameters']:,} parameters, {run.pretrain.steps:,} steps of {run.pretrain.shape}")
         params = train(params, c, run.pretrain, tokens / "train", out, "pretrain", tokens / "validation")
         publish(params, c, tokens, folder / "models" / BASE, {"name": BASE, **facts})
@@ -149,7 +179,9 @@ def make_assistant(run: Run, folder: Path) -> None:
     chats = folder / "curated" / "train"
 
     def work() -> dict[str, Any]:
-        return tune_on(folder / "models" / BASE, chats, out, folder / "models" / ASSISTANT, run.tune, run.drop_condition)
+        return tune_on(
+            folder / "models" / BASE, chats, out, folder / "models" / ASSISTANT, run.tune, run.drop_condition
+        )
 
     stage(out, "tune", fingerprint(_print_of(folder / "pretrain"), run.tune), work)
 

@@ -51,7 +51,8 @@ def decode_image(data: bytes, limits: Limits = LIMITS) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Pillow.DecompressionBombWarning)
-            with Pillow.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP", "GIF", "BMP")) as image:
+            with Pillow.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP", "GIF", "BMP")) as opened:
+                image: Pillow.Image = opened
                 width, height = image.size
                 if width * height > limits.image_pixels:
                     raise ValueError(f"the image is {width}x{height}; at most {limits.image_pixels:,} pixels are read")
@@ -82,7 +83,9 @@ def decode_audio(data: bytes, limits: Limits = LIMITS) -> np.ndarray:
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             if file.frames / file.samplerate > limits.audio_seconds:
-                raise ValueError(f"the sound lasts {file.frames / file.samplerate:.0f} s; at most {limits.audio_seconds:.0f} s are read")
+                raise ValueError(
+                    f"the sound lasts {file.frames / file.samplerate:.0f} s; at most {limits.audio_seconds:.0f} s are read"
+                )
             samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
     except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
         raise ValueError(f"the sound cannot be decoded: {error}") from None
@@ -110,7 +113,9 @@ class Clip:
 def _frames(container: av.container.InputContainer, limits: Limits) -> Iterator[av.VideoFrame]:
     stream = container.streams.video[0]
     if stream.codec_context.width * stream.codec_context.height > limits.video_pixels:
-        raise ValueError(f"the video is {stream.codec_context.width}x{stream.codec_context.height}, too large to decode")
+        raise ValueError(
+            f"the video is {stream.codec_context.width}x{stream.codec_context.height}, too large to decode"
+        )
     for frame in container.decode(stream):
         if frame.time is not None and frame.time > limits.video_seconds:
             raise ValueError(f"the video lasts more than {limits.video_seconds:.0f} s, the most that is read")
@@ -121,22 +126,28 @@ def decode_video(data: bytes, most_frames: int, limits: Limits = LIMITS) -> Clip
     """Decodes MP4 or WebM to at most ``most_frames`` frames spread evenly over the clip, and its sound track."""
     _check_size(data, "video", limits)
     try:
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), mode="r") as container:
             if not container.streams.video:
                 raise ValueError("the video file has no picture track")
             total = sum(1 for _ in _frames(container, limits))
         if not total:
             raise ValueError("the video has no frames")
-        wanted = set(np.linspace(0, total - 1, min(total, most_frames, limits.video_frames)).round().astype(int).tolist())
-        with av.open(io.BytesIO(data)) as container:
-            kept = [(f.to_ndarray(format="rgb24"), f.time or 0.0) for i, f in enumerate(_frames(container, limits)) if i in wanted]
+        wanted = set(
+            np.linspace(0, total - 1, min(total, most_frames, limits.video_frames)).round().astype(int).tolist()
+        )
+        with av.open(io.BytesIO(data), mode="r") as container:
+            kept = [
+                (f.to_ndarray(format="rgb24"), f.time or 0.0)
+                for i, f in enumerate(_frames(container, limits))
+                if i in wanted
+            ]
         return Clip(np.stack([f for f, _ in kept]), np.array([t for _, t in kept], np.float32), _sound_track(data))
     except (av.error.FFmpegError, IndexError) as error:
         raise ValueError(f"the video cannot be decoded: {error}") from None
 
 
 def _sound_track(data: bytes) -> np.ndarray | None:
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), mode="r") as container:
         if not container.streams.audio:
             return None
         resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
@@ -148,7 +159,9 @@ def encode_video(frames: Sequence[np.ndarray], per_second: int) -> bytes:
     """uint8 [height, width, 3] frames (even height and width) as MP4 (H.264, nearly lossless)."""
     out = io.BytesIO()
     with av.open(out, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=per_second, options={"crf": "12", "preset": "ultrafast", "threads": "1"})
+        stream = container.add_stream(
+            "libx264", rate=per_second, options={"crf": "12", "preset": "ultrafast", "threads": "1"}
+        )
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv444p"
         for pixels in frames:

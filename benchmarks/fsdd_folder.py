@@ -1,8 +1,8 @@
 """Spoken digits of real people (Free Spoken Digit Dataset, CC BY-SA 4.0) as two folders for `alhena curate`.
 
-    python benchmarks/fsdd_folder.py fsdd_4speakers.tar OUT --held-out theo
-    OUT/tune/manifest.jsonl        all other speakers
-    OUT/held_out/manifest.jsonl    the speaker that tuning never hears
+python benchmarks/fsdd_folder.py fsdd_4speakers.tar OUT --held-out theo
+OUT/tune/manifest.jsonl        all other speakers
+OUT/held_out/manifest.jsonl    the speaker that tuning never hears
 """
 
 from __future__ import annotations
@@ -42,7 +42,13 @@ def main(split: Split) -> None:
             assert file is not None  # regular files have content
             (split.out / where).mkdir(parents=True, exist_ok=True)
             (split.out / where / match[0]).write_bytes(file.read())
-            line = {"audio": match[0], "question": "Transcribe.", "answer": WORDS[int(digit)], "language": "en", "source": "fsdd"}
+            line = {
+                "audio": match[0],
+                "question": "Transcribe.",
+                "answer": WORDS[int(digit)],
+                "language": "en",
+                "source": "fsdd",
+            }
             lines[where].append(json.dumps(line))
     if not all(lines.values()):
         raise SystemExit(f"{split.archive}: no recordings of {split.held_out!r}, or of anybody else; nothing to split")

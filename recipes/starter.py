@@ -47,7 +47,7 @@ def run() -> Run:
 
 def smoke() -> Run:
     """The same journey in a minute or two, for tests: everything real, everything tiny, nothing learned well."""
-    full, few = run(), {name: 24 for name in MIXTURE}
+    full, few = run(), dict.fromkeys(MIXTURE, 24)
     return replace(
         full,
         name="smoke",
@@ -58,6 +58,8 @@ def smoke() -> Run:
         audio=replace(full.audio, width=32, layers=1, heads=2, hidden=64),
         image_tokenizer=replace(full.image_tokenizer, width=32),
         image_training=replace(full.image_training, steps=40, save_every=20),
-        pretrain=replace(full.pretrain, phases=(Phase(6, MIXTURE), Phase(4, TASKS)), save_every=4, log_every=2, evaluate_every=10),
+        pretrain=replace(
+            full.pretrain, phases=(Phase(6, MIXTURE), Phase(4, TASKS)), save_every=4, log_every=2, evaluate_every=10
+        ),
         tune=replace(full.tune, steps=6, save_every=3),
     )

@@ -41,7 +41,9 @@ def test_imports_run_one_way() -> None:
         assert (origin, target) not in FORBIDDEN, f"{file}: {origin} must never import {target}"
         if origin in STAGES and target in STAGES and (origin, target) not in ALLOWED:
             batch_only = origin == "model" and target == "tokens"  # the Batch is what the model reads
-            assert batch_only or STAGES.index(target) < STAGES.index(origin), f"{file}: {origin} imports the later {target}"
+            assert batch_only or STAGES.index(target) < STAGES.index(origin), (
+                f"{file}: {origin} imports the later {target}"
+            )
 
 
 def test_the_model_knows_only_the_batch_of_tokens() -> None:

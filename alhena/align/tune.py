@@ -34,7 +34,9 @@ def training(t: Tune, data: Path) -> Training:
     """Tuning as a training of one phase. Raises ValueError when there is nothing to learn from."""
     sizes = {name: float(len(examples)) for name, examples in open_examples(data).items()}
     if not sum(sizes.values()):
-        raise ValueError(f"{data}: no examples to tune on; were all documents dropped? (see report.json of the curated folder)")
+        raise ValueError(
+            f"{data}: no examples to tune on; were all documents dropped? (see report.json of the curated folder)"
+        )
     weights = {name: t.weights[name] for name in sizes if name in t.weights} if t.weights else sizes
     phases = (Phase(t.steps, weights),)
     return Training(phases, t.shape, t.optimizer, t.seed, t.save_every, log_every=5, evaluate_every=100)

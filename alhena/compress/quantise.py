@@ -9,6 +9,7 @@ are. Round-to-nearest with a search for the scale (as in AWQ's clipping, Lin et 
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +31,9 @@ def quantise(w: Float[Array, "*layers I O"], group: int, transposed: bool = Fals
         values = np.swapaxes(values, -1, -2)
     *layers, inner, outer = values.shape
     if inner % group or group % 2:
-        raise ValueError(f"a weight of {inner} inputs cannot be quantised in groups of {group}; choose an even divisor of {inner}")
+        raise ValueError(
+            f"a weight of {inner} inputs cannot be quantised in groups of {group}; choose an even divisor of {inner}"
+        )
     grouped = values.reshape(*layers, inner // group, group, outer)
     largest = np.abs(grouped).max(-2)
     best_error, best_scale = np.full(largest.shape, np.inf, np.float32), np.ones_like(largest)
@@ -51,10 +54,12 @@ def _round(grouped: np.ndarray, scale: np.ndarray) -> np.ndarray:
 def quantise_model(params: model.Params, group: int = 32) -> model.Params:
     """The model with 4-bit decoder matrices and embedding; one that is 4-bit already comes back as it is."""
     layers = params.layers
-    chosen = {}
+    chosen: dict[str, Any] = {}
     for field in fields(layers):
         value = getattr(layers, field.name)
         if not isinstance(value, Int4) and value.ndim == 3:
             chosen[field.name] = quantise(value, group)
-    embedding = params.embedding if isinstance(params.embedding, Int4) else quantise(params.embedding, group, transposed=True)
+    embedding = (
+        params.embedding if isinstance(params.embedding, Int4) else quantise(params.embedding, group, transposed=True)
+    )
     return replace(params, layers=replace(layers, **chosen), embedding=embedding)

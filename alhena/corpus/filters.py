@@ -1,10 +1,10 @@
 """What a document must pass: each filter says why it drops, and ``alhena.corpus.curate`` counts.
 
-    valid      every medium decodes within bounds, text is text, something is there
-    quality    running prose that looks like prose: Gopher's and C4's rules (Rae et al. 2021, Raffel et al. 2020), for short texts
-    blocked    a callable of the user's (a classifier, a word list) says why a document is harmful
-    Seen       not the same as an earlier document, bytes of media included
-    Held       shares no long run of words, and no whole question, with an evaluation set (n-gram overlap: Brown et al. 2020)
+valid      every medium decodes within bounds, text is text, something is there
+quality    running prose that looks like prose: Gopher's and C4's rules (Rae et al. 2021, Raffel et al. 2020), for short texts
+blocked    a callable of the user's (a classifier, a word list) says why a document is harmful
+Seen       not the same as an earlier document, bytes of media included
+Held       shares no long run of words, and no whole question, with an evaluation set (n-gram overlap: Brown et al. 2020)
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def digest(document: Document) -> bytes:
     for content in document.contents:
         h.update(content.role.encode() + b"\1")
         for part in content.parts:
-            h.update(b"\2" + (_normal(part.text).encode("utf-8", "replace") if isinstance(part, Text) else b"\3" + part.data))
+            h.update(
+                b"\2" + (_normal(part.text).encode("utf-8", "replace") if isinstance(part, Text) else b"\3" + part.data)
+            )
     return h.digest()
 
 
@@ -126,7 +128,8 @@ class Held:
     """
 
     def __init__(self, documents: Iterable[Document], n: int) -> None:
-        self._n, self._items = n, set()
+        self._n = n
+        self._items: set[tuple[bytes, ...]] = set()
         runs: Counter[int] = Counter()
         for document in documents:
             self._items.update(_questions(document))

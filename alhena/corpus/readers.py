@@ -78,7 +78,11 @@ def _text(value: Any, key: str) -> Text:
 
 def _parts(folder: Path, item: Mapping[str, Any]) -> list[Part]:
     """Parts of flat keys, in the order written."""
-    return [_text(value, key) if key == "text" else _media(folder, key, value) for key, value in item.items() if key in PART_KEYS]
+    return [
+        _text(value, key) if key == "text" else _media(folder, key, value)
+        for key, value in item.items()
+        if key in PART_KEYS
+    ]
 
 
 def _listed(folder: Path, items: Any) -> list[Part]:
@@ -90,9 +94,13 @@ def _listed(folder: Path, items: Any) -> list[Part]:
 def _contents(folder: Path, line: Mapping[str, Any]) -> tuple[Content, ...]:
     if "turns" in line:
         turns = line["turns"]
-        if not isinstance(turns, list) or not all(isinstance(t, dict) and t.get("role") in ("user", "model") for t in turns):
+        if not isinstance(turns, list) or not all(
+            isinstance(t, dict) and t.get("role") in ("user", "model") for t in turns
+        ):
             raise Bad("bad field", '"turns" must be a list of objects with "role": "user" or "model"')
-        return tuple(Content(t["role"], tuple(_listed(folder, t["parts"]) if "parts" in t else _parts(folder, t))) for t in turns)
+        return tuple(
+            Content(t["role"], tuple(_listed(folder, t["parts"]) if "parts" in t else _parts(folder, t))) for t in turns
+        )
     parts = _listed(folder, line["parts"]) if "parts" in line else _parts(folder, line)
     if "answer" not in line:
         return (Content("document", tuple(parts)),)
@@ -111,7 +119,10 @@ def parse_line(folder: Path, text: str, record: str) -> Document:
     for key in line:
         if key not in KEYS:
             near = difflib.get_close_matches(key, KEYS, 1)
-            raise Bad("unknown key", f'"{key}"' + (f'; did you mean "{near[0]}"?' if near else f"; known are {', '.join(KEYS)}"))
+            raise Bad(
+                "unknown key",
+                f'"{key}"' + (f'; did you mean "{near[0]}"?' if near else f"; known are {', '.join(KEYS)}"),
+            )
     facts = line.get("facts", {})
     names = {key: line.get(key, default) for key, default in (("id", record), ("source", "mine"), ("language", "und"))}
     if not isinstance(facts, dict) or not all(isinstance(value, str) for value in names.values()):
@@ -168,4 +179,6 @@ def read(path: Path) -> Iterator[Document | Dropped]:
     elif path.suffix == ".parquet" and path.is_file():
         yield from _parquet(path)
     else:
-        raise ValueError(f"{path}: nothing to read; give a folder with manifest.jsonl, a .jsonl file, a .parquet file or a folder of them")
+        raise ValueError(
+            f"{path}: nothing to read; give a folder with manifest.jsonl, a .jsonl file, a .parquet file or a folder of them"
+        )

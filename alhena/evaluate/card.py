@@ -1,6 +1,6 @@
 """The evaluate stage: one or more models answer the test split, and the report card is written.
 
-    test documents ─ prompts ─ Engine ─ answers ─ metrics and judges ─► results.json, answers.jsonl, report.html, report.png
+test documents ─ prompts ─ Engine ─ answers ─ metrics and judges ─► results.json, answers.jsonl, report.html, report.png
 """
 
 from __future__ import annotations
@@ -81,14 +81,21 @@ def ask_all(engines: Mapping[str, Engine], documents: Sequence[Document]) -> lis
     questions = [d for d in documents if _is_question(d)]
     answers: list[dict[str, str]] = [{} for _ in questions]
     pictures: list[dict[str, bytes]] = [{} for _ in questions]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns) as progress:
         for name, engine in engines.items():
             bar = progress.add_task(f"ask {name}", total=len(questions))
             contents = respond(engine, questions, lambda done, bar=bar: progress.update(bar, advance=done))
             for i, content in enumerate(contents):
                 answers[i][name] = verdict(questions[i], content.parts)
-                pictures[i] |= {name: part.data for part in content.parts if isinstance(part, Image)}
+                drawn = [part.data for part in content.parts if isinstance(part, Image)]
+                pictures[i] |= {name: drawn[0]} if drawn else {}
     return [Answered(d, reference(d), a, p) for d, a, p in zip(questions, answers, pictures, strict=True)]
 
 
@@ -111,7 +118,9 @@ def text_line(name: str, engines: Mapping[str, Engine], documents: Sequence[Docu
         return None
     texts = [part.text for d in documents for part in d.parts if isinstance(part, Text)]
     scores = {model: round(bits_per_byte(engine, documents), 3) for model, engine in engines.items()}
-    return Line("text", name, "bits per byte", True, len(documents), round(metrics.byte_entropy(texts), 3), scores, None)
+    return Line(
+        "text", name, "bits per byte", True, len(documents), round(metrics.byte_entropy(texts), 3), scores, None
+    )
 
 
 def measure(engines: Mapping[str, Engine], documents: Sequence[Document]) -> tuple[list[Line], list[Answered]]:
@@ -130,14 +139,19 @@ def show(lines: Sequence[Line]) -> None:
         table.add_column(column, justify="right" if column in ("items", "chance", *lines[0].scores) else "left")
     for line in lines:
         style = None if line.above_chance else "red"
-        scores = [f"{value:.2f}" if line.metric == "bits per byte" else f"{value:.1f}" for value in line.scores.values()]
+        scores = [
+            f"{value:.2f}" if line.metric == "bits per byte" else f"{value:.1f}" for value in line.scores.values()
+        ]
         table.add_row(line.group, line.name, line.metric, str(line.items), f"{line.chance:.1f}", *scores, style=style)
     Console().print(table)
 
 
 def _row_of(a: Answered) -> str:
     task, right = a.document.facts.get("task"), {n: metrics.matches(a.reference, x) == 1 for n, x in a.answers.items()}
-    return json.dumps({"id": a.document.id, "task": task, "reference": a.reference, "answers": a.answers, "right": right}, ensure_ascii=False)
+    return json.dumps(
+        {"id": a.document.id, "task": task, "reference": a.reference, "answers": a.answers, "right": right},
+        ensure_ascii=False,
+    )
 
 
 def report_card(test: Path, models: Mapping[str, Path], out: Path) -> dict[str, Any]:
@@ -163,17 +177,33 @@ def held_out_card(data: Path, folder: Path, out: Path) -> dict[str, Any]:
 
     documents, engine = list(read_documents(data)), Engine.load(folder)
     answered = ask_all({engine.name: engine}, documents)
-    running = [d for d in documents if all(c.role == "document" and all(isinstance(p, Text) for p in c.parts) for c in d.contents)]
+    running = [
+        d
+        for d in documents
+        if all(c.role == "document" and all(isinstance(p, Text) for p in c.parts) for c in d.contents)
+    ]
     skipped = len(documents) - len(answered) - len(running)
-    results: dict[str, Any] = {"model": engine.name, "questions": len(answered), "texts": len(running), "not_measured": skipped}
+    results: dict[str, Any] = {
+        "model": engine.name,
+        "questions": len(answered),
+        "texts": len(running),
+        "not_measured": skipped,
+    }
     if answered:
         references, said = [a.reference for a in answered], [a.answers[engine.name] for a in answered]
-        for name, metric in (("exact_match", metrics.exact), ("wer", metrics.word_errors), ("cer", metrics.character_errors)):
+        for name, metric in (
+            ("exact_match", metrics.exact),
+            ("wer", metrics.word_errors),
+            ("cer", metrics.character_errors),
+        ):
             results[name] = round(metric(references, said), 2)
             results[f"{name}_chance"] = round(metrics.constant_chance(metric, references), 2)
     if running:
         nats, size, tokens = text_nats(engine, running)
-        results |= {"perplexity": round(math.exp(nats / tokens), 3), "bits_per_byte": round(nats / math.log(2) / size, 4)}
+        results |= {
+            "perplexity": round(math.exp(nats / tokens), 3),
+            "bits_per_byte": round(nats / math.log(2) / size, 4),
+        }
     write_json(out / "results.json", results)
     write_atomically(out / "answers.jsonl", "".join(_row_of(a) + "\n" for a in answered))
     table = Table(title=f"{data} answered by {engine.name}", title_justify="left", title_style="bold")

@@ -15,13 +15,20 @@ from matplotlib.figure import Figure
 
 from alhena.artifacts import write_atomically
 from alhena.content import Audio, Image, Text, Video
-from alhena.media import SAMPLE_RATE, decode_audio, decode_video, encode_png
 from alhena.evaluate.metrics import matches
+from alhena.media import SAMPLE_RATE, decode_audio, decode_video, encode_png
 
 if TYPE_CHECKING:
     from alhena.evaluate.card import Answered, Line
 
-COLOURS = {"text": "#5b6c8f", "image": "#2a7f9e", "audio": "#b5651d", "video": "#7a5195", "combined": "#2f7d4f", "drawing": "#c2405a"}
+COLOURS = {
+    "text": "#5b6c8f",
+    "image": "#2a7f9e",
+    "audio": "#b5651d",
+    "video": "#7a5195",
+    "combined": "#2f7d4f",
+    "drawing": "#c2405a",
+}
 SHOWN = 4  # test items of each kind in the gallery
 
 
@@ -52,7 +59,9 @@ def draw_card(lines: Sequence[Line], results: Mapping[str, Any], path: Path) -> 
         axes.barh(y, heights[0], color=colour, height=0.72, zorder=1)
         axes.plot([low, low], [y - 0.42, y + 0.42], color="#111", linewidth=1.6, zorder=3)
         for height in heights[1:]:
-            axes.plot(height, y, marker="D", color="white", markeredgecolor="#111", markersize=5, zorder=4, clip_on=False)
+            axes.plot(
+                height, y, marker="D", color="white", markeredgecolor="#111", markersize=5, zorder=4, clip_on=False
+            )
         value = [f"{line.scores[n]:.2f}" if line.metric == "bits per byte" else f"{line.scores[n]:.1f}" for n in names]
         unit = line.metric + (" ↓" if line.lower_is_better else "")
         axes.text(1.02, y, f"{' / '.join(value)}", va="center", fontsize=9, fontweight="bold")
@@ -108,13 +117,17 @@ def _item(a: Answered) -> str:
     for name, answer in a.answers.items():
         good = matches(a.reference, answer) == 1
         picture = f'<img class="pixels" src="{_inline(a.pictures[name])}" alt="drawn">' if name in a.pictures else ""
-        said.append(f'<p class="{"good" if good else "bad"}"><small>{name}</small> {picture}{html.escape(answer[:80])}</p>')
+        said.append(
+            f'<p class="{"good" if good else "bad"}"><small>{name}</small> {picture}{html.escape(answer[:80])}</p>'
+        )
     return f'<figure>{asked}{"".join(said)}<p class="ref"><small>right</small> {html.escape(a.reference[:80])}</p></figure>'
 
 
 def _table(lines: Sequence[Line]) -> str:
     names = list(lines[0].scores)
-    head = "".join(f"<th>{html.escape(n)}</th>" for n in ("", "capability", "metric", "items", "chance", *names, "± 95 %"))
+    head = "".join(
+        f"<th>{html.escape(n)}</th>" for n in ("", "capability", "metric", "items", "chance", *names, "± 95 %")
+    )
     body = []
     for line in lines:
         scores = "".join(
@@ -151,7 +164,8 @@ def _page(lines: Sequence[Line], answered: Sequence[Answered], results: Mapping[
     for a in answered:
         tasks.setdefault(str(a.document.facts.get("task")), []).append(a)
     galleries = "".join(
-        f'<h2>{html.escape(task)}</h2><div class="gallery">{"".join(map(_item, some[:SHOWN]))}</div>' for task, some in tasks.items()
+        f'<h2>{html.escape(task)}</h2><div class="gallery">{"".join(map(_item, some[:SHOWN]))}</div>'
+        for task, some in tasks.items()
     )
     judge = results["digit_judge_accuracy"]
     return (

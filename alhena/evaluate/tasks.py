@@ -11,7 +11,9 @@ from alhena.evaluate import metrics
 from alhena.evaluate.judges import colour_of, digit_judge, shape_of
 from alhena.media import decode_image
 
-Verdict = Callable[[Document, str, Sequence[bytes]], str]  # document, answer text, drawn pictures -> the answer that is compared
+Verdict = Callable[
+    [Document, str, Sequence[bytes]], str
+]  # document, answer text, drawn pictures -> the answer that is compared
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,11 @@ def attend(
 
 
 def causal_mask(
-    query: Int[Array, "B L"], key: Int[Array, "B S"], rows: Int[Array, "L"], columns: Int[Array, "S"], window: int | None
+    query: Int[Array, "B L"],
+    key: Int[Array, "B S"],
+    rows: Int[Array, L],
+    columns: Int[Array, S],
+    window: int | None,
 ) -> Bool[Array, "B L S"]:
     """Same segment, not later, not further back than the window; ``rows`` and ``columns`` are places in the row."""
     distance = rows[:, None] - columns[None, :]
@@ -51,7 +55,9 @@ def causal_mask(
 
 @partial(jax.checkpoint, static_argnums=(4, 5, 6, 7))
 def _block(q, k, v, segments, start: int, stop: int, low: int, window: int | None):
-    mask = causal_mask(segments[:, start:stop], segments[:, low:stop], jnp.arange(start, stop), jnp.arange(low, stop), window)
+    mask = causal_mask(
+        segments[:, start:stop], segments[:, low:stop], jnp.arange(start, stop), jnp.arange(low, stop), window
+    )
     return attend(q[:, start:stop], k[:, low:stop], v[:, low:stop], mask)
 
 

@@ -85,7 +85,7 @@ def _depthwise(x: Float[Array, "X T E"], w: Float[Array, "k E"]) -> Float[Array,
     """Each channel convolved with its own kernel, centred (the light convolution)."""
     k, T = w.shape[0], x.shape[1]
     padded = jnp.pad(x, ((0, 0), (k // 2, k - 1 - k // 2), (0, 0)))
-    return sum(padded[:, i : i + T] * w[i] for i in range(k))
+    return sum((padded[:, i : i + T] * w[i] for i in range(1, k)), padded[:, :T] * w[0])
 
 
 def _mlp(x: Array, norm: Array, up: Array, down: Array, dtype: str) -> Array:

@@ -83,13 +83,20 @@ def _mlp(w: Layers, x: Float[Array, "B L D"], dtype: str) -> Float[Array, "B L D
     return x + rms_norm(einsum("...i,io->...o", h, w.down, dtype), w.mlp_post_norm)
 
 
-def _attention_out(w: Layers, x: Float[Array, "B L D"], heads: Float[Array, "B L N H"], dtype: str) -> Float[Array, "B L D"]:
+def _attention_out(
+    w: Layers, x: Float[Array, "B L D"], heads: Float[Array, "B L N H"], dtype: str
+) -> Float[Array, "B L D"]:
     B, L = x.shape[:2]
     return x + rms_norm(einsum("...i,io->...o", heads.reshape(B, L, -1), w.output, dtype), w.attention_post_norm)
 
 
 def run(
-    layers: Layers, x: Float[Array, "B L D"], segments: Int[Array, "B L"], positions: Int[Array, "B L"], c: config.Decoder, dtype: str
+    layers: Layers,
+    x: Float[Array, "B L D"],
+    segments: Int[Array, "B L"],
+    positions: Int[Array, "B L"],
+    c: config.Decoder,
+    dtype: str,
 ) -> tuple[Float[Array, "B L D"], tuple[Array, Array]]:
     """All layers over whole rows. Returns the hidden states and every layer's keys and values ``[layers, B, L, K, H]``."""
     table = rope_table(positions, c.head_dim, c.rope_base)
@@ -110,7 +117,7 @@ def run(
 def step(
     layers: Layers,
     x: Float[Array, "B D"],
-    positions: Int[Array, "B"],
+    positions: Int[Array, B],
     cache: tuple[Array, Array],
     c: config.Decoder,
     dtype: str,

@@ -62,13 +62,13 @@ def quantise(z: Float[Array, "... d"], c: config.ImageTokenizer) -> Float[Array,
     return bounded + jax.lax.stop_gradient(jnp.round(bounded) - bounded)
 
 
-def to_codes(levels: Float[Array, "... d"], c: config.ImageTokenizer) -> Int[Array, "..."]:
+def to_codes(levels: Float[Array, "... d"], c: config.ImageTokenizer) -> Int[Array, ...]:
     """Mixed-radix number of the level indices."""
     places = jnp.array(np.cumprod([1, *c.levels[:-1]]), jnp.int32)
     return jnp.sum(jnp.round(levels).astype(jnp.int32) * places, -1)
 
 
-def to_level_values(codes: Int[Array, "..."], c: config.ImageTokenizer) -> Float[Array, "... d"]:
+def to_level_values(codes: Int[Array, ...], c: config.ImageTokenizer) -> Float[Array, "... d"]:
     """Inverse of :func:`to_codes`."""
     places = jnp.array(np.cumprod([1, *c.levels[:-1]]), jnp.int32)
     return ((codes[..., None] // places) % jnp.array(c.levels, jnp.int32)).astype(jnp.float32)
@@ -103,7 +103,9 @@ def _scaled(pixels: Array) -> Array:
     return pixels.astype(jnp.float32) / 127.5 - 1
 
 
-def encode_images(params: Params, c: config.ImageTokenizer, images: list[np.ndarray], batch: int = 256) -> list[np.ndarray]:
+def encode_images(
+    params: Params, c: config.ImageTokenizer, images: list[np.ndarray], batch: int = 256
+) -> list[np.ndarray]:
     """Codes int32 [rows, columns] of uint8 images whose sides are multiples of 8; images of one size go together."""
     run = jax.jit(lambda p, x: to_codes(levels_of(p, c, _scaled(x)), c))
     out: list[np.ndarray | None] = [None] * len(images)

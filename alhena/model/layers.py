@@ -11,7 +11,7 @@ from alhena.shapes import Array, Float, Int
 EPSILON = 1e-6
 
 
-def rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"]) -> Float[Array, "... D"]:
+def rms_norm(x: Float[Array, "... D"], scale: Float[Array, D]) -> Float[Array, "... D"]:
     """Root-mean-square norm; the stored scale is an offset from one, as in Gemma (Zhang & Sennrich 2019)."""
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + EPSILON) * (1 + scale)
 
@@ -35,10 +35,10 @@ def gated(gate: Float[Array, "... F"], up: Float[Array, "... F"]) -> Float[Array
     return jax.nn.gelu(gate, approximate=True) * up
 
 
-def matrix(key: Array, *shape: int, gain: float = 1.0) -> Float[Array, "..."]:
+def matrix(key: Array, *shape: int, gain: float = 1.0) -> Float[Array, ...]:
     """Normal weights for ``[…, in, out]`` with variance gain² / in."""
     return gain * jax.random.normal(key, shape, jnp.float32) / np.sqrt(shape[-2])
 
 
-def zeros(*shape: int) -> Float[Array, "..."]:
+def zeros(*shape: int) -> Float[Array, ...]:
     return jnp.zeros(shape, jnp.float32)

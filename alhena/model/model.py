@@ -1,8 +1,8 @@
 """The whole model: encoders fill the placeholders of the token stream, the decoder reads it, tied embeddings score it.
 
-    patches ─ vision ─┐
-    frames ── audio ──┼─► tokens ─ embed ─ x [B, L, D] ─ decoder ─ norm ─ hidden ─ · embeddingᵀ ─► logits [B, L, V]
-    tokens ───────────┘
+patches ─ vision ─┐
+frames ── audio ──┼─► tokens ─ embed ─ x [B, L, D] ─ decoder ─ norm ─ hidden ─ · embeddingᵀ ─► logits [B, L, V]
+tokens ───────────┘
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def embed(params: Params, c: config.Model, batch: Batch) -> Float[Array, "B L D"
     """Token embeddings scaled by √D, with the encoders' vectors in their places."""
     x = take(params.embedding, batch.tokens) * c.decoder.width**0.5
     if batch.patches.shape[1]:
-        seen = vision.encode(params.vision, batch.patches, batch.patch_positions, batch.patch_images, c.vision, c.compute)
+        seen = vision.encode(
+            params.vision, batch.patches, batch.patch_positions, batch.patch_images, c.vision, c.compute
+        )
         x = _fill(x, batch.tokens == c.image_token, seen)
     if batch.frames.shape[1]:
         heard, valid = audio.encode(params.audio, batch.frames, batch.frame_lengths, c.audio, c.compute)

@@ -38,7 +38,7 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
 
 
 def _fill(like: Any, arrays: dict[str, np.ndarray], prefix: str = "") -> Any:
-    values = {}
+    values: dict[str, Any] = {}
     for field in fields(like):
         value, name = getattr(like, field.name), prefix + field.name
         if name + ".packed" in arrays and not isinstance(value, Int4):

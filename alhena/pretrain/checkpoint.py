@@ -1,6 +1,6 @@
 """Checkpoints by Orbax: training state as arrays, the data iterator's state as JSON; written in the background, complete or absent.
 
-    FOLDER/400/state/…  FOLDER/400/data/…      the last two steps are kept
+FOLDER/400/state/…  FOLDER/400/data/…      the last two steps are kept
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True, enable_async_checkpointing=True)
         self.folder = folder
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        handlers = {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
 
     def save(self, step: int, state: Any, data: Any) -> None:
         """Returns at once; the files appear in the background, under their final name only when whole."""

@@ -1,7 +1,7 @@
 """Trains the image tokeniser on pictures of the corpus, and shows what it can redraw.
 
-    pictures ─ random crops of a few sizes ─ encode, quantise, decode ─ squared and absolute error ─ Adam
-    ─► image_tokenizer.safetensors, reconstructions.png, PSNR and use of the codebook
+pictures ─ random crops of a few sizes ─ encode, quantise, decode ─ squared and absolute error ─ Adam
+─► image_tokenizer.safetensors, reconstructions.png, PSNR and use of the codebook
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ def _loss(params: tokenizer.Params, c: config.ImageTokenizer, images: Array) -> 
 
 
 def _optimizer(t: TrainImageTokenizer) -> optax.GradientTransformation:
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.warmup_cosine_decay_schedule(0, t.rate, min(100, t.steps // 5), t.steps, t.rate / 50)))
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adam(optax.warmup_cosine_decay_schedule(0, t.rate, min(100, t.steps // 5), t.steps, t.rate / 50)),
+    )
 
 
 @partial(jax.jit, static_argnums=(2, 3), donate_argnums=0)
@@ -92,7 +95,9 @@ def train(images: Sequence[np.ndarray], c: config.ImageTokenizer, t: TrainImageT
     return measure(state.params, c, usable)
 
 
-def measure(params: tokenizer.Params, c: config.ImageTokenizer, images: Sequence[np.ndarray], most: int = 1000) -> dict[str, Any]:
+def measure(
+    params: tokenizer.Params, c: config.ImageTokenizer, images: Sequence[np.ndarray], most: int = 1000
+) -> dict[str, Any]:
     """Peak signal-to-noise ratio in dB, share of codes in use, and the codes' perplexity."""
     some = [image for image in images if image.shape == images[0].shape][:most]
     codes = tokenizer.encode_images(params, c, some)
@@ -108,7 +113,9 @@ def measure(params: tokenizer.Params, c: config.ImageTokenizer, images: Sequence
     }
 
 
-def draw_reconstructions(params: tokenizer.Params, c: config.ImageTokenizer, images: Sequence[np.ndarray], path: Path) -> None:
+def draw_reconstructions(
+    params: tokenizer.Params, c: config.ImageTokenizer, images: Sequence[np.ndarray], path: Path
+) -> None:
     """A picture of originals (above) and what their codes give back (below)."""
     figure = Figure(figsize=(1.05 * len(images), 2.5), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)

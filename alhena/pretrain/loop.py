@@ -128,7 +128,11 @@ def train(
     ``stop_after`` leaves after that many steps, saved, as Ctrl-C does. Logs go to ``out/metrics.jsonl`` and ``out/tensorboard``.
     """
     transform = optimizer(t.optimizer, t.steps)
-    state, mixture, checkpoints = start(params, transform), _Mixture(open_examples(data), t), Checkpoints(out / "checkpoints")
+    state, mixture, checkpoints = (
+        start(params, transform),
+        _Mixture(open_examples(data), t),
+        Checkpoints(out / "checkpoints"),
+    )
     held = open_examples(validation) if validation else {}
     if checkpoints.latest() is not None:
         _, state, place = checkpoints.restore(state)

@@ -53,10 +53,10 @@ def _forward(hidden, embedding, targets, weights, dtype: str):
 def weighted_loss(
     hidden: Float[Array, "R D"],
     embedding: Float[Array, "V D"],
-    targets: Int[Array, "R"],
-    weights: Float[Array, "R"],
+    targets: Int[Array, R],
+    weights: Float[Array, R],
     dtype: str,
-) -> tuple[Float[Array, ""], Float[Array, "R"]]:
+) -> tuple[Float[Array, ""], Float[Array, R]]:
     """Σ weight·(nats + z-loss), and the nats of each row (for reports: no gradient flows through them)."""
     loss, nats, _, _ = _forward(hidden, embedding, targets, weights, dtype)
     return loss, nats
@@ -79,8 +79,8 @@ weighted_loss.defvjp(_save, _scale)
 class Tally:
     """Sums over a batch, by modality of the target: divide to get nats per weighted token."""
 
-    nats: Float[Array, "modality"]
-    weight: Float[Array, "modality"]
+    nats: Float[Array, modality]
+    weight: Float[Array, modality]
 
 
 def batch_loss(params: model.Params, c: config.Model, batch: Batch) -> tuple[Float[Array, ""], Tally]:

@@ -33,7 +33,13 @@ class Metrics:
         kept = [line for line in self._lines() if line["step"] <= step]
         self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         self._progress = Progress(*columns)
         self._bar = self._progress.add_task(title, total=steps, completed=step)
         self._line = Text("compiling the training step …", style="dim")

@@ -31,7 +31,9 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         if not (self.rate > 0 and 0 < self.decay <= 1 and self.warmup >= 0):
-            raise ValueError(f"optimizer: rate {self.rate} and decay {self.decay} must be positive, warmup {self.warmup} not negative")
+            raise ValueError(
+                f"optimizer: rate {self.rate} and decay {self.decay} must be positive, warmup {self.warmup} not negative"
+            )
 
 
 def schedule(settings: Optimizer, steps: int) -> optax.Schedule:

@@ -36,7 +36,9 @@ def start(params: model.Params, transform: optax.GradientTransformation) -> Stat
 
 
 @partial(jax.jit, static_argnums=(2, 3), donate_argnums=0)
-def train_step(state: State, batch: Batch, c: config.Model, transform: optax.GradientTransformation) -> tuple[State, Measured]:
+def train_step(
+    state: State, batch: Batch, c: config.Model, transform: optax.GradientTransformation
+) -> tuple[State, Measured]:
     """A step that meets a loss or gradient that is no finite number changes nothing but the step count."""
     (loss, tally), gradient = jax.value_and_grad(batch_loss, has_aux=True)(state.params, c, batch)
     norm = optax.global_norm(gradient)

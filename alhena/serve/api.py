@@ -1,9 +1,9 @@
 """The Gemini API over HTTP: what the official SDK calls, at the paths it calls them (``/v1`` and ``/v1beta``).
 
-    POST /v1beta/models/NAME:generateContent          one answer
-    POST /v1beta/models/NAME:streamGenerateContent    the same in pieces (?alt=sse, or a JSON array)
-    POST /v1beta/models/NAME:countTokens
-    GET  /v1beta/models   GET /v1beta/models/NAME
+POST /v1beta/models/NAME:generateContent          one answer
+POST /v1beta/models/NAME:streamGenerateContent    the same in pieces (?alt=sse, or a JSON array)
+POST /v1beta/models/NAME:countTokens
+GET  /v1beta/models   GET /v1beta/models/NAME
 """
 
 from __future__ import annotations
@@ -44,7 +44,13 @@ async def _body(request: Request) -> Any:
 
 def _card(name: str, engine: Engine) -> dict[str, Any]:
     limits = {"inputTokenLimit": TOKENS[-1], "outputTokenLimit": DEFAULT.max_tokens}
-    return {"name": f"models/{name}", "displayName": f"Alhena {name}", "version": "1", "supportedGenerationMethods": list(METHODS), **limits}
+    return {
+        "name": f"models/{name}",
+        "displayName": f"Alhena {name}",
+        "version": "1",
+        "supportedGenerationMethods": list(METHODS),
+        **limits,
+    }
 
 
 class _Calls:
@@ -134,6 +140,8 @@ def serve(folder: Path, host: str, port: int) -> None:
     """Serves the model of a folder until interrupted."""
     engine = Engine.load(folder)
     base = f"http://{host}:{port}"
-    print(f'{engine.name} answers at {base}\n  from google import genai\n  client = genai.Client(api_key="any", http_options={{"base_url": "{base}"}})')
+    print(
+        f'{engine.name} answers at {base}\n  from google import genai\n  client = genai.Client(api_key="any", http_options={{"base_url": "{base}"}})'
+    )
     print(f'  client.models.generate_content(model="{engine.name}", contents="Draw a red circle.")')
     uvicorn.run(create_app(engine, engine.name), host=host, port=port, log_level="warning")

@@ -1,9 +1,9 @@
 """Terminal chat: a line may hold paths of pictures, sounds and clips; drawn pictures are saved and shown.
 
-    you    what shape is this? scene.png
-    model  circle
-    you    Draw a red star.
-    model  ▄▀▄  saved as alhena-001.png
+you    what shape is this? scene.png
+model  circle
+you    Draw a red star.
+model  ▄▀▄  saved as alhena-001.png
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text as Line
 
-from alhena.content import Content, Image, Part, Text
+from alhena.content import MEDIA, Content, Image, Part, Text
 from alhena.corpus.readers import MIMES
-from alhena.content import MEDIA
 from alhena.media import decode_image
 from alhena.serve.engine import Answer, Engine
 from alhena.serve.sampler import Sampling
@@ -89,9 +88,12 @@ def turn(engine: Engine, contents: list[Content], console: Console, folder: Path
     return answer.content
 
 
-def chat(folder: Path, ask: str | None = None, pictures: Path = Path("."), sampling: Sampling = Sampling(max_tokens=128)) -> None:
+def chat(
+    folder: Path, ask: str | None = None, pictures: Path = Path("."), sampling: Sampling = Sampling(max_tokens=128)
+) -> None:
     """Talks until ``/quit`` or the end of input; with ``ask``, answers once."""
-    console, engine, contents = Console(), Engine.load(folder), []
+    console, engine = Console(), Engine.load(folder)
+    contents: list[Content] = []
     if ask is not None:
         turn(engine, [Content("user", read_line(ask))], console, pictures, sampling)
         return
@@ -111,7 +113,9 @@ def chat(folder: Path, ask: str | None = None, pictures: Path = Path("."), sampl
             contents = _reply(engine, contents, line, console, pictures, sampling)
 
 
-def _reply(engine: Engine, contents: list[Content], line: str, console: Console, pictures: Path, sampling: Sampling) -> list[Content]:
+def _reply(
+    engine: Engine, contents: list[Content], line: str, console: Console, pictures: Path, sampling: Sampling
+) -> list[Content]:
     """One exchange; a line that cannot be read leaves the conversation as it was."""
     try:
         asked = [*contents, Content("user", read_line(line))]

@@ -63,10 +63,10 @@ class _Going:
 
     hidden: Float[Array, "B D"]
     cache: Cache
-    positions: Int[Array, "B"]
+    positions: Int[Array, B]
     grammar: grammar.Grammar  # [R]
     written: Int[Array, "R n"]
-    done: Bool[Array, "R"]
+    done: Bool[Array, R]
     step: Int[Array, ""]
 
 
@@ -78,7 +78,9 @@ def _begin(params: model.Params, c: config.Model, slots: int, batch: Batch, rows
     return _Going(hidden, cache, lengths, grammar.start(rows), written, jnp.zeros(rows, bool), jnp.zeros((), jnp.int32))
 
 
-def _choose(params, c: config.Model, v: Vocabulary, g: _Going, s: Settings, guidance: Array, first: Array, most_codes: int):
+def _choose(
+    params, c: config.Model, v: Vocabulary, g: _Going, s: Settings, guidance: Array, first: Array, most_codes: int
+):
     """The next token of each row, grammar and guidance applied."""
     logits, rows = model.logits(params, c, g.hidden), g.done.shape[0]
     if logits.shape[0] > rows:
@@ -130,7 +132,9 @@ class Engine:
         painter, painter_config = image_tokenizer.load(folder)
         encoder = Encoder.load(folder)
         if encoder.vocabulary.size != c.vocabulary:
-            raise ValueError(f"{folder}: its vocabulary has {encoder.vocabulary.size} ids, its weights {c.vocabulary}: files of two models")
+            raise ValueError(
+                f"{folder}: its vocabulary has {encoder.vocabulary.size} ids, its weights {c.vocabulary}: files of two models"
+            )
         return cls(params, c, encoder, painter, painter_config, str(read_config(folder)[1].get("name", folder.name)))
 
     # ── 1: prompts to batches ─────────────────────────────────────────────────────────────────────────────
@@ -159,11 +163,21 @@ class Engine:
 
     # ── 2 and 3: read and write ───────────────────────────────────────────────────────────────────────────
 
-    def generate(self, prompts: Sequence[Sequence[Content]], sampling: Sampling | Sequence[Sampling] = Sampling()) -> list[Answer]:
+    def generate(
+        self, prompts: Sequence[Sequence[Content]], sampling: Sampling | Sequence[Sampling] = Sampling()
+    ) -> list[Answer]:
         """Answers each conversation; an answer does not depend on the others in its batch."""
         samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
         examples = [self.encoder.prompt(contents) for contents in prompts]
-        order = sorted(range(len(prompts)), key=lambda i: (samplings[i].guidance != 1, len(examples[i].frames), len(examples[i].patches), len(examples[i].tokens)))
+        order = sorted(
+            range(len(prompts)),
+            key=lambda i: (
+                samplings[i].guidance != 1,
+                len(examples[i].frames),
+                len(examples[i].patches),
+                len(examples[i].tokens),
+            ),
+        )
         out: list[Answer | None] = [None] * len(prompts)
         for start in range(0, len(order), ROWS[-1]):
             group = order[start : start + ROWS[-1]]
@@ -177,7 +191,7 @@ class Engine:
         """Parts as soon as they are certain, then the whole :class:`Answer`."""
         example = self.encoder.prompt(contents)
         going, extra = self._start([example], [sampling])
-        sent, tokens = 0, []
+        sent, tokens = 0, list[int]()
         while True:
             going = _one(self.params, self.config, self.encoder.vocabulary, going, *extra)
             tokens.append(int(going.written[0, len(tokens)]))
@@ -224,7 +238,9 @@ class Engine:
             codes = tokens[i + 3 : i + 3 + rows * columns]
             if len(codes) < rows * columns:
                 break
-            pixels = image_tokenizer.decode_codes(self.painter, self.painter_config, np.array(codes).reshape(rows, columns) - v.first_code)
+            pixels = image_tokenizer.decode_codes(
+                self.painter, self.painter_config, np.array(codes).reshape(rows, columns) - v.first_code
+            )
             parts.append(Image(encode_png(pixels)))
             i += 4 + rows * columns
         return [*parts, Text(self.encoder.pieces.decode(pieces))] if pieces else parts

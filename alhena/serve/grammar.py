@@ -20,7 +20,15 @@ from alhena.tokens.vocabulary import MAX_GRID, Vocabulary
 TEXT, ROWS, COLUMNS, CODES, CLOSE = range(5)
 _KINDS = _PIECE, _END, _OPEN, _ROWS, _COLUMNS, _CODE, _SHUT, _NEVER = range(8)
 _ALLOWED = np.zeros((5, len(_KINDS)), bool)
-for _phase, _kind in ((TEXT, _PIECE), (TEXT, _END), (TEXT, _OPEN), (ROWS, _ROWS), (COLUMNS, _COLUMNS), (CODES, _CODE), (CLOSE, _SHUT)):
+for _phase, _kind in (
+    (TEXT, _PIECE),
+    (TEXT, _END),
+    (TEXT, _OPEN),
+    (ROWS, _ROWS),
+    (COLUMNS, _COLUMNS),
+    (CODES, _CODE),
+    (CLOSE, _SHUT),
+):
     _ALLOWED[_phase, _kind] = True
 
 
@@ -29,9 +37,9 @@ for _phase, _kind in ((TEXT, _PIECE), (TEXT, _END), (TEXT, _OPEN), (ROWS, _ROWS)
 class Grammar:
     """Where each row stands."""
 
-    phase: Int[Array, "B"]
-    rows: Int[Array, "B"]  # of the open grid
-    left: Int[Array, "B"]  # codes still to come
+    phase: Int[Array, B]
+    rows: Int[Array, B]  # of the open grid
+    left: Int[Array, B]  # codes still to come
 
 
 def start(rows: int) -> Grammar:
@@ -58,11 +66,13 @@ def allowed(g: Grammar, v: Vocabulary, most_codes: int) -> Bool[Array, "B V"]:
     ids = jnp.arange(v.size)
     tall = (ids >= v.rows(1)) & (ids <= v.rows(MAX_GRID)) & (ids - v.rows(1) + 1 > most_codes)
     wide = (ids >= v.columns(1)) & (ids <= v.columns(MAX_GRID))
-    too_many = wide[None] & ((ids[None] - v.columns(1) + 1) * g.rows[:, None] > most_codes) & (g.phase == COLUMNS)[:, None]
+    too_many = (
+        wide[None] & ((ids[None] - v.columns(1) + 1) * g.rows[:, None] > most_codes) & (g.phase == COLUMNS)[:, None]
+    )
     return mask & ~tall[None] & ~too_many
 
 
-def advance(g: Grammar, token: Int[Array, "B"], v: Vocabulary) -> Grammar:
+def advance(g: Grammar, token: Int[Array, B], v: Vocabulary) -> Grammar:
     """The state after a token that was allowed."""
     rows = jnp.where(g.phase == ROWS, token - v.rows(1) + 1, g.rows)
     left = jnp.where(g.phase == COLUMNS, rows * (token - v.columns(1) + 1), g.left - (g.phase == CODES))

@@ -26,7 +26,7 @@ class Sampling:
     def __post_init__(self) -> None:
         bounds = {
             "temperature": 0 <= self.temperature <= 5,
-            "top_k": 0 <= self.top_k,
+            "top_k": self.top_k >= 0,
             "top_p": 0 < self.top_p <= 1,
             "max_tokens": 1 <= self.max_tokens <= 1 << 20,
             "guidance": 0 <= self.guidance <= 20,
@@ -41,10 +41,10 @@ class Sampling:
 class Settings:
     """The numbers of :class:`Sampling`, one of each a row."""
 
-    temperature: Float[Array, "B"]
-    top_k: Int[Array, "B"]
-    top_p: Float[Array, "B"]
-    seed: Int[Array, "B"]
+    temperature: Float[Array, B]
+    top_k: Int[Array, B]
+    top_p: Float[Array, B]
+    seed: Int[Array, B]
 
 
 def settings(samplings: list[Sampling]) -> Settings:
@@ -56,7 +56,7 @@ def settings(samplings: list[Sampling]) -> Settings:
     )
 
 
-def _row(logits: Float[Array, "V"], s: Settings, step: Int[Array, ""]) -> Int[Array, ""]:
+def _row(logits: Float[Array, V], s: Settings, step: Int[Array, ""]) -> Int[Array, ""]:
     """Keeps the ``top_k`` likeliest, then the fewest that reach ``top_p``, then draws."""
     scaled = logits / jnp.maximum(s.temperature, 1e-4)
     order = jnp.argsort(-scaled)
@@ -69,7 +69,7 @@ def _row(logits: Float[Array, "V"], s: Settings, step: Int[Array, ""]) -> Int[Ar
     return jnp.where(s.temperature > 0, drawn, jnp.argmax(logits)).astype(jnp.int32)
 
 
-def sample(logits: Float[Array, "B V"], s: Settings, step: Int[Array, ""]) -> Int[Array, "B"]:
+def sample(logits: Float[Array, "B V"], s: Settings, step: Int[Array, ""]) -> Int[Array, B]:
     """One token a row; the ``step``-th draw of a row depends on its own seed, never on its neighbours.
 
     Rows that are all greedy take a short way without sorting.

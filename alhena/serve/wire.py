@@ -12,17 +12,22 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alhena.content import Audio, Content, Image, Part, Text, Video
+from alhena.content import Audio, Content, Image, Part, Role, Text, Video
 from alhena.media import decode_audio, decode_image, decode_video
 from alhena.serve.engine import Answer
 from alhena.serve.sampler import Sampling
 
 MOST_CONTENTS, MOST_PARTS, MOST_TEXT = 512, 256, 1 << 20
 KINDS: dict[str, type[Image | Audio | Video]] = {"image": Image, "audio": Audio, "video": Video}
+CHECKS: dict[type, Callable[[bytes], object]] = {
+    Image: decode_image,
+    Audio: decode_audio,
+    Video: lambda data: decode_video(data, 1),
+}
 REASONS = {"stop": "STOP", "length": "MAX_TOKENS"}
 
 
@@ -68,7 +73,7 @@ def _blob(value: Any, where: str) -> Part:
         raise WireError(400, f"{where}.mimeType is {mime!r}; image/*, audio/* and video/* can be read")
     try:
         raw = base64.b64decode(data.replace("-", "+").replace("_", "/"), validate=True)
-        {Image: decode_image, Audio: decode_audio, Video: lambda b: decode_video(b, 1)}[kind](raw)
+        CHECKS[kind](raw)
     except binascii.Error as error:
         raise WireError(400, f"{where}.data is not base64: {error}") from None
     except ValueError as error:
@@ -89,9 +94,10 @@ def _part(value: Any, where: str) -> Part:
 
 def _content(value: Any, where: str) -> Content:
     content = _object(value, where)
-    role = content.get("role") or "user"
-    if role not in ("user", "model"):
-        raise WireError(400, f"{where}.role is {role!r}; it must be user or model")
+    named = content.get("role") or "user"
+    if named not in ("user", "model"):
+        raise WireError(400, f"{where}.role is {named!r}; it must be user or model")
+    role: Role = "model" if named == "model" else "user"
     parts = _list(content.get("parts", []), f"{where}.parts", MOST_PARTS)
     return Content(role, tuple(_part(p, f"{where}.parts[{i}]") for i, p in enumerate(parts)))
 
@@ -99,7 +105,9 @@ def _content(value: Any, where: str) -> Content:
 def read_contents(body: Any) -> list[Content]:
     """The conversation of a request; a system instruction goes before the first turn's words. Raises WireError."""
     request = _object(body, "the request")
-    contents = [_content(c, f"contents[{i}]") for i, c in enumerate(_list(request.get("contents"), "contents", MOST_CONTENTS))]
+    contents = [
+        _content(c, f"contents[{i}]") for i, c in enumerate(_list(request.get("contents"), "contents", MOST_CONTENTS))
+    ]
     if not contents or not contents[-1].parts:
         raise WireError(400, "contents must hold at least one turn with parts")
     if contents[-1].role != "user":
@@ -130,7 +138,9 @@ def read_sampling(body: Any, default: Sampling) -> Sampling:
     stop = _list(config.get("stopSequences") or [], "generationConfig.stopSequences", 5)
     if not all(isinstance(s, str) and s for s in stop):
         raise WireError(400, "generationConfig.stopSequences must be non-empty strings")
-    modalities = [str(m).upper() for m in _list(config.get("responseModalities") or [], "generationConfig.responseModalities", 8)]
+    modalities = [
+        str(m).upper() for m in _list(config.get("responseModalities") or [], "generationConfig.responseModalities", 8)
+    ]
     try:
         return Sampling(
             temperature=_number(config, "temperature", default.temperature),
@@ -158,5 +168,9 @@ def write_response(parts: Sequence[Part], model: str, answer: Answer | None) -> 
     if answer:
         candidate["finishReason"] = REASONS[answer.finish]
         counts = answer.prompt_tokens, answer.answer_tokens
-        response["usageMetadata"] = {"promptTokenCount": counts[0], "candidatesTokenCount": counts[1], "totalTokenCount": sum(counts)}
+        response["usageMetadata"] = {
+            "promptTokenCount": counts[0],
+            "candidatesTokenCount": counts[1],
+            "totalTokenCount": sum(counts),
+        }
     return response

@@ -80,7 +80,9 @@ class Encoder:
     def _image(self, out: _Stream, pixels: np.ndarray, budget: int) -> None:
         v = self.vocabulary
         patches, places = patchify(pixels, self.vision, budget)
-        out.add([v.control("<boi>"), *[v.control("<img>")] * (len(patches) // self.vision.pool**2), v.control("<eoi>")], 0)
+        out.add(
+            [v.control("<boi>"), *[v.control("<img>")] * (len(patches) // self.vision.pool**2), v.control("<eoi>")], 0
+        )
         out.images.append(np.full(len(patches), len(out.images) + 1, np.int32))
         out.patches.append(patches)
         out.places.append(places)
@@ -107,7 +109,7 @@ class Encoder:
     def drawn_pixels(self, data: bytes) -> np.ndarray:
         """A picture to be drawn, at the size of its code grid."""
         pixels = decode_image(data)
-        rows, columns = code_grid(*pixels.shape[:2], self.budget.drawn_codes)
+        rows, columns = code_grid(pixels.shape[0], pixels.shape[1], self.budget.drawn_codes)
         return resize(pixels, rows * config.CODES_STRIDE, columns * config.CODES_STRIDE)
 
     def _drawing(self, out: _Stream, codes: Codes) -> None:
@@ -158,7 +160,11 @@ class Encoder:
         )
 
     def encode(
-        self, document: Document, most_tokens: int, answers_only: bool = False, codes: Mapping[bytes, Codes] | None = None
+        self,
+        document: Document,
+        most_tokens: int,
+        answers_only: bool = False,
+        codes: Mapping[bytes, Codes] | None = None,
     ) -> list[Example]:
         """One Example, or several for running text longer than ``most_tokens``.
 
@@ -170,7 +176,9 @@ class Encoder:
         out = _Stream()
         out.add([self.vocabulary.bos], 0)
         for content in document.contents:
-            weight = {"model": 1.0, "document": self.budget.text_weight, "user": self.budget.question_weight}[content.role]
+            weight = {"model": 1.0, "document": self.budget.text_weight, "user": self.budget.question_weight}[
+                content.role
+            ]
             self._content(out, content, 0.0 if answers_only and content.role == "user" else weight, codes or {})
         if len(out.tokens) > most_tokens:
             raise ValueError(f"it takes {len(out.tokens)} tokens; at most {most_tokens} fit")
@@ -221,5 +229,7 @@ class Encoder:
         except (FileNotFoundError, ValueError) as error:
             raise ValueError(f"{folder / 'text.model'}: {error}") from None
         if pieces.size != vocabulary.num_text:
-            raise ValueError(f"{folder}: text.model has {pieces.size} pieces but vocabulary.json says {vocabulary.num_text}")
+            raise ValueError(
+                f"{folder}: text.model has {pieces.size} pieces but vocabulary.json says {vocabulary.num_text}"
+            )
         return cls(pieces, vocabulary, *parts, draw)

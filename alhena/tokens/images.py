@@ -42,7 +42,7 @@ def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def patchify(pixels: np.ndarray, c: config.Vision, budget: int) -> tuple[np.ndarray, np.ndarray]:
     """uint8 [h, w, 3] to patches uint8 [p, patch²·3] and their rows and columns int32 [p, 2], pool windows first."""
-    rows, columns = fit(*pixels.shape[:2], budget, c.pixels_per_token)
+    rows, columns = fit(pixels.shape[0], pixels.shape[1], budget, c.pixels_per_token)
     pixels = resize(pixels, rows * c.pixels_per_token, columns * c.pixels_per_token)
     s, p = c.pool, c.patch
     windows = pixels.reshape(rows, s, p, columns, s, p, 3).transpose(0, 3, 1, 4, 2, 5, 6)

@@ -56,7 +56,7 @@ class _Source:
         return dict(vars(self._examples[int(self._keep[index])]))
 
 
-def _batch(row: Mapping[str, np.ndarray]) -> Batch:
+def _batch(row: Mapping[str, Any]) -> Batch:
     """grain's packed fields, named and numbered as a Batch wants them."""
     images = row["patch_images_segment_ids"] * MOST_IMAGES + row["patch_images"]
     return Batch(
@@ -75,8 +75,8 @@ def _batch(row: Mapping[str, np.ndarray]) -> Batch:
 
 
 def _packed(data: Any, shape: Shape, bins: int) -> Any:
-    lengths = {name: shape.tokens for name in _TOKEN_FIELDS} | {name: shape.patches for name in _PATCH_FIELDS}
-    lengths |= {name: shape.chunks for name in _CHUNK_FIELDS}
+    lengths = dict.fromkeys(_TOKEN_FIELDS, shape.tokens) | dict.fromkeys(_PATCH_FIELDS, shape.patches)
+    lengths |= dict.fromkeys(_CHUNK_FIELDS, shape.chunks)
     return grain.experimental.FirstFitPackIterDataset(data, length_struct=lengths, num_packing_bins=bins)
 
 
@@ -86,7 +86,9 @@ class Batches:
     def __init__(self, sources: Mapping[str, Examples], weights: Mapping[str, float], shape: Shape, seed: int) -> None:
         unknown = set(weights) - set(sources)
         if unknown:
-            raise ValueError(f"the mixture weighs {', '.join(sorted(unknown))}, of which there is no data; there is {', '.join(sorted(sources))}")
+            raise ValueError(
+                f"the mixture weighs {', '.join(sorted(unknown))}, of which there is no data; there is {', '.join(sorted(sources))}"
+            )
         parts, shares = [], []
         self.too_long: dict[str, int] = {}
         for number, name in enumerate(sorted(name for name in weights if weights[name] > 0)):
@@ -98,7 +100,9 @@ class Batches:
                 parts.append(data)
                 shares.append(float(weights[name]))
         if not parts:
-            raise ValueError(f"no example fits rows of {shape.tokens} tokens, {shape.patches} patches and {shape.chunks} chunks")
+            raise ValueError(
+                f"no example fits rows of {shape.tokens} tokens, {shape.patches} patches and {shape.chunks} chunks"
+            )
         mixed = grain.MapDataset.mix(parts, weights=shares)
         mixed = mixed.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         self._iterator = iter(_packed(mixed, shape, bins=2 * shape.rows).batch(shape.rows))
@@ -121,7 +125,9 @@ def once(sources: Mapping[str, Examples], shape: Shape) -> Iterator[Batch]:
     for name in sorted(sources):
         examples = sources[name]
         fitting = [dict(vars(examples[i])) for i in range(len(examples)) if shape.fits(examples[i])]
-        packed = _packed(grain.MapDataset.source(fitting).to_iter_dataset(grain.ReadOptions(num_threads=0)), shape, bins=shape.rows)
+        packed = _packed(
+            grain.MapDataset.source(fitting).to_iter_dataset(grain.ReadOptions(num_threads=0)), shape, bins=shape.rows
+        )
         rows = list(packed) if fitting else []
         for start in range(0, len(rows), shape.rows):
             some = rows[start : start + shape.rows]
@@ -137,7 +143,9 @@ def plain_batch(examples: Sequence[Example], tokens: int, patches: int, chunks: 
     for example in examples:
         if not shape.fits(example):
             sizes = len(example.tokens), len(example.patches), len(example.frames)
-            raise ValueError(f"a prompt of {sizes[0]} tokens, {sizes[1]} patches, {sizes[2]} sound chunks; {tokens}, {patches}, {chunks} fit")
+            raise ValueError(
+                f"a prompt of {sizes[0]} tokens, {sizes[1]} patches, {sizes[2]} sound chunks; {tokens}, {patches}, {chunks} fit"
+            )
         for name, value in vars(example).items():
             room = tokens if name in _TOKEN_FIELDS else patches if name in _PATCH_FIELDS else chunks
             padded = np.zeros((room, *value.shape[1:]), value.dtype)

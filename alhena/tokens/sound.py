@@ -23,7 +23,8 @@ FLOOR = 1e-5
 @cache
 def mel_filters(mels: int) -> np.ndarray:
     """Triangles [FFT/2 + 1, mels], evenly spaced on the HTK mel scale between 60 and 7,600 Hz."""
-    edges = 700 * (10 ** (np.linspace(*(2595 * np.log10(1 + np.array([60, 7600]) / 700)), mels + 2) / 2595) - 1)
+    low, high = (2595 * float(np.log10(1 + hertz / 700)) for hertz in (60, 7600))
+    edges = 700 * (10 ** (np.linspace(low, high, mels + 2) / 2595) - 1)
     hertz = np.linspace(0, SAMPLE_RATE / 2, FFT // 2 + 1)[:, None]
     up = (hertz - edges[:-2]) / (edges[1:-1] - edges[:-2])
     down = (edges[2:] - hertz) / (edges[2:] - edges[1:-1])
@@ -39,7 +40,9 @@ def log_mel(samples: np.ndarray, mels: int = 128) -> np.ndarray:
     frames = max(1, -(-len(samples) // HOP))
     padded = np.zeros(frames * HOP + WINDOW, np.float32)
     padded[WINDOW // 2 : WINDOW // 2 + len(samples)] = samples
-    windows = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP][:frames] * np.hanning(WINDOW).astype(np.float32)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP][:frames] * np.hanning(WINDOW).astype(
+        np.float32
+    )
     power = np.abs(np.fft.rfft(windows, FFT).astype(np.complex64)) ** 2
     return (np.log10(np.maximum(power @ mel_filters(mels), FLOOR)) + 2) / 2
 

@@ -26,7 +26,9 @@ def write_examples(path: Path, examples: Iterable[Example], inner: dict[str, tup
     with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         buffer: list[dict[str, bytes]] = []
         for example in examples:
-            buffer.append({n: np.ascontiguousarray(getattr(example, n), _DTYPES.get(n, np.int32)).tobytes() for n in NAMES})
+            buffer.append(
+                {n: np.ascontiguousarray(getattr(example, n), _DTYPES.get(n, np.int32)).tobytes() for n in NAMES}
+            )
             count += 1
             if len(buffer) == rows:
                 writer.write_batch(pa.RecordBatch.from_pylist(buffer, schema))

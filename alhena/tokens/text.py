@@ -46,7 +46,9 @@ def train(texts: Iterable[str], size: int) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise ValueError(f"{size} text pieces cannot be learned from this corpus; ask for more pieces or give more text ({error})") from None
+        raise ValueError(
+            f"{size} text pieces cannot be learned from this corpus; ask for more pieces or give more text ({error})"
+        ) from None
     return out.getvalue()
 
 

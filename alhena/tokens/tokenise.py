@@ -1,7 +1,7 @@
 """The tokenise stage: learn the text pieces from a sample of the whole corpus, then encode every split.
 
-    curated/train ─ sample ─► text.model, coverage.json, coverage.png
-    curated/SPLIT ─ encode in parallel ─► SPLIT/SOURCE.arrow, and a count of what was dropped and why
+curated/train ─ sample ─► text.model, coverage.json, coverage.png
+curated/SPLIT ─ encode in parallel ─► SPLIT/SOURCE.arrow, and a count of what was dropped and why
 """
 
 from __future__ import annotations
@@ -63,7 +63,14 @@ def draw_coverage(path: Path, rates: dict[str, float]) -> None:
 
 def image_codes(curated: Path, encoder: Encoder, draw: Draw) -> dict[bytes, Codes]:
     """Codes of every picture that a model turn draws, computed in batches, by the picture's bytes."""
-    data = {p.data for d in read_documents(curated) for c in d.contents if c.role == "model" for p in c.parts if isinstance(p, Image)}
+    data = {
+        p.data
+        for d in read_documents(curated)
+        for c in d.contents
+        if c.role == "model"
+        for p in c.parts
+        if isinstance(p, Image)
+    }
     ordered = sorted(data)
     return dict(zip(ordered, draw([encoder.drawn_pixels(item) for item in ordered]), strict=True))
 
@@ -97,7 +104,9 @@ def _without_condition(document: Document) -> Document:
     return replace(document, contents=tuple(replace(c, parts=()) if c.role == "user" else c for c in document.contents))
 
 
-def _jobs(curated: Path, worker: _Worker, codes: dict[bytes, Codes], drop: float) -> Iterator[tuple[_Worker, list[Document], dict[bytes, Codes]]]:
+def _jobs(
+    curated: Path, worker: _Worker, codes: dict[bytes, Codes], drop: float
+) -> Iterator[tuple[_Worker, list[Document], dict[bytes, Codes]]]:
     rng, some = np.random.default_rng(0), []
     for document in read_documents(curated):
         drawn = [p.data for c in document.contents if c.role == "model" for p in c.parts if isinstance(p, Image)]

@@ -16,9 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-CONTROLS = (
-    "<pad> <bos> <user> <model> <document> <end> <boi> <img> <eoi> <boa> <aud> <eoa> <bov> <eov> <boi_out> <eoi_out>".split()
-)
+CONTROLS = "<pad> <bos> <user> <model> <document> <end> <boi> <img> <eoi> <boa> <aud> <eoa> <bov> <eov> <boi_out> <eoi_out>".split()
 NUM_TIMES = 64  # <time k>: k quarter seconds from the start of a clip, the last one stands for all later times
 MAX_GRID = 32  # <rows n> and <columns n> of a drawn image's code grid, 1..MAX_GRID
 

@@ -53,7 +53,9 @@ def test_groups_that_do_not_divide_are_refused():
 def test_a_4_bit_model_equals_its_dequantised_self(tiny, encoder, documents, tmp_path):
     params, c = tiny
     small = quantise_model(params, 8)
-    plain = jax.tree.map(lambda w: dequantise(w) if isinstance(w, Int4) else w, small, is_leaf=lambda w: isinstance(w, Int4))
+    plain = jax.tree.map(
+        lambda w: dequantise(w) if isinstance(w, Int4) else w, small, is_leaf=lambda w: isinstance(w, Int4)
+    )
     batch = jax.tree.map(jnp.asarray, plain_batch([e for d in documents for e in encoder.encode(d, 256)], 64, 64, 4))
     np.testing.assert_allclose(model.forward(small, c, batch), model.forward(plain, c, batch), atol=1e-5)
     save_model(tmp_path, small, c, {})

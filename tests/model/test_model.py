@@ -110,5 +110,7 @@ def test_blockwise_attention_equals_plain(window):
 
     ours = lambda q, k, v: attention.causal_attention(q, k, v, segments, window)  # noqa: E731
     np.testing.assert_allclose(ours(q, k, v), plain(q, k, v), atol=1e-5)
-    for a, b in zip(*(jax.grad(lambda *x, f=f: (f(*x) ** 2).sum(), (0, 1, 2))(q, k, v) for f in (ours, plain)), strict=True):
+    for a, b in zip(
+        *(jax.grad(lambda *x, f=f: (f(*x) ** 2).sum(), (0, 1, 2))(q, k, v) for f in (ours, plain)), strict=True
+    ):
         np.testing.assert_allclose(a, b, atol=1e-4)

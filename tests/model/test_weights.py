@@ -31,7 +31,7 @@ def test_weights_of_another_model_are_named(tiny, tmp_path):
 def test_a_damaged_file_is_named(tiny, tmp_path, damage):
     save_model(tmp_path, *tiny, {})
     (tmp_path / "weights.safetensors").write_bytes(damage)
-    with pytest.raises(ValueError, match="weights.safetensors: these are not the weights"):
+    with pytest.raises(ValueError, match=r"weights.safetensors: these are not the weights"):
         load_model(tmp_path)
 
 

@@ -66,8 +66,8 @@ JOB = 100  # items made in one go by one worker
 
 
 TRAIN = {
-    "scenes": 5000, "digits": 3500, "ocr": 5000, "charts": 1500, "speech": 6000, "spoken": 3000, "video": 3000,
-    "translation": 3000, "names": 600, "text": 1500, "code": 1000, "retrieval": 2500, "drawing": 4000, "pages": 800,
+    "scenes": 6000, "digits": 5000, "ocr": 6000, "charts": 2000, "speech": 5000, "spoken": 4000, "video": 3500,
+    "translation": 2500, "names": 500, "text": 1000, "code": 600, "retrieval": 4000, "drawing": 4000, "pages": 600,
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from alhena.content import Document
 from alhena.corpus.starter.items import Order, chat, pick_some
 from alhena.corpus.starter.splits import split_of
 
-MOST_PAIRS = 40
+FEWEST_PAIRS, MOST_PAIRS = 3, 24
 KEYS = (
     "moon stone lamp tree fish bird door book king ship hand wolf rain fire gold salt wind rope leaf sand milk bell "
     "coin nest bone wool silk iron clay snow star lake cave hill road farm mill boat drum harp lion bear deer frog "
@@ -28,12 +28,12 @@ VALUES = (
 
 def make(order: Order) -> Document:
     rng = order.rng
-    count = round(math.exp(rng.uniform(math.log(4), math.log(MOST_PAIRS))))
+    count = round(math.exp(rng.uniform(math.log(FEWEST_PAIRS), math.log(MOST_PAIRS))))
     keys = pick_some(rng, KEYS, count)
     while split_of("keys", *sorted(keys)) != order.split:
         keys = pick_some(rng, KEYS, count)
     values = [VALUES[int(i)] for i in rng.integers(0, len(VALUES), count)]
-    asked = [int(i) for i in rng.permutation(count)[: 4 if order.split == "train" else 1]]
+    asked = [int(i) for i in rng.permutation(count)[: 6 if order.split == "train" else 1]]
     turns = [(f"{keys[i]}?", values[i]) for i in asked]
     pairs = "\n".join(f"{key}: {value}" for key, value in zip(keys, values, strict=True))
     turns[0] = (f"{pairs}\n{turns[0][0]}", turns[0][1])

@@ -21,14 +21,14 @@ from alhena.corpus.starter.items import Order, chat, pick, picture
 from alhena.corpus.starter.splits import SPLITS, Split, split_of
 
 HEIGHT, NARROWEST, WIDEST = 32, 64, 160
-FONTS = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "DejaVuSans-Bold", "DejaVuSerif-Bold", "DejaVuSansMono-Bold")
+FONTS = ("DejaVuSans", "DejaVuSansMono", "DejaVuSans-Bold")
 
 
 @lru_cache(maxsize=1)
 def _words() -> dict[Split, list[str]]:
     from pydoc_data.topics import topics  # half a megabyte of text that only the workers who need it read
 
-    words = sorted(set(re.findall(r"\b[a-z]{3,8}\b", " ".join(topics.values()))))
+    words = sorted(set(re.findall(r"\b[a-z]{3,6}\b", " ".join(topics.values()))))
     return {split: [word for word in words if split_of("word", word) == split] for split in SPLITS}
 
 
@@ -46,21 +46,21 @@ def random_word(rng: np.random.Generator, split: Split) -> str:
         return pick(rng, _words()[split])
     alphabet = string.ascii_lowercase if rng.random() < 0.5 else string.digits
     while True:
-        word = "".join(pick(rng, alphabet) for _ in range(int(rng.integers(3, 7))))
+        word = "".join(pick(rng, alphabet) for _ in range(int(rng.integers(3, 5))))
         if split_of("word", word) == split:
             return word
 
 
 def draw_word(rng: np.random.Generator, word: str) -> np.ndarray:
-    """uint8 [32, width, 3]: dark text on light ground or the other way round; the width is a multiple of 16."""
-    face = font(pick(rng, FONTS), int(rng.integers(18, 24)))
+    """uint8 [32, width, 3]: dark text on light ground; the width is a multiple of 16."""
+    face = font(pick(rng, FONTS), int(rng.integers(20, 23)))
     left, top, right, bottom = (round(v) for v in face.getbbox(word))
     width = min(max(-(-(right - left + 8) // 16) * 16, NARROWEST), WIDEST)
     light, dark = int(rng.integers(225, 256)), int(rng.integers(0, 70))
-    paper, pen = (light, dark) if rng.random() < 0.75 else (dark, light)
+    paper, pen = light, dark
     image = Pillow.new("L", (max(width, right - left + 8), HEIGHT), paper)
-    x = int(rng.integers(2, image.width - (right - left) - 1))
-    middle = (HEIGHT - (bottom - top)) // 2 + int(rng.integers(-2, 3))
+    x = int(rng.integers(2, min(6, image.width - (right - left) - 1)))
+    middle = (HEIGHT - (bottom - top)) // 2 + int(rng.integers(-1, 2))
     ImageDraw.Draw(image).text((x - left, middle - top), word, pen, face)
     return np.asarray(image.resize((width, HEIGHT)).convert("RGB"))
 

@@ -1,0 +1,192 @@
+"""Bad records are counted with their reason, nothing else is lost; evaluation items are removed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alhena.content import (
+    Audio,
+    Content,
+    Document,
+    Image,
+    Text,
+    Video,
+    from_row,
+    read_documents,
+    to_row,
+    write_documents,
+)
+from alhena.corpus.curate import Curate, curate
+from alhena.corpus.filters import Held, Seen, quality, valid
+from alhena.corpus.readers import Dropped, read
+from tests.conftest import picture, sound
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+parts = st.one_of(
+    st.builds(Text, texts), *(st.builds(kind, st.binary(max_size=9), st.just("a/b")) for kind in (Image, Audio, Video))
+)
+contents = st.builds(Content, st.sampled_from(["user", "model", "document"]), st.lists(parts, max_size=3).map(tuple))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.builds(
+        Document,
+        st.lists(contents, max_size=3).map(tuple),
+        texts,
+        texts,
+        st.just("de"),
+        st.dictionaries(texts, st.integers()),
+    )
+)
+def test_documents_survive_their_rows(document):
+    assert from_row(to_row(document)) == document
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    (folder / "good.png").write_bytes(picture(1).data)
+    (folder / "good.flac").write_bytes(sound(1).data)
+    (folder / "cut.png").write_bytes(picture(1).data[:200])
+    (folder / "none.wav").write_bytes(b"")
+    (tmp_path / "secret.png").write_bytes(picture(2).data)
+    os.symlink(tmp_path / "secret.png", folder / "link.png")
+    return folder
+
+
+LINES = [
+    ({"image": "good.png", "question": "What is this?", "answer": "noise"}, None),
+    ({"audio": "good.flac", "question": "Transcribe.", "answer": "hiss"}, None),
+    ({"turns": [{"role": "user", "text": "Hi"}, {"role": "model", "text": "Hello"}]}, None),
+    ({"parts": [{"text": "See "}, {"image": "good.png"}, {"text": " here."}], "source": "pages"}, None),
+    ({"text": "A sentence of plain prose that says hardly anything at all."}, None),
+    ({"image": "cut.png", "question": "What?", "answer": "x"}, "image does not decode"),
+    ({"audio": "none.wav", "question": "What?", "answer": "x"}, "audio does not decode"),
+    ({"image": "absent.png", "answer": "x"}, "file missing"),
+    ({"image": "../secret.png", "answer": "x"}, "path outside the folder"),
+    ({"image": "link.png", "answer": "x"}, "path outside the folder"),
+    ({"image": "/etc/passwd", "answer": "x"}, "path outside the folder"),
+    ({"adio": "good.flac", "answer": "x"}, "unknown key"),
+    ({"text": 3}, "bad field"),
+    ({"turns": [{"role": "system", "text": "x"}]}, "bad field"),
+    ({"text": "   "}, "empty"),
+    ({"text": "no no"}, "too short"),
+    ({"image": "good.png", "question": "What is  this?", "answer": "noise"}, "duplicate"),
+    ([1, 2], "not an object"),
+]
+
+
+def test_every_bad_record_is_counted_and_no_other_is_lost(folder, tmp_path, capsys):
+    lines = [json.dumps(line) for line, _ in LINES] + [
+        "{no json",
+        "",
+        '{"text": "half a surrogate \\ud800 in five more words"}',
+    ]
+    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+    report = curate(folder, tmp_path / "out")["raw"]
+    wanted: dict[str, int] = {"not JSON": 1, "broken text": 1}
+    for _, reason in LINES:
+        if reason:
+            wanted[reason] = wanted.get(reason, 0) + 1
+    assert {reason: sum(sources.values()) for reason, sources in report["dropped"].items()} == wanted
+    kept = list(read_documents(tmp_path / "out"))
+    assert len(kept) == sum(report["kept"].values()) == 5
+    assert report["read"] == len(kept) + sum(wanted.values())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "manifest.jsonl:19" in json.dumps(report["examples"])
+    assert "did you mean" in json.dumps(report["examples"])
+    assert "not JSON" in shown
+    assert kept[3].source == "pages"
+    assert [type(p).__name__ for p in kept[3].parts] == ["Text", "Image", "Text"]
+    assert kept[4].language == "en"
+
+
+def test_nothing_to_read_and_nothing_left_say_so(tmp_path):
+    with pytest.raises(ValueError, match="nothing to read"):
+        list(read(tmp_path))
+    (tmp_path / "x.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(ValueError, match=r"x.parquet: not a readable Parquet file"):
+        list(read(tmp_path))
+    (tmp_path / "m.jsonl").write_text("nope\n")
+    with pytest.raises(ValueError, match="none of its 1 documents was kept"):
+        curate(tmp_path / "m.jsonl", tmp_path / "out")
+
+
+def test_foreign_parquet_rows_are_dropped_by_row(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"id": ["a"], "prompt": ["b"]}), tmp_path / "x.parquet")
+    (only,) = read(tmp_path / "x.parquet")
+    assert isinstance(only, Dropped)
+    assert only.record == "x.parquet:1"
+
+
+def chat(question: str, answer: str, *media: Image) -> Document:
+    return Document((Content("user", (*media, Text(question))), Content("model", (Text(answer),))), "i", "s")
+
+
+PROSE = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+
+
+def test_evaluation_items_are_found_and_generic_questions_are_not():
+    held = Held([chat("What colour?", "red", picture(1)), chat("Translate: March", "März")], 8)
+    prose = Held([Document((Content("document", (Text(PROSE),)),), "i", "s")], 8)
+    assert held(chat("What colour?", "red", picture(1)))
+    assert held(chat("translate:  march", "märz"))
+    assert held(chat("What colour?", "red", picture(2))) is None
+    assert held(chat("What colour?", "blue", picture(1))) is None
+    assert prose(Document((Content("document", (Text("He counted: " + PROSE[8:60] + " and stopped."),)),), "j", "s"))
+    assert prose(Document((Content("document", (Text(PROSE[:20] + " apples"),)),), "j", "s")) is None
+
+
+def test_filters_keep_what_is_good():
+    code = Document((Content("document", (Text("x = [(0, 1), (2, 3)]\n" * 9),)),), "c", "code")
+    assert valid(code) is None
+    assert quality(code, 5) is None
+    assert quality(Document((Content("document", (Text("今天天气很好，我们去公园散步。"),)),), "z", "text"), 5) is None
+    repeated = Document((Content("document", (Text("buy now\n" * 30),)),), "r", "text")
+    assert quality(repeated, 5)
+    seen = Seen()
+    assert seen(chat("a", "b", picture(1))) is None
+    assert seen(chat("a", "b", picture(2))) is None
+    assert seen(chat("a ", "b", picture(1)))
+
+
+def test_train_is_cleaned_of_test_and_a_blocked_document_is_counted(tmp_path):
+    raw = tmp_path / "raw"
+    write_documents(raw / "test.parquet", [chat("Say hello", "hello")])
+    write_documents(
+        raw / "train.parquet", [chat("Say hello", "hello"), chat("Say bye", "bye"), chat("Say a bad word", "…")]
+    )
+    reports = curate(raw, tmp_path / "out", Curate(), blocked=lambda d: "a bad word" if "bad" in str(d) else None)
+    assert [d.contents[-1].parts[0].text for d in read_documents(tmp_path / "out" / "train")] == ["bye"]
+    assert set(reports["train"]["dropped"]) == {"in an evaluation set", "blocked"}
+
+
+def test_a_full_disk_says_so_and_leaves_nothing_half_written(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True).returncode:
+        disk = (
+            Path("/dev/full").parent / "shm" / "absent" / "never"
+        )  # no right to mount: a disk that refuses every byte
+        with pytest.raises(OSError):
+            write_documents(disk / "x.parquet", [chat("a", "b")])
+        return
+    try:
+        write_documents(tmp_path / "in.parquet", [chat(str(i), "x", picture(i, 128, 128)) for i in range(20)])
+        with pytest.raises(OSError, match="is full"):
+            curate(tmp_path / "in.parquet", disk)
+        assert not list(disk.glob("part-*.parquet"))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

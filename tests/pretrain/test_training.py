@@ -1,0 +1,145 @@
+"""The loss is the textbook's; resumed = uninterrupted, bit for bit, also after kill -9; checkpoints of another model are refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alhena.artifacts import read_json
+from alhena.model import model
+from alhena.pretrain.loop import Phase, Training, train
+from alhena.pretrain.loss import Z_LOSS, batch_loss, weighted_loss
+from alhena.pretrain.optimizer import Optimizer, optimizer
+from alhena.pretrain.step import start, train_step
+from alhena.tokens.loader import Shape, plain_batch
+from alhena.tokens.store import write_examples
+
+
+def test_fused_loss_equals_the_textbook():
+    rng = np.random.default_rng(0)
+    hidden, table = (
+        jnp.asarray(rng.normal(size=(2100, 16)), jnp.float32),
+        jnp.asarray(rng.normal(size=(50, 16)), jnp.float32),
+    )
+    targets, weights = jnp.asarray(rng.integers(0, 50, 2100)), jnp.asarray(rng.random(2100), jnp.float32)
+
+    def textbook(hidden, table):
+        logits = hidden @ table.T
+        log_z = jax.nn.logsumexp(logits, -1)
+        nats = log_z - jnp.take_along_axis(logits, targets[:, None], 1)[:, 0]
+        return jnp.sum(weights * (nats + Z_LOSS * log_z**2))
+
+    ours = lambda h, e: weighted_loss(h, e, targets, weights, "float32")[0]  # noqa: E731
+    np.testing.assert_allclose(ours(hidden, table), textbook(hidden, table), rtol=1e-5)
+    for a, b in zip(jax.grad(ours, (0, 1))(hidden, table), jax.grad(textbook, (0, 1))(hidden, table), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+def test_packed_loss_is_the_mean_of_separate_losses(tiny, encoder, documents):
+    examples = [e for d in documents for e in encoder.encode(d, 256)]
+    total, weight = 0.0, 0.0
+    for example in examples:
+        _, tally = batch_loss(*tiny, jax.tree.map(jnp.asarray, plain_batch([example], 64, 64, 4)))
+        total, weight = total + float(tally.nats.sum()), weight + float(tally.weight.sum())
+    _, tally = batch_loss(*tiny, jax.tree.map(jnp.asarray, plain_batch(examples, 64, 64, 4)))
+    assert float(tally.nats.sum()) / float(tally.weight.sum()) == pytest.approx(total / weight, rel=1e-5)
+
+
+def test_a_step_with_a_broken_gradient_changes_nothing(tiny, encoder, documents):
+    params, c = tiny
+    transform = optimizer(Optimizer(), 10)
+    batch = jax.tree.map(jnp.asarray, plain_batch(encoder.encode(documents[0], 256), 64, 0, 0))
+    bad = replace(batch, weights=batch.weights * jnp.nan)
+    state, measured = train_step(start(jax.tree.map(jnp.copy, params), transform), bad, c, transform)
+    assert not np.isfinite(measured.loss)
+    jax.tree.map(np.testing.assert_array_equal, state.params, params)
+    assert int(state.step) == 1
+
+
+@pytest.fixture
+def data(encoder, documents, tmp_path):
+    inner = {"patches": (192,), "frames": (128, 128)}
+    for name, some in (("a", documents[:2]), ("b", documents[2:])):
+        write_examples(
+            tmp_path / "data" / f"{name}.arrow", [e for d in some * 6 for e in encoder.encode(d, 256)], inner
+        )
+    return tmp_path / "data"
+
+
+PHASES = (Phase(4, {"a": 1.0, "b": 1.0}), Phase(4, {"b": 1.0}))
+TRAINING = Training(PHASES, Shape(2, 128, 96, 4), Optimizer(warmup=2), save_every=2, log_every=2, evaluate_every=4)
+
+
+def equal(a: model.Params, b: model.Params) -> None:
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def copy(params: model.Params) -> model.Params:
+    return jax.tree.map(jnp.copy, params)
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit(tiny, data, tmp_path):
+    params, c = tiny
+    whole = train(copy(params), c, TRAINING, data, tmp_path / "whole", "whole", validation=data)
+    for cut in (3, 5):  # inside the first phase, and just after the mixture has changed
+        train(copy(params), c, TRAINING, data, tmp_path / f"cut{cut}", "cut", stop_after=cut)
+        equal(train(copy(params), c, TRAINING, data, tmp_path / f"cut{cut}", "resumed"), whole)
+    lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    assert [line.count('"kind": "validation"') for line in lines].count(1) == 2
+    with pytest.raises(AssertionError):
+        equal(whole, params)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tiny, data, tmp_path):
+    params, c = tiny
+    train(copy(params), c, TRAINING, data, tmp_path / "out", "first", stop_after=2)
+    other = replace(c, decoder=replace(c.decoder, hidden=56))
+    with pytest.raises(ValueError, match="checkpoint is of another model"):
+        train(model.init(jax.random.key(0), other), other, TRAINING, data, tmp_path / "out", "other")
+
+
+def test_killed_with_sigkill_the_demo_goes_on_where_it_was(tmp_path):
+    """The real command line, killed inside pre-training, ends with the very weights of a run that nobody killed."""
+    script = textwrap.dedent("""
+        import os, signal, sys
+        from pathlib import Path
+        from alhena import journey
+        from alhena.pretrain import loop
+        from recipes import starter
+        kill, steps = int(sys.argv[2]), loop._steps
+        def until(*a):
+            return steps(*a[:-1], lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == kill else None)
+        loop._steps = until if kill else steps
+        run, folder = starter.smoke(), Path(sys.argv[1])
+        for make in journey.STAGES[:4]:
+            make(run, folder)
+    """)
+    # Both runs share one corpus: what is compared is the training.
+    (tmp_path / "go.py").write_text(f"if __name__ == '__main__':\n{textwrap.indent(script, '    ')}")
+
+    def go(folder: Path, kill: int) -> int:
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+        return subprocess.run(
+            [sys.executable, str(tmp_path / "go.py"), str(folder), str(kill)], env=environment, capture_output=True
+        ).returncode
+
+    assert go(tmp_path / "killed", 7) == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "pretrain" / "stage.json").exists()
+    made = read_json(tmp_path / "killed" / "tokens" / "stage.json")
+    assert go(tmp_path / "killed", 0) == 0
+    assert read_json(tmp_path / "killed" / "tokens" / "stage.json") == made  # a finished stage was not repeated
+    assert go(tmp_path / "whole", 0) == 0
+    weights = [
+        (tmp_path / name / "models" / "base" / "weights.safetensors").read_bytes() for name in ("killed", "whole")
+    ]
+    assert weights[0] == weights[1]

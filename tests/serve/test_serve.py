@@ -1,0 +1,199 @@
+"""The sampler, the grammar, streaming, and the official SDK against the real server over loopback."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import uvicorn
+from google import genai
+from google.genai import errors, types
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alhena.content import Content, Image, Text
+from alhena.media import decode_image
+from alhena.serve import grammar
+from alhena.serve.api import create_app
+from alhena.serve.chat import chat, read_line
+from alhena.serve.engine import Answer, Engine
+from alhena.serve.sampler import Sampling, sample
+from alhena.serve.sampler import settings as rows_of
+from alhena.tokens.vocabulary import Vocabulary
+from tests.conftest import picture, sound
+
+V = Vocabulary(num_text=40, num_codes=16)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 40))
+def test_whatever_is_sampled_grids_are_whole(seed, most):
+    rng, state, tokens = np.random.default_rng(seed), grammar.start(1), []
+    for _ in range(120):
+        may = np.flatnonzero(np.asarray(grammar.allowed(state, V, most))[0])
+        assert len(may)
+        likely = [t for t in may if not t < V.num_text] or may  # prefer to draw
+        token = int(rng.choice(likely if rng.random() < 0.8 else may))
+        tokens.append(token)
+        state = grammar.advance(state, jnp.array([token], jnp.int32), V)
+    i = 0
+    while i < len(tokens):
+        if tokens[i] != V.control("<boi_out>"):
+            assert tokens[i] < V.num_text or tokens[i] == V.end
+            i += 1
+            continue
+        grid = tokens[i + 1 : i + 3]
+        if len(grid) < 2:
+            break
+        n, m = grid[0] - V.rows(1) + 1, grid[1] - V.columns(1) + 1
+        assert 1 <= n * m <= most
+        rest = tokens[i + 3 : i + 4 + n * m]
+        assert all(V.is_code(t) for t in rest[: n * m])
+        assert rest[n * m :] in ([V.control("<eoi_out>")], [])
+        i += 4 + n * m
+
+
+@pytest.mark.parametrize(("top_k", "top_p", "temperature"), [(0, 1.0, 1.0), (3, 1.0, 0.7), (0, 0.6, 1.3)])
+def test_samples_follow_the_distribution(top_k, top_p, temperature):
+    logits = np.log(np.array([0.4, 0.3, 0.15, 0.1, 0.05]))
+    p = np.exp(logits / temperature)
+    p /= p.sum()
+    kept = np.arange(5) < (top_k or 5)
+    q = np.where(kept, p, 0) / p[kept].sum()
+    kept &= np.cumsum(q) - q < top_p
+    q = np.where(kept, q, 0) / q[kept].sum()
+    n = 4000
+    rows = rows_of([Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=i) for i in range(n)])
+    drawn = np.asarray(jax.jit(sample)(jnp.tile(jnp.asarray(logits, jnp.float32), (n, 1)), rows, jnp.int32(0)))
+    np.testing.assert_allclose(np.bincount(drawn, minlength=5) / n, q, atol=0.03)
+
+
+@pytest.fixture(scope="session")
+def engine(smoke: Path) -> Engine:
+    return Engine.load(smoke / "models" / "assistant")
+
+
+PROMPTS = [
+    (Text("Draw a red circle."),),
+    (picture(1), Text("What shape is red?")),
+    (sound(2), Text("Transcribe.")),
+    (picture(3), sound(4)),
+]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_streamed_equals_whole_equals_alone(engine, temperature):
+    sampling = Sampling(temperature=temperature, max_tokens=24, seed=5)
+    prompts = [[Content("user", parts)] for parts in PROMPTS]
+    together = engine.generate(prompts, sampling)
+    for prompt, whole in zip(prompts, together, strict=True):
+        assert engine.generate([prompt], sampling) == [whole]
+        *parts, last = engine.stream(prompt, sampling)
+        assert last == whole
+        assert isinstance(last, Answer)
+        assert "".join(p.text for p in parts if isinstance(p, Text)) == "".join(
+            p.text for p in whole.content.parts if isinstance(p, Text)
+        )
+        assert [p for p in parts if isinstance(p, Image)] == [p for p in whole.content.parts if isinstance(p, Image)]
+
+
+def test_guidance_of_one_changes_nothing_and_more_does(engine):
+    prompt = [[Content("user", PROMPTS[0])]]
+    plain, strong = (Sampling(max_tokens=80, image_first=True, guidance=g) for g in (1.0, 9.0))
+    nearly = Sampling(max_tokens=80, image_first=True, guidance=1.0000001)
+    drawn = [engine.generate(prompt, s)[0].content.parts[0] for s in (plain, nearly, strong)]
+    assert all(isinstance(part, Image) for part in drawn)
+    assert drawn[0] == drawn[1]
+
+
+@pytest.fixture(scope="session")
+def address(engine: Engine) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(engine, "starter"), host="127.0.0.1", port=port, log_level="error")
+    )
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture(params=["v1", "v1beta"])
+def client(request, address: str) -> genai.Client:
+    return genai.Client(api_key="any", http_options=types.HttpOptions(base_url=address, api_version=request.param))
+
+
+def test_the_sdk_generates_streams_and_counts(client, engine):
+    shown = types.Part.from_bytes(data=picture(1).data, mime_type="image/png")
+    heard = types.Part.from_bytes(data=sound(2).data, mime_type="audio/flac")
+    config = types.GenerateContentConfig(max_output_tokens=12, temperature=0.0, top_k=4)
+    request = {"model": "starter", "contents": [shown, heard, "What shape is red?"], "config": config}
+    whole = client.models.generate_content(**request)
+    ours = engine.generate(
+        [[Content("user", (picture(1), sound(2), Text("What shape is red?")))]], Sampling(max_tokens=12)
+    )[0]
+    assert (whole.text or "") == "".join(p.text for p in ours.content.parts if isinstance(p, Text))
+    assert whole.usage_metadata.prompt_token_count == ours.prompt_tokens
+    events = list(client.models.generate_content_stream(**request))
+    assert "".join(event.text or "" for event in events) == (whole.text or "")
+    assert events[-1].candidates[0].finish_reason == whole.candidates[0].finish_reason
+    counted = client.models.count_tokens(model="starter", contents=request["contents"])
+    assert counted.total_tokens == ours.prompt_tokens
+
+
+def test_the_sdk_receives_a_picture(client):
+    config = types.GenerateContentConfig(response_modalities=["IMAGE"], max_output_tokens=120)
+    answer = client.models.generate_content(model="starter", contents="Draw a red circle.", config=config)
+    blob = answer.candidates[0].content.parts[0].inline_data
+    assert blob.mime_type == "image/png"
+    assert decode_image(blob.data).shape[0] % 8 == 0
+
+
+def test_the_sdk_lists_the_model(client):
+    assert [model.name for model in client.models.list()] == ["models/starter"]
+    assert client.models.get(model="starter").name == "models/starter"
+
+
+def test_bad_requests_get_googles_errors(client, address):
+    with pytest.raises(errors.ClientError) as missing:
+        client.models.generate_content(model="other", contents="hi")
+    assert (missing.value.code, missing.value.status) == (404, "NOT_FOUND")
+    broken = types.Part.from_bytes(data=picture(1).data[:60], mime_type="image/png")
+    with pytest.raises(errors.ClientError, match=r"contents\[0\].parts\[1\].inlineData: the image cannot be decoded"):
+        client.models.generate_content(model="starter", contents=["What is this?", broken])
+    url = f"{address}/v1beta/models/starter:generateContent"
+    for body, word in (
+        (b"{", "not JSON"),
+        (b'{"contents": 3}', "contents must be a list"),
+        (b'{"contents": [{"parts": [{"fly": 1}]}]}', "parts"),
+    ):
+        answer = httpx.post(url, content=body)
+        assert answer.status_code == 400
+        assert word in answer.json()["error"]["message"]
+    hot = {"contents": [{"parts": [{"text": "hi"}]}], "generationConfig": {"temperature": 99}}
+    assert "temperature" in httpx.post(url, json=hot).json()["error"]["message"]
+
+
+def test_chat_reads_files_and_saves_drawings(smoke, tmp_path, capsys, monkeypatch):
+    (tmp_path / "my scene.png").write_bytes(picture(1).data)
+    parts = read_line(f"What is '{tmp_path / 'my scene.png'}' ?")
+    assert isinstance(parts[0], Image)
+    assert parts[1] == Text("What is ?")
+    with pytest.raises(ValueError, match=r"gone.png: there is no such file"):
+        read_line("gone.png what?")
+    chat(smoke / "models" / "assistant", "Draw a red circle.", tmp_path, Sampling(max_tokens=100, image_first=True))
+    assert decode_image((tmp_path / "alhena-001.png").read_bytes()).ndim == 3
+    assert "saved as" in capsys.readouterr().out

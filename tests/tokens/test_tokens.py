@@ -1,0 +1,175 @@
+"""Documents to batches: nothing lost, order links, resumed = uninterrupted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alhena.content import Content, Document, Image, Text
+from alhena.model import config
+from alhena.tokens.images import fit, patchify
+from alhena.tokens.loader import Batches, Shape, once, plain_batch
+from alhena.tokens.sound import HOP, chunk, log_mel
+from alhena.tokens.store import Examples, write_examples
+
+VISION, AUDIO = config.Vision(16, 1, 2, 16), config.Audio(16, 1, 2, 16)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\u2028\u2581"), max_size=60))
+def test_decoding_an_encoding_gives_the_text(encoder, text):
+    assert encoder.pieces.decode(encoder.pieces.encode(text)) == text
+
+
+def test_running_text_is_split_and_nothing_is_lost(encoder):
+    text = "".join(f"{i} circles, {i * 7} stars;\n" for i in range(80))
+    examples = encoder.encode(Document((Content("document", (Text(text),)),), "0", "text"), 64)
+    assert len(examples) > 3
+    assert max(len(e.tokens) for e in examples) <= 64
+    words = [t for e in examples for t in e.tokens.tolist() if t < encoder.vocabulary.num_text]
+    assert encoder.pieces.decode(words) == text
+
+
+def test_only_answers_have_weight_when_tuning(encoder, documents):
+    v = encoder.vocabulary
+    for document in documents:
+        (example,) = encoder.encode(document, 256, answers_only=True)
+        learned = example.targets[example.weights > 0].tolist()
+        assert encoder.pieces.decode(learned[:-1]) == "red"
+        assert learned[-1] == v.end
+
+
+def test_a_drawing_becomes_a_whole_grid(encoder, documents):
+    v, pixels = encoder.vocabulary, documents[1].contents[0].parts[0]
+    document = Document((Content("user", (Text("Draw."),)), Content("model", (pixels,))), "0", "drawing")
+    grid = np.arange(24).reshape(4, 6)
+    (example,) = encoder.encode(document, 256, codes={pixels.data: grid})
+    start = example.tokens.tolist().index(v.control("<boi_out>"))
+    wanted = [v.rows(4), v.columns(6), *(v.code(k) for k in range(24)), v.control("<eoi_out>"), v.end]
+    assert example.tokens.tolist()[start + 1 :] == wanted
+    with pytest.raises(ValueError, match="no image tokeniser"):
+        encoder.encode(document, 256)
+
+
+def test_placeholders_match_what_the_encoders_give(encoder, documents):
+    v = encoder.vocabulary
+    for document in documents:
+        (e,) = encoder.encode(document, 256)
+        assert (e.tokens == v.control("<img>")).sum() == len(e.patches) // 4
+        assert (e.tokens == v.control("<aud>")).sum() == sum(AUDIO.tokens(int(n)) for n in e.frame_lengths)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 256))
+def test_an_image_keeps_to_its_budget_and_nearly_to_its_shape(height, width, budget):
+    rows, columns = fit(height, width, budget, 16)
+    assert 1 <= rows * columns <= budget
+    if rows >= 4 and columns >= 4:
+        assert 0.6 < (columns / rows) / (width / height) < 1.7
+
+
+def test_patches_come_pool_window_first():
+    rows, columns = np.mgrid[0:32, 0:48]
+    pixels = np.stack([rows, columns, rows * 0], -1).astype(np.uint8)
+    patches, places = patchify(pixels, VISION, 64)
+    assert patches.shape == (24, 192)
+    corners = patches.reshape(24, 8, 8, 3)[:, 0, 0, :2]
+    np.testing.assert_array_equal(corners, places * 8)  # each patch lies where it says
+    windows = places.reshape(6, 4, 2)
+    np.testing.assert_array_equal(windows // 2, np.repeat(windows[:, :1] // 2, 4, axis=1))
+
+
+def test_log_mel_hears_a_tone_in_its_bin_and_gain_in_decibels():
+    time = np.arange(16000) / 16000
+    tones = [
+        log_mel((0.3 * np.sin(2 * np.pi * hertz * time)).astype(np.float32))[20:80].mean(0).argmax()
+        for hertz in (300, 1000, 4000)
+    ]
+    assert tones == sorted(tones)
+    assert len(set(tones)) == 3
+    noise = np.random.default_rng(0).normal(size=16000).astype(np.float32)
+    np.testing.assert_allclose(log_mel(noise) - log_mel(0.1 * noise), 1.0, atol=0.02)  # -20 dB is one unit
+    assert log_mel(np.zeros(1600, np.float32)).max() == log_mel(np.zeros(1600, np.float32)).min()
+    frames, lengths = chunk(log_mel(np.tile(noise, 2)[: 130 * HOP]), AUDIO)
+    assert frames.shape == (2, 128, 128)
+    assert lengths.tolist() == [128, 2]
+
+
+@pytest.fixture
+def sources(encoder, documents, tmp_path):
+    inner = {"patches": (192,), "frames": (128, 128)}
+    for name, some in (("a", documents[:2]), ("b", documents[2:])):
+        write_examples(tmp_path / f"{name}.arrow", [e for d in some * 9 for e in encoder.encode(d, 256)], inner)
+    return {name: Examples(tmp_path / f"{name}.arrow") for name in "ab"}
+
+
+SHAPE = Shape(rows=2, tokens=128, patches=96, chunks=4)
+
+
+def same(a, b):
+    for name in vars(a):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+
+
+def test_stored_examples_come_back(encoder, documents, sources):
+    wanted = encoder.encode(documents[3], 256)[0]
+    same(sources["b"][1], wanted)
+    with pytest.raises(IndexError):
+        sources["b"][len(sources["b"])]
+
+
+def test_resumed_batches_equal_uninterrupted(sources):
+    weights = {"a": 1.0, "b": 2.0}
+    straight = Batches(sources, weights, SHAPE, seed=3)
+    first = [next(straight) for _ in range(4)]
+    state = straight.state()
+    wanted = [next(straight) for _ in range(5)]
+    resumed = Batches(sources, weights, SHAPE, seed=3)
+    resumed.restore(state)
+    for a, b in zip(wanted, [next(resumed) for _ in range(5)], strict=True):
+        same(a, b)
+    with pytest.raises(AssertionError):
+        same(first[0], wanted[0])
+
+
+def test_packed_rows_hold_whole_examples_in_order(encoder, sources):
+    v = encoder.vocabulary
+    batch = next(Batches(sources, {"a": 1.0, "b": 1.0}, SHAPE, seed=0))
+    for row in range(SHAPE.rows):
+        images = (batch.tokens[row] == v.control("<img>")) & (batch.segments[row] > 0)
+        assert images.sum() == (batch.patch_images[row] > 0).sum() // 4
+        assert (batch.tokens[row] == v.control("<aud>")).sum() == sum(
+            AUDIO.tokens(int(n)) for n in batch.frame_lengths[row] if n
+        )
+        for segment in range(1, batch.segments[row].max() + 1):
+            inside = batch.segments[row] == segment
+            tokens = batch.tokens[row][inside]
+            assert tokens[0] == v.bos
+            assert tokens[-1] == v.end
+            np.testing.assert_array_equal(batch.positions[row][inside], np.arange(inside.sum()))
+            np.testing.assert_array_equal(batch.targets[row][inside][:-1], tokens[1:])
+
+
+def test_once_gives_each_example_once(sources):
+    total = sum(int((batch.positions[batch.segments > 0] == 0).sum()) for batch in once(sources, SHAPE))
+    assert total == len(sources["a"]) + len(sources["b"])
+
+
+def test_what_does_not_fit_is_counted_or_refused(encoder, documents, sources):
+    small = Shape(rows=2, tokens=128, patches=96, chunks=0)
+    batches = Batches(sources, {"a": 1.0, "b": 1.0}, small, seed=0)
+    assert batches.too_long == {"a": 0, "b": len(sources["b"])}
+    with pytest.raises(ValueError, match="of which there is no data"):
+        Batches(sources, {"c": 1.0}, SHAPE, seed=0)
+    with pytest.raises(ValueError, match="a prompt of"):
+        plain_batch(encoder.encode(documents[1], 256), 8, 64, 0)
+
+
+def test_image_bytes_that_lie_are_an_error(encoder):
+    document = Document(
+        (Content("user", (Image(b"\x89PNG\r\n\x1a\nnothing"), Text("?"))), Content("model", (Text("x"),))), "0", "m"
+    )
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        encoder.encode(document, 256)
