@@ -20,8 +20,8 @@ SHAPE = Shape(rows=16, tokens=CONTEXT, patches=256, chunks=2)
 
 # Documents by source. All modalities from the first step; then running text makes room for tasks.
 MIXTURE = {
-    "scenes": 5.0, "digits": 4.0, "ocr": 5.0, "charts": 3.0, "speech": 6.0, "video": 4.0, "spoken": 4.0, "drawing": 4.0,
-    "retrieval": 1.5, "translation": 2.0, "names": 0.4, "text": 0.6, "code": 0.4, "pages": 0.6,
+    "scenes": 6.0, "digits": 6.0, "ocr": 5.0, "charts": 3.0, "speech": 3.5, "video": 4.0, "spoken": 4.0, "drawing": 4.0,
+    "retrieval": 2.5, "translation": 2.0, "names": 0.4, "text": 0.5, "code": 0.3, "pages": 0.5,
 }  # fmt: skip
 TASKS = MIXTURE | {"names": 0.2, "text": 0.3, "code": 0.2, "pages": 0.2}
 CHATS = {name: weight for name, weight in MIXTURE.items() if name not in ("names", "text", "code", "pages")}
@@ -33,14 +33,14 @@ def run() -> Run:
         name="starter",
         corpus=Starter(),
         curate=Curate(),
-        text_pieces=2048,
+        text_pieces=1536,
         budget=Budget(image_tokens=64, frame_tokens=4, clip_frames=6, audio_seconds=30, drawn_codes=64),
         decoder=config.Decoder(width=128, layers=4, heads=4, head_dim=32, hidden=384),
         vision=config.Vision(width=128, layers=3, heads=4, hidden=256),
         audio=config.Audio(width=128, layers=3, heads=4, hidden=256),
         image_tokenizer=config.ImageTokenizer(levels=(8, 8, 8), width=128),
         image_training=TrainImageTokenizer(steps=1200),
-        pretrain=Training((Phase(420, MIXTURE), Phase(280, TASKS)), SHAPE, Optimizer(rate=5e-3)),
+        pretrain=Training((Phase(540, MIXTURE), Phase(360, TASKS)), SHAPE, Optimizer(rate=5e-3)),
         tune=Tune(60, SHAPE, weights=CHATS),
     )
 
