@@ -18,7 +18,7 @@ from alhena.model import model
 from alhena.model.einsum import Int4
 from alhena.shapes import Array, Float
 
-SHRINK = np.linspace(0.7, 1.0, 13)  # candidates: the scale that just reaches the largest value, and smaller ones
+SHRINK = np.linspace(0.7, 1.0, 13, dtype=np.float32)  # of the scale that just reaches the largest value
 
 
 def quantise(w: Float[Array, "*layers I O"], group: int, transposed: bool = False) -> Int4:
@@ -37,8 +37,9 @@ def quantise(w: Float[Array, "*layers I O"], group: int, transposed: bool = Fals
     grouped = values.reshape(*layers, inner // group, group, outer)
     largest = np.abs(grouped).max(-2)
     best_error, best_scale = np.full(largest.shape, np.inf, np.float32), np.ones_like(largest)
-    for shrink in SHRINK:
-        scale = np.maximum(largest * shrink / 7.5, 1e-12)
+    # A scale may be negative: -8..7 reaches one step further on one side, and each group turns that side where it needs it.
+    for candidate in (*SHRINK, *-SHRINK):
+        scale = candidate * np.maximum(largest / 7.5, 1e-12)
         error = np.sum((_round(grouped, scale) * scale[..., None, :] - grouped) ** 2, -2)
         better = error < best_error
         best_error, best_scale = np.where(better, error, best_error), np.where(better, scale, best_scale)

@@ -1,0 +1,139 @@
+"""Codes are a bijection, local and repeatable; gradients pass; training is learned, resumed and written whole."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alhena.artifacts import write_json
+from alhena.model import config
+from alhena.model import image_tokenizer as tokenizer
+from alhena.pretrain import image_tokenizer as training
+from alhena.pretrain.image_tokenizer import TrainImageTokenizer, draw_reconstructions, train
+
+C = config.ImageTokenizer((5, 4, 3), 16)
+
+
+@pytest.fixture(scope="module")
+def params() -> tokenizer.Params:
+    return tokenizer.init(jax.random.key(1), C)
+
+
+def noise(seed: int, height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def squares(count: int) -> list[np.ndarray]:
+    """Coloured squares on white."""
+    rng, images = np.random.default_rng(0), []
+    for _ in range(count):
+        image = np.full((32, 32, 3), 255, np.uint8)
+        image[8:24, 8:24] = rng.integers(0, 2, 3) * 200
+        images.append(image)
+    return images
+
+
+@pytest.mark.parametrize("levels", [(8, 8, 8), (8, 5, 5, 5), (2, 9)])
+def test_codes_are_a_bijection(levels):
+    c = config.ImageTokenizer(tuple(levels), 8)
+    values = tokenizer.to_level_values(jnp.arange(c.num_codes), c)
+    assert len(np.unique(values, axis=0)) == c.num_codes
+    assert (np.asarray(values).min(0) == 0).all()
+    assert (np.asarray(values).max(0) == np.array(levels) - 1).all()
+    np.testing.assert_array_equal(tokenizer.to_codes(values, c), np.arange(c.num_codes))
+
+
+def test_levels_are_whole_bounded_and_let_the_gradient_through():
+    z = jnp.linspace(-6, 6, 300).reshape(100, 3)
+    q = np.asarray(tokenizer.quantise(z, C))
+    np.testing.assert_allclose(q, np.round(q), atol=1e-5)
+    assert q.min() >= -1e-5
+    assert (q.max(0) <= np.array(C.levels) - 1 + 1e-5).all()
+    slope = jax.grad(lambda z: tokenizer.quantise(z, C).sum())(z)
+    smooth = jax.grad(lambda z: (jax.nn.sigmoid(2 * z) * (jnp.array(C.levels) - 1.0)).sum())(z)
+    np.testing.assert_allclose(slope, smooth, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (32, 48), (40, 24)])
+def test_any_multiple_of_eight_goes_in_and_comes_out(params, height, width):
+    (codes,) = tokenizer.encode_images(params, C, [noise(0, height, width)])
+    assert codes.shape == (height // 8, width // 8)
+    assert codes.min() >= 0
+    assert codes.max() < C.num_codes
+    assert tokenizer.decode_codes(params, C, codes).shape == (height, width, 3)
+
+
+def test_equal_cells_have_one_code_wherever_they_stand(params):
+    cell = noise(3, 8, 8)
+    for codes in tokenizer.encode_images(params, C, [np.tile(cell, (2, 3, 1)), np.tile(cell, (4, 4, 1))]):
+        assert len(np.unique(codes)) == 1
+
+
+def test_images_of_mixed_sizes_keep_their_order(params):
+    images = [noise(i, 16, 8 * (1 + i % 3)) for i in range(7)]
+    together = tokenizer.encode_images(params, C, images, batch=2)
+    for image, codes in zip(images, together, strict=True):
+        np.testing.assert_array_equal(codes, tokenizer.encode_images(params, C, [image])[0])
+
+
+def test_files_of_another_tokeniser_are_refused(params, tmp_path):
+    tokenizer.save(tmp_path, params, C)
+    write_json(tmp_path / "image_tokenizer.json", asdict(replace(C, width=24)))
+    with pytest.raises(ValueError, match=r"image_tokenizer.safetensors.*cells is \(192, 16\), expected \(192, 24\)"):
+        tokenizer.load(tmp_path)
+    write_json(tmp_path / "image_tokenizer.json", {"width": 16})
+    with pytest.raises(ValueError, match="not an image tokeniser's settings"):
+        tokenizer.load(tmp_path)
+    (tmp_path / "image_tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"image_tokenizer.json: no such file"):
+        tokenizer.load(tmp_path)
+
+
+SETTINGS = TrainImageTokenizer(steps=90, batch=16, save_every=30)
+
+
+def test_it_learns_to_redraw_and_shows_it(tmp_path):
+    images = squares(40)
+    short = train(images, C, replace(SETTINGS, steps=2), tmp_path / "short")
+    learned = train(images, C, SETTINGS, tmp_path / "long")
+    assert learned["psnr_db"] > short["psnr_db"] + 5
+    assert 1 < learned["perplexity"] <= learned["codes_used"] <= C.num_codes
+    params, c = tokenizer.load(tmp_path / "long")
+    draw_reconstructions(params, c, images[:3], tmp_path / "shown.png")
+    assert (tmp_path / "shown.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch):
+    whole, images, step = tmp_path / "whole", squares(20), training._step
+    train(images, C, SETTINGS, whole)
+    seen, opened = [], []
+
+    class Kept(training.Checkpoints):
+        def __init__(self, folder):
+            super().__init__(folder)
+            opened.append(self)
+
+    def cut(state, *rest):
+        seen.append(0)
+        if len(seen) == 50:
+            raise KeyboardInterrupt
+        return step(state, *rest)
+
+    monkeypatch.setattr(training, "_step", cut)
+    monkeypatch.setattr(training, "Checkpoints", Kept)
+    with pytest.raises(KeyboardInterrupt):
+        train(images, C, SETTINGS, tmp_path / "cut")
+    opened[0].close()  # let the save that was under way in the background end
+    train(images, C, SETTINGS, tmp_path / "cut")
+    assert len(seen) == 50 + 60  # it went on at step 30
+    name = "image_tokenizer.safetensors"
+    assert (whole / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+
+
+def test_pictures_too_small_to_crop_are_named(tmp_path):
+    with pytest.raises(ValueError, match="no picture of at least 32x32"):
+        train([noise(0, 24, 64)], C, SETTINGS, tmp_path)
