@@ -36,7 +36,7 @@ def run() -> Run:
         text_pieces=1536,
         budget=Budget(image_tokens=64, frame_tokens=4, clip_frames=6, audio_seconds=30, drawn_codes=64),
         decoder=config.Decoder(width=128, layers=4, heads=4, head_dim=32, hidden=384),
-        vision=config.Vision(width=128, layers=3, heads=4, hidden=256),
+        vision=config.Vision(width=128, layers=2, heads=4, hidden=256),
         audio=config.Audio(width=128, layers=3, heads=4, hidden=256),
         image_tokenizer=config.ImageTokenizer(levels=(8, 8, 8), width=128),
         image_training=TrainImageTokenizer(steps=1200),

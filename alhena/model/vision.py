@@ -1,9 +1,11 @@
 """Vision: a ViT on packed patches of any number of images, each at its own size and shape.
 
-    patches [B, P, Q] ─ linear ─ + row and column embedding ─ layers (a patch sees the patches of its image) ─ pool ─► [B, P/pool², D]
+    patches [B, P, Q] ─ stem ─ + row and column embedding ─ layers (a patch sees the patches of its image) ─ join ─► [B, P/pool², D]
 
-Patches come pool-window first, so pooling is a reshape and a mean. Nothing is padded to a square (NaViT, Dehghani et al. 2023;
-ViT, Dosovitskiy et al. 2020).
+Patches come pool-window first, so the neighbours of a window are neighbours in memory: the stem sees a window whole (an MLP over its
+pixels: the early convolution of Xiao et al. 2021, for packed patches), and joining is a reshape and one product, which keeps where in
+the window a thing was (a mean, as in PaliGemma's later sizes, does not; docs/results.md has the difference). Nothing is padded to a
+square (NaViT, Dehghani et al. 2023; ViT, Dosovitskiy et al. 2020).
 """
 
 from __future__ import annotations
@@ -39,11 +41,13 @@ class Layers:
 @dataclass(frozen=True)
 class Vision:
     patch: Array  # [Q, E]
+    window_in: Array  # [pool²·Q, 2·E]
+    window_out: Array  # [2·E, pool²·E]
     rows: Array  # [SIDE, E]
     columns: Array  # [SIDE, E]
     layers: Layers
     norm: Array
-    project: Array  # [E, D]
+    project: Array  # [pool²·E, D]
 
 
 def _waves(width: int) -> Array:
@@ -53,8 +57,8 @@ def _waves(width: int) -> Array:
 
 
 def init(key: Array, c: config.Vision, width: int) -> Vision:
-    keys = jax.random.split(key, 7)
-    n, E = c.layers, c.width
+    keys = jax.random.split(key, 9)
+    n, E, window = c.layers, c.width, c.pool**2
     layers = Layers(
         attention_norm=zeros(n, E),
         qkv=matrix(keys[0], n, E, 3 * E),
@@ -66,7 +70,10 @@ def init(key: Array, c: config.Vision, width: int) -> Vision:
     )
     half = jnp.zeros((SIDE, E // 2))
     rows, columns = jnp.concatenate([_waves(E // 2), half], 1), jnp.concatenate([half, _waves(E // 2)], 1)
-    return Vision(matrix(keys[5], c.patch_values, E), rows, columns, layers, zeros(E), matrix(keys[6], E, width))
+    stem = matrix(keys[7], window * c.patch_values, 2 * E), matrix(keys[8], 2 * E, window * E)
+    return Vision(
+        matrix(keys[5], c.patch_values, E), *stem, rows, columns, layers, zeros(E), matrix(keys[6], window * E, width)
+    )
 
 
 def encode(
@@ -79,7 +86,11 @@ def encode(
 ) -> Float[Array, "B W D"]:
     """uint8 patches to W = P / pool² soft tokens a row. ``images`` numbers the image of each patch; 0 is padding."""
     B, P, _ = patches.shape
-    x = einsum("...i,io->...o", patches.astype(jnp.float32) / 127.5 - 1, params.patch, dtype)
+    W = P // c.pool**2
+    pixels = patches.astype(jnp.float32) / 127.5 - 1
+    seen = jax.nn.gelu(einsum("...i,io->...o", pixels.reshape(B, W, -1), params.window_in, dtype))
+    x = einsum("...i,io->...o", pixels, params.patch, dtype)
+    x = x + einsum("...i,io->...o", seen, params.window_out, dtype).reshape(x.shape)
     x = x + params.rows[positions[..., 0]] + params.columns[positions[..., 1]]
     mask = images[:, :, None] == images[:, None, :]
 
@@ -93,5 +104,4 @@ def encode(
         return x + einsum("...i,io->...o", h, w.down, dtype), None
 
     x, _ = jax.lax.scan(layer, x, params.layers, unroll=c.layers if c.layers <= 4 else 1)
-    pooled = x.reshape(B, P // c.pool**2, c.pool**2, -1).mean(2)
-    return einsum("...i,io->...o", rms_norm(pooled, params.norm), params.project, dtype)
+    return einsum("...i,io->...o", rms_norm(x, params.norm).reshape(B, W, -1), params.project, dtype)

@@ -17,26 +17,49 @@ _WIDTHS = ("patches", "frames")  # fields whose inner shape is kept in the file'
 NAMES = tuple(field.name for field in fields(Example))
 
 
-def write_examples(path: Path, examples: Iterable[Example], inner: dict[str, tuple[int, ...]], rows: int = 256) -> int:
-    """Writes Examples (atomically) and returns their number. ``inner`` gives the shapes behind the first axis of patches and frames."""
-    metadata = {name: ",".join(map(str, inner[name])) for name in _WIDTHS}
-    schema = pa.schema([(name, pa.large_binary()) for name in NAMES], metadata=metadata)
-    partial, count = path.with_name(path.name + ".partial"), 0
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        buffer: list[dict[str, bytes]] = []
-        for example in examples:
-            buffer.append(
-                {n: np.ascontiguousarray(getattr(example, n), _DTYPES.get(n, np.int32)).tobytes() for n in NAMES}
-            )
-            count += 1
-            if len(buffer) == rows:
-                writer.write_batch(pa.RecordBatch.from_pylist(buffer, schema))
-                buffer = []
-        if buffer:
-            writer.write_batch(pa.RecordBatch.from_pylist(buffer, schema))
-    partial.replace(path)
-    return count
+class Writer:
+    """Writes Examples to one file as they come; the file gets its name when the writer is closed without an error.
+
+    ``inner`` gives the shapes behind the first axis of patches and frames.
+    """
+
+    def __init__(self, path: Path, inner: dict[str, tuple[int, ...]], rows: int = 256) -> None:
+        metadata = {name: ",".join(map(str, inner[name])) for name in _WIDTHS}
+        self._schema = pa.schema([(name, pa.large_binary()) for name in NAMES], metadata=metadata)
+        self.path, self._partial, self._rows = path, path.with_name(path.name + ".partial"), rows
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._sink = pa.OSFile(str(self._partial), "wb")
+        self._writer = pa.ipc.new_file(self._sink, self._schema)
+        self._buffer: list[dict[str, bytes]] = []
+        self.examples, self.tokens = 0, 0
+
+    def add(self, example: Example) -> None:
+        self._buffer.append(
+            {n: np.ascontiguousarray(getattr(example, n), _DTYPES.get(n, np.int32)).tobytes() for n in NAMES}
+        )
+        self.examples, self.tokens = self.examples + 1, self.tokens + len(example.tokens)
+        if len(self._buffer) == self._rows:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._buffer:
+            self._writer.write_batch(pa.RecordBatch.from_pylist(self._buffer, self._schema))
+        self._buffer = []
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+        self._sink.close()
+        self._partial.replace(self.path)
+
+
+def write_examples(path: Path, examples: Iterable[Example], inner: dict[str, tuple[int, ...]]) -> int:
+    """Writes Examples to one file and returns their number."""
+    writer = Writer(path, inner)
+    for example in examples:
+        writer.add(example)
+    writer.close()
+    return writer.examples
 
 
 class Examples:

@@ -7,11 +7,12 @@ curated/SPLIT ─ encode in parallel ─► SPLIT/SOURCE.arrow, and a count of w
 from __future__ import annotations
 
 import multiprocessing
-from collections import Counter, defaultdict
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,9 +23,11 @@ from alhena.content import Document, Image, Text, read_documents
 from alhena.tokens import text
 from alhena.tokens.batch import Example
 from alhena.tokens.encode import Codes, Draw, Encoder
-from alhena.tokens.store import write_examples
+from alhena.tokens.store import Writer
 
 BATCH = 64
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 def sample_texts(curated: Path, most_characters: int, seed: int) -> list[tuple[str, str]]:
@@ -122,6 +125,17 @@ def _needed(documents: list[Document], codes: dict[bytes, Codes]) -> dict[bytes,
     return {p.data: codes[p.data] for d in documents for p in d.parts if isinstance(p, Image) and p.data in codes}
 
 
+def bounded(pool: ProcessPoolExecutor, work: Callable[[T], U], jobs: Iterable[T], most: int) -> Iterator[U]:
+    """Results in order, never more than ``most`` jobs under way: the memory of a pool that runs ahead is bounded."""
+    waiting: deque[Future[U]] = deque()
+    for job in jobs:
+        waiting.append(pool.submit(work, job))
+        if len(waiting) >= most:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
 def count_documents(folder: Path) -> int:
     return sum(pq.ParquetFile(file).metadata.num_rows for file in sorted(folder.glob("*.parquet")))
 
@@ -144,19 +158,21 @@ def encode_split(
     encoder = Encoder.load(encoder_folder)
     codes = image_codes(curated, encoder, draw) if draw else {}
     worker = _Worker(encoder_folder, most_tokens, answers_only)
-    by_source: dict[str, list[Example]] = defaultdict(list)
+    inner = {"patches": (encoder.vision.patch_values,), "frames": (encoder.audio.chunk, encoder.audio.mels)}
+    writers: dict[str, Writer] = {}
     dropped: Counter[str] = Counter()
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("forkserver")) as pool:
-        for results in pool.map(_encode, _jobs(curated, worker, codes, drop_condition)):
+        for results in bounded(pool, _encode, _jobs(curated, worker, codes, drop_condition), 4 * workers):
             for source, result in results:
                 if isinstance(result, str):
                     dropped[f"{source}: {result}"] += 1
-                else:
-                    by_source[source].extend(result)
+                    continue
+                if source not in writers:
+                    writers[source] = Writer(out / f"{source}.arrow", inner)
+                for example in result:
+                    writers[source].add(example)
             advance(len(results))
-    inner = {"patches": (encoder.vision.patch_values,), "frames": (encoder.audio.chunk, encoder.audio.mels)}
-    counts = {}
-    for source, examples in sorted(by_source.items()):
-        write_examples(out / f"{source}.arrow", examples, inner)
-        counts[source] = {"examples": len(examples), "tokens": int(sum(len(e.tokens) for e in examples))}
+    for writer in writers.values():
+        writer.close()
+    counts = {name: {"examples": w.examples, "tokens": w.tokens} for name, w in sorted(writers.items())}
     return {"sources": counts, "dropped": dict(dropped)}
