@@ -64,13 +64,18 @@ def _step(state: _State, images: Array, c: config.ImageTokenizer, t: TrainImageT
 
 
 def _crops(images: Sequence[np.ndarray], t: TrainImageTokenizer, step: int) -> np.ndarray:
-    """The batch of a step: crops at whole cells, so that a picture's own grid is what is learned; mirrored at random."""
+    """The batch of a step: crops at whole cells, so that a picture's own grid is what is learned.
+
+    Every other crop has its colour channels permuted: codes must serve colours and edges in combinations that no picture shows.
+    """
     rng = np.random.default_rng([t.seed, step])
     out = np.zeros((t.batch, t.side, t.side, 3), np.uint8)
     for row, k in enumerate(rng.integers(0, len(images), t.batch)):
         image = images[k]
         y, x = (int(rng.integers(0, (n - t.side) // tokenizer.STRIDE + 1)) * tokenizer.STRIDE for n in image.shape[:2])
         out[row] = image[y : y + t.side, x : x + t.side]
+    for row in range(0, t.batch, 2):
+        out[row] = out[row][..., rng.permutation(3)]
     return out
 
 
@@ -86,11 +91,13 @@ def train(images: Sequence[np.ndarray], c: config.ImageTokenizer, t: TrainImageT
     state, first, checkpoints = _State(params, _optimizer(t).init(params)), 0, Checkpoints(out / "checkpoints")
     if checkpoints.latest() is not None:
         first, state, _ = checkpoints.restore(state)
-    for step in track(range(first, t.steps), "image tokeniser", total=t.steps, completed=first):
-        state, _ = _step(state, _crops(usable, t, step), c, t)
-        if (step + 1) % t.save_every == 0:
-            checkpoints.save(step + 1, state, None)
-    checkpoints.close()
+    try:
+        for step in track(range(first, t.steps), "image tokeniser", total=t.steps, completed=first):
+            state, _ = _step(state, _crops(usable, t, step), c, t)
+            if (step + 1) % t.save_every == 0:
+                checkpoints.save(step + 1, state, None)
+    finally:
+        checkpoints.close()
     tokenizer.save(out, state.params, c)
     return measure(state.params, c, usable)
 
