@@ -48,9 +48,9 @@ def _height(line: Line, value: float) -> float:
 
 def draw_card(lines: Sequence[Line], results: Mapping[str, Any], path: Path) -> None:
     """Bars from chance to score, one a capability; a diamond marks the 4-bit model. Longer is better on every row."""
-    figure = Figure(figsize=(10.5, 0.34 * len(lines) + 1.7), dpi=120)
+    figure = Figure(figsize=(10.8, 0.34 * len(lines) + 1.7), dpi=120)
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.31, 0.07, 0.46, 0.84))
+    axes = figure.add_axes((0.31, 0.07, 0.42, 0.84))
     names = list(lines[0].scores)
     for y, line in enumerate(lines):
         heights = [_height(line, line.scores[name]) for name in names]
@@ -65,7 +65,7 @@ def draw_card(lines: Sequence[Line], results: Mapping[str, Any], path: Path) -> 
         value = [f"{line.scores[n]:.2f}" if line.metric == "bits per byte" else f"{line.scores[n]:.1f}" for n in names]
         unit = line.metric + (" ↓" if line.lower_is_better else "")
         axes.text(1.02, y, f"{' / '.join(value)}", va="center", fontsize=9, fontweight="bold")
-        axes.text(1.2, y, f"{unit}, n={line.items}", va="center", fontsize=7.5, color="#555")
+        axes.text(1.25, y, f"{unit}, n={line.items}", va="center", fontsize=7.5, color="#555")
     axes.set_yticks(range(len(lines)), [line.name for line in lines], fontsize=9)
     axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.set_xlim(0, 1)
@@ -74,7 +74,7 @@ def draw_card(lines: Sequence[Line], results: Mapping[str, Any], path: Path) -> 
     axes.spines[:].set_visible(False)
     for y, line in enumerate(lines):
         if y == 0 or lines[y - 1].group != line.group:
-            axes.text(-0.62, y, line.group, fontsize=9.5, fontweight="bold", color=COLOURS[line.group], va="center")
+            axes.text(-0.7, y, line.group, fontsize=9.5, fontweight="bold", color=COLOURS[line.group], va="center")
     figure.text(0.03, 0.965, "Alhena · report card", fontsize=14, fontweight="bold", va="center")
     figure.text(0.31, 0.965, _headline(results), fontsize=8.5, color="#444", va="center")
     note = f"bar: {names[0]}   ◇: {', '.join(names[1:])}   │: chance   ↓: lower is better (longer bars are better everywhere)"
