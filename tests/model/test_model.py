@@ -12,6 +12,9 @@ import pytest
 from alhena.model import attention, cache, model
 from alhena.tokens.loader import plain_batch
 
+forward = jax.jit(model.forward, static_argnums=1)
+prefill = jax.jit(cache.prefill, static_argnums=(1, 3))
+decode = jax.jit(cache.decode, static_argnums=1)
 CLOSE = {"atol": 2e-5, "rtol": 0}  # float32
 
 
@@ -20,7 +23,7 @@ def examples(encoder, documents):
 
 
 def hidden(tiny, batch):
-    return np.asarray(model.forward(*tiny, jax.tree.map(jnp.asarray, batch)))
+    return np.asarray(forward(*tiny, jax.tree.map(jnp.asarray, batch)))
 
 
 def pack(some, tokens=256, patches=128, chunks=8):
@@ -58,16 +61,16 @@ def test_cached_equals_full(tiny, encoder, documents, window):
     c = replace(c, decoder=replace(c.decoder, window=window, global_every=2))
     some = examples(encoder, documents)
     batch = plain_batch(some, 64, 64, 4)
-    full = np.asarray(model.forward(params, c, jax.tree.map(jnp.asarray, batch)))
+    full = np.asarray(forward(params, c, jax.tree.map(jnp.asarray, batch)))
     lengths = np.array([len(e.tokens) for e in some])
     cut = lengths - 4  # the last four tokens are text and are decoded one by one
     keep = np.arange(64)[None] < cut[:, None]
     prompt = replace(batch, segments=batch.segments * keep, tokens=batch.tokens * keep)
-    state, kept = cache.prefill(params, c, jax.tree.map(jnp.asarray, prompt), 80)
+    state, kept = prefill(params, c, jax.tree.map(jnp.asarray, prompt), 80)
     for step in range(4):
         np.testing.assert_allclose(state, full[np.arange(len(some)), cut + step - 1], **CLOSE)
         token = jnp.asarray(batch.tokens[np.arange(len(some)), cut + step])
-        state, kept = cache.decode(params, c, token, jnp.asarray(cut + step, jnp.int32), kept)
+        state, kept = decode(params, c, token, jnp.asarray(cut + step, jnp.int32), kept)
     np.testing.assert_allclose(state, full[np.arange(len(some)), lengths - 1], **CLOSE)
 
 
@@ -109,7 +112,7 @@ def test_blockwise_attention_equals_plain(window):
         return jnp.einsum("bnls,bsnh->blnh", weights, jnp.repeat(v, N // K, 2))
 
     ours = lambda q, k, v: attention.causal_attention(q, k, v, segments, window)  # noqa: E731
-    np.testing.assert_allclose(ours(q, k, v), plain(q, k, v), atol=1e-5)
+    np.testing.assert_allclose(jax.jit(ours)(q, k, v), jax.jit(plain)(q, k, v), atol=1e-5)
     for a, b in zip(
         *(jax.grad(lambda *x, f=f: (f(*x) ** 2).sum(), (0, 1, 2))(q, k, v) for f in (ours, plain)), strict=True
     ):
