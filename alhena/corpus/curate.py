@@ -8,6 +8,7 @@ Documents in = documents kept + documents dropped, each with its reason; that su
 from __future__ import annotations
 
 import errno
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -40,8 +42,9 @@ class Curate:
 
 @dataclass
 class Tally:
-    """Counts of one input: what was kept, what was dropped and why, with the first examples."""
+    """Counts of one input: what was read, what was kept, what was dropped and why, with the first examples."""
 
+    read: int = 0
     kept: Counter[str] = field(default_factory=Counter)
     dropped: Counter[tuple[str, str]] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -50,14 +53,21 @@ class Tally:
         self.dropped[d.source, d.reason] += 1
         some = self.examples.setdefault(d.reason, [])
         if len(some) < 3:
-            some.append(f"{d.record}: {d.detail}")
+            some.append(f"{d.record}: {d.detail}".encode("utf-8", "backslashreplace").decode())
 
     def report(self) -> dict[str, Any]:
         dropped: dict[str, dict[str, int]] = {}
         for (source, reason), count in sorted(self.dropped.items()):
             dropped.setdefault(reason, {})[source] = count
-        total = sum(self.kept.values()) + sum(self.dropped.values())
-        return {"read": total, "kept": dict(sorted(self.kept.items())), "dropped": dropped, "examples": self.examples}
+        told = sum(self.kept.values()) + sum(self.dropped.values())
+        if told != self.read:
+            raise RuntimeError(f"{self.read} records were read but {told} accounted for: a defect of curate")
+        return {
+            "read": self.read,
+            "kept": dict(sorted(self.kept.items())),
+            "dropped": dropped,
+            "examples": self.examples,
+        }
 
 
 def _language(document: Document) -> Document:
@@ -99,9 +109,10 @@ def sift(
 ) -> Iterator[Document]:
     """The documents of ``source`` that pass, in order; everything else goes to the tally."""
     sieve, records = _Sieve(settings, held, blocked), read(source)
-    bar = progress.add_task(f"curate {source.name}", total=None)
+    bar = progress.add_task(f"curate {escape(source.name)}", total=None)
     with ThreadPoolExecutor(settings.workers) as pool:
         while batch := list(islice(records, 256)):
+            tally.read += len(batch)
             for item, broken in _judged(batch, pool):
                 if isinstance(item, Dropped):
                     tally.drop(item)
@@ -120,11 +131,18 @@ def _curate_one(
 ) -> Tally:
     tally, number = Tally(), 0
     documents = sift(source, settings, tally, held, blocked, progress)
-    for old in out.glob("part-*.parquet"):
-        old.unlink()
-    while some := list(islice(documents, settings.documents_per_file)):
-        write_documents(out / f"part-{number:05d}.parquet", some)
-        number += 1
+    fresh = out / ".new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        while some := list(islice(documents, settings.documents_per_file)):
+            write_documents(fresh / f"part-{number:05d}.parquet", some)
+            number += 1
+        for old in out.glob("part-*.parquet"):
+            old.unlink()
+        for new in sorted(fresh.glob("*.parquet")):
+            new.replace(out / new.name)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
     write_json(out / "report.json", tally.report())
     return tally
 
@@ -143,6 +161,9 @@ def curate(
     """
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     reports: dict[str, Any] = {}
+    for given in (source, *evaluation):
+        if out.resolve() in (given.resolve(), given.resolve().parent):
+            raise ValueError(f"{out}: the curated documents would overwrite {given}; give --out another folder")
     held = Held((d for path in evaluation for d in read_documents(path)), settings.overlap) if evaluation else None
     splits = [s for s in SPLITS if (source / f"{s}.parquet").is_file()] if source.is_dir() else []
     try:
@@ -179,5 +200,5 @@ def show(reports: dict[str, Any]) -> None:
             table.add_column(column, overflow="fold")
         for reason, sources in report["dropped"].items():
             where = ", ".join(f"{count:,} {source}" for source, count in sources.items())
-            table.add_row(reason, where, report["examples"][reason][0][:120])
+            table.add_row(reason, where, escape(report["examples"][reason][0][:120]))
         console.print(table if report["dropped"] else f"{name}: {report['read']:,} read, all kept")

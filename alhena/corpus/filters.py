@@ -29,7 +29,7 @@ def valid(document: Document) -> Reason | None:
     for number, part in enumerate(document.parts):
         try:
             if isinstance(part, Text):
-                if "\0" in part.text or any("\ud800" <= ch <= "\udfff" for ch in part.text):
+                if "\0" in part.text or not _is_unicode(part.text):
                     return "broken text", f"part {number} holds NUL or half a surrogate pair"
             elif isinstance(part, Image):
                 decode_image(part.data)
@@ -45,9 +45,17 @@ def valid(document: Document) -> Reason | None:
     return None
 
 
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def quality(document: Document, least_words: int) -> Reason | None:
     """Why running prose is poor, or None; chats, media and code are not judged."""
-    if document.source == "code" or any(c.role != "document" for c in document.contents):
+    if "code" in (document.source, document.facts.get("task")) or any(c.role != "document" for c in document.contents):
         return None
     if any(not isinstance(part, Text) for part in document.parts):
         return None
@@ -123,21 +131,27 @@ def _questions(document: Document) -> Iterable[tuple[bytes, ...]]:
 class Held:
     """Removal of evaluation items: built from the evaluation sets, asked of every other document.
 
-    A question of a few generic words ("What colour is the circle?") is the same item only with the same media and answer; a run
-    of ``n`` words in common is a leak whatever stands around it, unless the run is a template's (it occurs in many test items).
+    A question with media is the same item only with the same media and answer, whatever its words ("What colour is the circle?"); of
+    text alone, a run of ``n`` words in common is a leak whatever stands around it, unless the run is a template's (it occurs in
+    more than three test items). A document that is the same to the byte is one always.
     """
 
     def __init__(self, documents: Iterable[Document], n: int) -> None:
         self._n = n
         self._items: set[tuple[bytes, ...]] = set()
+        self._digests: set[bytes] = set()
         runs: Counter[int] = Counter()
         for document in documents:
+            self._digests.add(digest(document))
             self._items.update(_questions(document))
             runs.update(set(self._runs(document)))
         self._runs_held = {run for run, count in runs.items() if count <= 3}
 
     def _runs(self, document: Document) -> Iterable[int]:
-        for part in document.parts:
+        """Hashes of all runs of ``n`` words; of a document with media only of its running text."""
+        media = any(not isinstance(part, Text) for part in document.parts)
+        contents = [c for c in document.contents if not media or c.role == "document"]
+        for part in (part for content in contents for part in content.parts):
             if isinstance(part, Text):
                 words = _words(part.text)
                 for i in range(len(words) - self._n + 1):
@@ -145,6 +159,8 @@ class Held:
                     yield int.from_bytes(key, "big")
 
     def __call__(self, document: Document) -> Reason | None:
+        if digest(document) in self._digests:
+            return "in an evaluation set", "the whole document"
         for item in _questions(document):
             if item in self._items:
                 return "in an evaluation set", f"the same question and answer: {item[-2].decode()[:60]!r}"

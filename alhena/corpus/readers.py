@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,15 @@ class Bad(ValueError):
 def _media(folder: Path, kind: str, name: Any) -> Part:
     if not isinstance(name, str) or not name:
         raise Bad("bad field", f'"{kind}" must be a relative path')
+    try:
+        return _inside(folder, kind, name)
+    except (OSError, RuntimeError, UnicodeError) as error:  # an absurd name, a loop of links, no right to read
+        raise Bad("file unreadable", f"{name[:80]!r}: {error}") from None
+
+
+def _inside(folder: Path, kind: str, name: str) -> Part:
+    if "\0" in name:
+        raise Bad("bad field", f'"{kind}" holds a NUL')
     path = (folder / name).resolve()
     if Path(name).is_absolute() or not path.is_relative_to(folder.resolve()):
         raise Bad("path outside the folder", f"{name!r}: media must lie inside {folder.name}/")
@@ -77,7 +87,7 @@ def _text(value: Any, key: str) -> Text:
 
 
 def _parts(folder: Path, item: Mapping[str, Any]) -> list[Part]:
-    """Parts of flat keys, in the order written."""
+    """Parts of flat keys, in the order written; the keys were checked."""
     return [
         _text(value, key) if key == "text" else _media(folder, key, value)
         for key, value in item.items()
@@ -88,6 +98,8 @@ def _parts(folder: Path, item: Mapping[str, Any]) -> list[Part]:
 def _listed(folder: Path, items: Any) -> list[Part]:
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise Bad("bad field", '"parts" must be a list of objects such as {"text": "…"}')
+    for item in items:
+        _known(item, PART_KEYS)
     return [part for item in items for part in _parts(folder, item)]
 
 
@@ -98,6 +110,10 @@ def _contents(folder: Path, line: Mapping[str, Any]) -> tuple[Content, ...]:
             isinstance(t, dict) and t.get("role") in ("user", "model") for t in turns
         ):
             raise Bad("bad field", '"turns" must be a list of objects with "role": "user" or "model"')
+        for t in turns:
+            _known(t, ("role", "parts", *PART_KEYS))
+            if not any(key in t for key in ("parts", *PART_KEYS)):
+                raise Bad("bad field", "a turn with nothing in it")
         return tuple(
             Content(t["role"], tuple(_listed(folder, t["parts"]) if "parts" in t else _parts(folder, t))) for t in turns
         )
@@ -108,27 +124,52 @@ def _contents(folder: Path, line: Mapping[str, Any]) -> tuple[Content, ...]:
     return Content("user", (*parts, *question)), Content("model", (_text(line["answer"], "answer"),))
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object none of whose keys is written twice (JSON would keep the last and lose the others)."""
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        raise Bad("key written twice", f'{max(keys, key=keys.count)!r}; use "parts" for several media of one kind')
+    return dict(pairs)
+
+
+def _known(item: Mapping[str, Any], keys: tuple[str, ...]) -> None:
+    for key in item:
+        if key not in keys:
+            near = difflib.get_close_matches(key, keys, 1)
+            raise Bad(
+                "unknown key",
+                f'"{key}"' + (f'; did you mean "{near[0]}"?' if near else f"; known are {', '.join(keys)}"),
+            )
+
+
+def check_names(names: Mapping[str, Any]) -> None:
+    """Id, source and language are strings; a source names a file later, so it holds no path. Raises Bad."""
+    if not all(isinstance(value, str) for value in names.values()):
+        raise Bad("bad field", '"id", "source" and "language" must be strings')
+    if not re.fullmatch(r"[\w-]{1,64}", names["source"]):
+        raise Bad("bad field", '"source" names a file: letters, digits, - and _ only')
+
+
 def parse_line(folder: Path, text: str, record: str) -> Document:
     """One manifest line to a Document. Raises Bad."""
     try:
-        line = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        line = json.loads(text, object_pairs_hook=_once)
+    except Bad:
+        raise
+    except (ValueError, RecursionError) as error:
         raise Bad("not JSON", f"{error}; each line must be one JSON object") from None
     if not isinstance(line, dict):
         raise Bad("not an object", 'each line must be one JSON object, such as {"text": "…"}')
-    for key in line:
-        if key not in KEYS:
-            near = difflib.get_close_matches(key, KEYS, 1)
-            raise Bad(
-                "unknown key",
-                f'"{key}"' + (f'; did you mean "{near[0]}"?' if near else f"; known are {', '.join(KEYS)}"),
-            )
+    _known(line, KEYS)
+    if ("parts" in line or "turns" in line) and any(key in line for key in PART_KEYS):
+        raise Bad("bad field", '"parts" and "turns" hold the whole document; no text or media may stand beside them')
+    if "question" in line and "answer" not in line:
+        raise Bad("bad field", '"question" without "answer": give both, or write the words as "text"')
     facts = line.get("facts", {})
     names = {key: line.get(key, default) for key, default in (("id", record), ("source", "mine"), ("language", "und"))}
-    if not isinstance(facts, dict) or not all(isinstance(value, str) for value in names.values()):
-        raise Bad("bad field", '"id", "source" and "language" must be strings, "facts" an object')
-    if not names["source"].replace("-", "").replace("_", "").isalnum():
-        raise Bad("bad field", '"source" names a file: letters, digits, - and _ only')
+    if not isinstance(facts, dict):
+        raise Bad("bad field", '"facts" must be an object')
+    check_names(names)
     return Document(_contents(folder, line), names["id"], names["source"], names["language"], facts)
 
 
@@ -144,7 +185,7 @@ def _manifest(folder: Path, file: Path) -> Iterator[Document | Dropped]:
                     raw = lines.readline(LONGEST_LINE)
                 continue
             try:
-                if text := raw.decode("utf-8").strip():
+                if text := raw.decode("utf-8-sig" if number == 1 else "utf-8").strip():
                     yield parse_line(folder, text, record)
             except UnicodeDecodeError as error:
                 yield Dropped(record, "not UTF-8", str(error))
@@ -162,7 +203,14 @@ def _parquet(file: Path) -> Iterator[Document | Dropped]:
         for item in batch.to_pylist():
             row += 1
             try:
-                yield from_row(item)
+                document = from_row(item)
+                check_names({"id": document.id, "source": document.source, "language": document.language})
+                if any(
+                    not isinstance(part.text if isinstance(part, Text) else part.data, str | bytes)
+                    for part in document.parts
+                ):
+                    raise TypeError("a part without content")
+                yield document
             except (KeyError, TypeError, ValueError) as error:
                 yield Dropped(f"{file.name}:{row}", "not a document", f"{type(error).__name__}: {error}")
 

@@ -13,7 +13,6 @@ import base64
 import binascii
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from alhena.content import Audio, Content, Image, Part, Role, Text, Video
@@ -31,13 +30,12 @@ CHECKS: dict[type, Callable[[bytes], object]] = {
 REASONS = {"stop": "STOP", "length": "MAX_TOKENS"}
 
 
-@dataclass(frozen=True)
 class WireError(Exception):
     """An error in Google's shape."""
 
-    code: int
-    message: str
-    status: str = "INVALID_ARGUMENT"
+    def __init__(self, code: int, message: str, status: str = "INVALID_ARGUMENT") -> None:
+        super().__init__(message)
+        self.code, self.message, self.status = code, message, status
 
     def body(self) -> dict[str, Any]:
         return {"error": {"code": self.code, "message": self.message, "status": self.status}}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -82,18 +81,26 @@ LINES = [
     ({"text": "no no"}, "too short"),
     ({"image": "good.png", "question": "What is  this?", "answer": "noise"}, "duplicate"),
     ([1, 2], "not an object"),
+    ({"image": "a\0.png", "answer": "x"}, "bad field"),
+    ({"image": "n" * 300 + ".png", "answer": "x"}, "file unreadable"),
+    ({"image": "[/red].png", "answer": "x"}, "file missing"),
+    ({"turns": [{"role": "user", "text": "Hi"}, {"role": "model", "txet": "Hello"}]}, "unknown key"),
+    ({"text": "beside", "parts": [{"text": "inside"}]}, "bad field"),
+    ({"audio": "good.flac", "question": "What?"}, "bad field"),
+    ({"text": "A source that is a path must not be one at all.", "source": "../../evil"}, "bad field"),
 ]
 
 
 def test_every_bad_record_is_counted_and_no_other_is_lost(folder, tmp_path, capsys):
     lines = [json.dumps(line) for line, _ in LINES] + [
         "{no json",
+        '{"text": "a", "text": "b"}',
         "",
         '{"text": "half a surrogate \\ud800 in five more words"}',
     ]
     (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
     report = curate(folder, tmp_path / "out")["raw"]
-    wanted: dict[str, int] = {"not JSON": 1, "broken text": 1}
+    wanted: dict[str, int] = {"not JSON": 1, "broken text": 1, "key written twice": 1}
     for _, reason in LINES:
         if reason:
             wanted[reason] = wanted.get(reason, 0) + 1
@@ -102,7 +109,7 @@ def test_every_bad_record_is_counted_and_no_other_is_lost(folder, tmp_path, caps
     assert len(kept) == sum(report["kept"].values()) == 5
     assert report["read"] == len(kept) + sum(wanted.values())
     shown = " ".join(capsys.readouterr().out.split())
-    assert "manifest.jsonl:19" in json.dumps(report["examples"])
+    assert f"manifest.jsonl:{len(LINES) + 1}" in json.dumps(report["examples"])
     assert "did you mean" in json.dumps(report["examples"])
     assert "not JSON" in shown
     assert kept[3].source == "pages"
@@ -119,6 +126,13 @@ def test_nothing_to_read_and_nothing_left_say_so(tmp_path):
     (tmp_path / "m.jsonl").write_text("nope\n")
     with pytest.raises(ValueError, match="none of its 1 documents was kept"):
         curate(tmp_path / "m.jsonl", tmp_path / "out")
+
+
+def test_curating_a_folder_into_itself_is_refused(tmp_path):
+    write_documents(tmp_path / "part-00000.parquet", [chat("a", "b")])
+    with pytest.raises(ValueError, match="would overwrite"):
+        curate(tmp_path, tmp_path)
+    assert len(list(read_documents(tmp_path))) == 1
 
 
 def test_foreign_parquet_rows_are_dropped_by_row(tmp_path):
@@ -173,20 +187,15 @@ def test_train_is_cleaned_of_test_and_a_blocked_document_is_counted(tmp_path):
     assert set(reports["train"]["dropped"]) == {"in an evaluation set", "blocked"}
 
 
-def test_a_full_disk_says_so_and_leaves_nothing_half_written(tmp_path):
+def test_a_full_disk_says_so_and_leaves_nothing_half_written(tmp_path, monkeypatch):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True).returncode:
-        disk = (
-            Path("/dev/full").parent / "shm" / "absent" / "never"
-        )  # no right to mount: a disk that refuses every byte
-        with pytest.raises(OSError):
-            write_documents(disk / "x.parquet", [chat("a", "b")])
-        return
-    try:
-        write_documents(tmp_path / "in.parquet", [chat(str(i), "x", picture(i, 128, 128)) for i in range(20)])
-        with pytest.raises(OSError, match="is full"):
-            curate(tmp_path / "in.parquet", disk)
-        assert not list(disk.glob("part-*.parquet"))
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+    monkeypatch.setattr(
+        "alhena.corpus.curate.shutil.rmtree", lambda *_, **__: None
+    )  # leaves the link below in its place
+    (disk / ".new").mkdir()
+    (disk / ".new" / "part-00000.parquet.partial").symlink_to("/dev/full")  # refuses every byte with ENOSPC
+    write_documents(tmp_path / "in.parquet", [chat(str(i), "x", picture(i, 128, 128)) for i in range(20)])
+    with pytest.raises(OSError, match="is full"):
+        curate(tmp_path / "in.parquet", disk)
+    assert not list(disk.glob("part-*.parquet"))
