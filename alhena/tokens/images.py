@@ -21,7 +21,7 @@ def fit(height: int, width: int, budget: int, side: int) -> tuple[int, int]:
     """Rows and columns of soft tokens, ``side`` pixels each, nearest to the image's own size within ``budget`` tokens.
 
     >>> fit(64, 96, 64, 16), fit(1000, 2000, 64, 16), fit(5, 5, 64, 16), fit(10, 4000, 64, 16)
-    ((4, 6), (5, 11), (1, 1), (1, 64))
+    ((4, 6), (6, 10), (1, 1), (1, 64))
     """
     scale = min(1.0, math.sqrt(budget * side * side / (height * width)))
     rows, columns = max(1, round(height * scale / side)), max(1, round(width * scale / side))
