@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from alhena.align import tune as tuning
 from alhena.artifacts import fingerprint, finish_stage, is_finished, read_json, start_stage, write_json
@@ -29,6 +28,7 @@ from alhena.model import config, image_tokenizer, model
 from alhena.model.weights import load_model, read_config, save_model
 from alhena.pretrain import image_tokenizer as image_training
 from alhena.pretrain.loop import open_examples, train, validate
+from alhena.progress import progress_bar
 from alhena.run import Run
 from alhena.tokens import text, tokenise
 from alhena.tokens.encode import Encoder
@@ -126,14 +126,7 @@ def encode(
 ) -> dict[str, Any]:
     """Encodes one split under a progress bar, with the tokenisers of the folder ``tokens``."""
     params, c = image_tokenizer.load(tokens)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=CONSOLE) as progress:
+    with progress_bar(CONSOLE) as progress:
         bar = progress.add_task(f"encode {title}", total=tokenise.count_documents(curated))
         draw = lambda images: image_tokenizer.encode_images(params, c, list(images))  # noqa: E731
         return tokenise.encode_split(

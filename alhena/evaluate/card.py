@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from alhena.artifacts import write_atomically, write_json
@@ -22,6 +21,7 @@ from alhena.evaluate.judges import digit_judge
 from alhena.evaluate.scoring import bits_per_byte, text_nats
 from alhena.evaluate.tasks import ANSWERS, Row, chance, reference, verdict
 from alhena.model.weights import read_config
+from alhena.progress import progress_bar
 from alhena.serve.engine import Engine
 from alhena.serve.sampler import Sampling
 
@@ -81,14 +81,7 @@ def ask_all(engines: Mapping[str, Engine], documents: Sequence[Document]) -> lis
     questions = [d for d in documents if _is_question(d)]
     answers: list[dict[str, str]] = [{} for _ in questions]
     pictures: list[dict[str, bytes]] = [{} for _ in questions]
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns) as progress:
+    with progress_bar() as progress:
         for name, engine in engines.items():
             bar = progress.add_task(f"ask {name}", total=len(questions))
             contents = respond(engine, questions, lambda done, bar=bar: progress.update(bar, advance=done))

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from rich.console import Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 from tensorboardX import SummaryWriter
 
 from alhena.pretrain.loss import Tally
+from alhena.progress import progress_bar
 from alhena.tokens.batch import Modality
 
 
@@ -33,14 +33,7 @@ class Metrics:
         kept = [line for line in self._lines() if line["step"] <= step]
         self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        self._progress = Progress(*columns)
+        self._progress = progress_bar()
         self._bar = self._progress.add_task(title, total=steps, completed=step)
         self._line = Text("compiling the training step …", style="dim")
         self._live = Live(Group(self._progress, self._line), refresh_per_second=2)

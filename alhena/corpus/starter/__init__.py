@@ -20,7 +20,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, TaskID
 
 from alhena.content import Document, write_documents
 from alhena.corpus.starter import (
@@ -40,6 +40,7 @@ from alhena.corpus.starter import (
 )
 from alhena.corpus.starter.items import Maker, Order
 from alhena.corpus.starter.splits import SPLITS, Split
+from alhena.progress import progress_bar
 
 MAKERS: Mapping[str, Maker] = {
     "scenes": scenes.make,
@@ -165,10 +166,9 @@ def build(folder: Path, settings: Starter, workers: int = 2) -> dict[str, dict[s
     With ``workers`` of 1 everything happens in this process. Files appear whole or not at all.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) if workers > 1 else None
     try:
-        with Progress(*columns) as progress:
+        with progress_bar() as progress:
             watch = _Watch(settings, progress)
             for split in reversed(SPLITS):
                 made = _made(_jobs(settings, split), pool, ahead=3 * workers)
