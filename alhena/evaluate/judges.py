@@ -69,6 +69,8 @@ def ideals() -> dict[str, np.ndarray]:
         "square": np.maximum(np.abs(x), np.abs(y)) < 0.9,
         "triangle": (y < 0.5) & (y > -1 + np.sqrt(3) * np.abs(x)),
         "star": distance < edge,
+        "cross": (np.minimum(np.abs(x), np.abs(y)) < 0.36) & (np.maximum(np.abs(x), np.abs(y)) < 1),
+        "heart": (x**2 + (0.12 - 1.25 * y - np.sqrt(np.abs(x)) * 0.9) ** 2) < 1,
     }
     return {name: _fitted(mask) for name, mask in masks.items()}
 

@@ -67,8 +67,8 @@ JOB = 100  # items made in one go by one worker
 
 
 TRAIN = {
-    "scenes": 6000, "digits": 5000, "ocr": 6000, "charts": 2000, "speech": 5000, "spoken": 4000, "video": 3500,
-    "translation": 2500, "names": 500, "text": 1000, "code": 600, "retrieval": 4000, "drawing": 4000, "pages": 600,
+    "scenes": 8000, "digits": 5000, "ocr": 5000, "charts": 3000, "speech": 6000, "spoken": 4000, "video": 3500,
+    "translation": 2500, "names": 500, "text": 1000, "code": 600, "retrieval": 5000, "drawing": 4000, "pages": 600,
 }  # fmt: skip
 
 

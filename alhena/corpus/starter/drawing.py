@@ -27,7 +27,7 @@ def draw_digit(rng: np.random.Generator, split: Split, digit: int) -> np.ndarray
 def draw_shape(rng: np.random.Generator, pair: Pair) -> np.ndarray:
     """uint8 [32, 32, 3]: one centred shape on white."""
     x, y = SIDE / 2 + rng.uniform(-1, 1, 2)
-    return paint(SIDE, SIDE, [Figure(*pair, x, y, rng.uniform(20, 23))])
+    return paint(SIDE, SIDE, [Figure(*pair, x, y, rng.uniform(25, 28))])
 
 
 def _answer(order: Order, request: str, image: Image, **facts: Any) -> Document:

@@ -42,6 +42,16 @@ def _outline(shape: str, x: float, y: float, radius: float) -> list[tuple[float,
         return [(x - side, y - side), (x + side, y - side), (x + side, y + side), (x - side, y + side)]
     if shape == "triangle":
         corners, radii, y = 3, [radius * 1.12], y + radius * 0.2
+    elif shape == "cross":
+        far, near = radius, radius * 0.36
+        corner = [(far, -near), (far, near), (near, near)]  # one arm's, turned four times
+        turned = [corner, [(-y, x) for x, y in corner], [(-x, -y) for x, y in corner], [(y, -x) for x, y in corner]]
+        return [(x + dx, y + dy) for arm in turned for dx, dy in arm]
+    elif shape == "heart":  # the well-known curve of Weisstein's MathWorld, 16 sin³t and four cosines
+        turn = [2 * math.pi * k / 48 for k in range(48)]
+        across = [math.sin(t) ** 3 for t in turn]
+        up = [(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16 for t in turn]
+        return [(x + radius * dx, y - radius * (dy + 0.12)) for dx, dy in zip(across, up, strict=True)]
     elif shape == "star":
         corners, radii, y = 10, [radius * 1.1, radius * 0.46], y + radius * 0.06
     else:

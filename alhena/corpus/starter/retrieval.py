@@ -1,8 +1,8 @@
 """Key-value retrieval: read a list, then answer what stood at a key, wherever in the list it was.
 
-moon: river          moon?  river          after Liu et al. 2023, "Lost in the middle" (arXiv:2307.03172):
-stone: apple         lamp?  glass          the position of the asked key (0 first … 1 last) is kept, so that
-lamp: glass                                the report can show accuracy along the context
+moon river, stone apple,     moon?  moon river       after Liu et al. 2023, "Lost in the middle" (arXiv:2307.03172):
+lamp glass.                  lamp?  lamp glass       the position of the asked key (0 first … 1 last) is kept, so that
+                                                     the report can show accuracy along the context
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from alhena.content import Document
 from alhena.corpus.starter.items import Order, chat, pick_some
 from alhena.corpus.starter.splits import split_of
 
-FEWEST_PAIRS, MOST_PAIRS = 3, 24
+FEWEST_PAIRS, MOST_PAIRS = 3, 16
 KEYS = (
     "moon stone lamp tree fish bird door book king ship hand wolf rain fire gold salt wind rope leaf sand milk bell "
     "coin nest bone wool silk iron clay snow star lake cave hill road farm mill boat drum harp lion bear deer frog "
@@ -34,7 +34,7 @@ def make(order: Order) -> Document:
         keys = pick_some(rng, KEYS, count)
     values = [VALUES[int(i)] for i in rng.integers(0, len(VALUES), count)]
     asked = [int(i) for i in rng.permutation(count)[: 6 if order.split == "train" else 1]]
-    turns = [(f"{keys[i]}?", values[i]) for i in asked]
-    pairs = "\n".join(f"{key}: {value}" for key, value in zip(keys, values, strict=True))
-    turns[0] = (f"{pairs}\n{turns[0][0]}", turns[0][1])
+    turns = [(f"{keys[i]}?", f"{keys[i]} {values[i]}") for i in asked]
+    pairs = ", ".join(f"{key} {value}" for key, value in zip(keys, values, strict=True))
+    turns[0] = (f"{pairs}. {turns[0][0]}", turns[0][1])
     return chat(order, [], turns, position=asked[-1] / (count - 1), pairs=count)

@@ -3,8 +3,10 @@
     ┌──────────────┐   What colour is the circle?           red
     │  ●red        │   What shape is blue?                  star
     │        ★blue │   How many shapes are there?           2
-    └──────────────┘   Is the circle left of the star?      yes
+    └──────────────┘   Where is the circle from the star?   left
                        Describe.                            a red circle left of a blue star
+
+A picture of one shape may be small; it asks what it is and costs a quarter of a large one.
 
 In the spirit of CLEVR (Johnson et al. 2017, arXiv:1612.06890), at a size that two cores can learn.
 """
@@ -21,7 +23,9 @@ from alhena.corpus.starter.items import Order, Turn, chat, pick, pick_some, pict
 from alhena.corpus.starter.splits import HELD_OUT_PAIRS, Split
 
 SIZES = ((64, 64), (64, 64), (96, 64), (64, 96))
+SMALL = ((32, 32), (48, 32), (32, 48), (48, 48))  # of one shape
 CLEAR = 12.0  # pixels between two centres before one is called left of or above the other
+CLEARER = 1.5  # how many times further apart one way than the other, before there is one right answer
 
 
 def draw_scene(rng: np.random.Generator, figures: Sequence[Figure], width: int, height: int) -> np.ndarray:
@@ -29,12 +33,15 @@ def draw_scene(rng: np.random.Generator, figures: Sequence[Figure], width: int, 
     return paint(width, height, figures, int(rng.integers(240, 256)), tint)
 
 
-def random_scene(rng: np.random.Generator, split: Split, width: int, height: int) -> list[Figure]:
-    count = int(rng.integers(1, 5))
+def random_scene(rng: np.random.Generator, split: Split, small: bool = True) -> tuple[list[Figure], int, int]:
+    """Figures, width and height; pictures of a single shape are small half the time, where ``small`` allows it."""
+    count = pick(rng, (1, 1, 2, 2, 3, 4))
+    width, height = pick(rng, SMALL if small and count == 1 and rng.random() < 0.6 else SIZES)
     pairs = choose_pairs(rng, split, count)
     while len({shape for _, shape in pairs}) < count and rng.random() < 0.6:  # most shapes single: more can be asked
         pairs = choose_pairs(rng, split, count)
-    return place(rng, pairs, width, height, (14, 28 if len(pairs) < 3 else 22))
+    largest = 22 if len(pairs) > 2 else 26 if min(width, height) < 64 else 30
+    return place(rng, pairs, width, height, (15, largest)), width, height
 
 
 def alone(figures: Sequence[Figure], attribute: str) -> list[Figure]:
@@ -55,25 +62,21 @@ def count_turn(figures: Sequence[Figure]) -> Turn:
     return "How many shapes are there?", str(len(figures))
 
 
-def _relations(a: Figure, b: Figure) -> list[str]:
-    """What is clearly true of ``a`` towards ``b``."""
-    across = ["left of"] if b.x - a.x > CLEAR else ["right of"] if a.x - b.x > CLEAR else []
-    return across + (["above"] if b.y - a.y > CLEAR else ["below"] if a.y - b.y > CLEAR else [])
+def _way(a: Figure, b: Figure) -> str | None:
+    """Where ``a`` is from ``b``; None when it is not clear."""
+    across, down = a.x - b.x, a.y - b.y
+    if abs(across) > max(CLEAR, CLEARER * abs(down)):
+        return "left" if across < 0 else "right"
+    if abs(down) > max(CLEAR, CLEARER * abs(across)):
+        return "above" if down < 0 else "below"
+    return None
 
 
-OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-
-
-def relation_turns(rng: np.random.Generator, figures: Sequence[Figure], truth: bool) -> list[tuple[Figure, Turn]]:
-    """All questions of one answer, in random order."""
+def relation_turns(figures: Sequence[Figure]) -> list[tuple[Figure, Turn]]:
     known = alone(figures, "shape")
-    found = []
-    for a in known:
-        for b in known:
-            for relation in _relations(a, b) if a is not b else []:
-                asked = relation if truth else OPPOSITE[relation]
-                found.append((a, (f"Is the {a.shape} {asked} the {b.shape}?", "yes" if truth else "no")))
-    return pick_some(rng, found, len(found))
+    return [
+        (a, (f"Where is the {a.shape} from the {b.shape}?", way)) for a in known for b in known if (way := _way(a, b))
+    ]
 
 
 def caption(figures: Sequence[Figure]) -> str:
@@ -95,13 +98,10 @@ def caption(figures: Sequence[Figure]) -> str:
 
 
 def _many_turns(rng: np.random.Generator, figures: Sequence[Figure]) -> list[Turn]:
-    """Two relations where the scene has them, for they are the hardest to learn; three of the other kinds."""
-    related = [turn for truth in (True, False) for _, turn in relation_turns(rng, figures, truth)[:1]]
-    others = [turn for _, turn in pick_some(rng, colour_turns(figures), 2) + pick_some(rng, shape_turns(figures), 2)]
-    others.append(count_turn(figures))
-    if rng.random() < 0.5:
-        others.append(("Describe.", caption(figures)))
-    turns = related + pick_some(rng, others, 3)
+    """One of each kind and a description, in random order; two relations where the scene has them, for they are the hardest."""
+    turns = [turn for _, turn in pick_some(rng, relation_turns(figures), 2)]
+    turns += [turn for _, turn in pick_some(rng, colour_turns(figures), 1) + pick_some(rng, shape_turns(figures), 1)]
+    turns += [count_turn(figures), ("Describe.", caption(figures))]
     return pick_some(rng, turns, len(turns))
 
 
@@ -109,22 +109,15 @@ def _one_turn(rng: np.random.Generator, order: Order, figures: Sequence[Figure])
     kind = order.task.split("/")[1]
     if kind == "count":
         return count_turn(figures)
-    asked = (
-        colour_turns(figures)
-        if kind == "colour"
-        else shape_turns(figures)
-        if kind == "shape"
-        else relation_turns(rng, figures, truth=order.index % 2 == 0)
-    )
+    asked = {"colour": colour_turns, "shape": shape_turns, "relation": relation_turns}[kind](figures)
     turns = [turn for f, turn in asked if order.split != "test" or f.pair in HELD_OUT_PAIRS]
     return pick(rng, turns) if turns else None
 
 
 def make(order: Order) -> Document:
     rng = order.rng
-    width, height = pick(rng, SIZES)
     while True:
-        figures = random_scene(rng, order.split, width, height)
+        figures, width, height = random_scene(rng, order.split, small=order.task != "scenes/count")
         one = _one_turn(rng, order, figures) if "/" in order.task else None
         if one or "/" not in order.task:
             break

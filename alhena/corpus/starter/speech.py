@@ -13,7 +13,7 @@ import numpy as np
 from alhena.content import Audio, Content, Document, Text
 from alhena.corpus.starter.figures import Figure
 from alhena.corpus.starter.items import Order, Turn, chat, pick, picture
-from alhena.corpus.starter.scenes import SIZES, colour_turns, count_turn, draw_scene, random_scene, shape_turns
+from alhena.corpus.starter.scenes import colour_turns, count_turn, draw_scene, random_scene, shape_turns
 from alhena.corpus.starter.splits import (
     COLOURS,
     HELD_OUT_NUMBERS,
@@ -76,10 +76,9 @@ def _questions(order: Order, figures: list[Figure]) -> list[Turn]:
 
 def make_spoken(order: Order) -> Document:
     rng = order.rng
-    width, height = pick(rng, SIZES)
     turns: list[Turn] = []
     while not turns:
-        figures = random_scene(rng, order.split, width, height)
+        figures, width, height = random_scene(rng, order.split)
         turns = _questions(order, figures)
     question, answer = pick(rng, turns)
     words = question.lower().rstrip("?")

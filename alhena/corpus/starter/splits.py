@@ -37,8 +37,10 @@ COLOURS = {
     "yellow": (245, 205, 30),
     "purple": (145, 50, 175),
     "orange": (245, 130, 30),
+    "pink": (245, 115, 180),
+    "black": (30, 30, 30),
 }
-SHAPES = ("circle", "square", "triangle", "star")
+SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
 DIRECTIONS = ("left", "right", "up", "down")
 
 Pair = tuple[str, str]
@@ -48,10 +50,18 @@ HELD_OUT_PAIRS: tuple[Pair, ...] = (
     ("green", "circle"),
     ("blue", "triangle"),
     ("yellow", "square"),
-    ("purple", "star"),
+    ("purple", "heart"),
+    ("orange", "cross"),
 )
 TRAIN_PAIRS: tuple[Pair, ...] = tuple(pair for pair in PAIRS if pair not in HELD_OUT_PAIRS)
-HELD_OUT_MOVES: tuple[Pair, ...] = (("circle", "left"), ("square", "up"), ("triangle", "right"), ("star", "down"))
+HELD_OUT_MOVES: tuple[Pair, ...] = (
+    ("circle", "left"),
+    ("square", "up"),
+    ("triangle", "right"),
+    ("star", "down"),
+    ("cross", "up"),
+    ("heart", "left"),
+)
 TRAIN_MOVES: tuple[Pair, ...] = tuple((s, d) for s in SHAPES for d in DIRECTIONS if (s, d) not in HELD_OUT_MOVES)
 HELD_OUT_NUMBERS: tuple[int, ...] = (23, 28, 34, 39, 41, 47, 52, 56, 65, 69, 74, 78, 83, 87, 92, 96)
 TRAIN_NUMBERS: tuple[int, ...] = tuple(n for n in range(100) if n not in HELD_OUT_NUMBERS)

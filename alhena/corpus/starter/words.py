@@ -41,10 +41,10 @@ def font(name: str, size: int) -> ImageFont.FreeTypeFont:
 
 
 def random_word(rng: np.random.Generator, split: Split) -> str:
-    """Four in five from prose, the others letters or digits at random; every one belongs to its split alone."""
-    if rng.random() < 0.8:
+    """Two in three from prose, the others letters or digits at random; every one belongs to its split alone."""
+    if rng.random() < 2 / 3:
         return pick(rng, _words()[split])
-    alphabet = string.ascii_lowercase if rng.random() < 0.5 else string.digits
+    alphabet = string.ascii_lowercase if rng.random() < 0.7 else string.digits
     while True:
         word = "".join(pick(rng, alphabet) for _ in range(int(rng.integers(3, 5))))
         if split_of("word", word) == split:
