@@ -19,6 +19,8 @@ from alhena.model.layers import rms_norm, zeros
 from alhena.shapes import Array, Bool, Float
 from alhena.tokens.batch import Batch
 
+SHARED = 0.7  # size of the embeddings' common direction, where that of each one's own is 1
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -32,10 +34,15 @@ class Params:
 
 @partial(jax.jit, static_argnums=1)
 def init(key: Array, c: config.Model) -> Params:
-    keys = jax.random.split(key, 4)
+    """Random weights. All embeddings share one direction: the projections have no biases, so a head that is to look at a *place*
+    (the token before this one, say) needs something that every query and every key has. Without it, looking things up in a list
+    is learned many times later (docs/results.md).
+    """
+    keys = jax.random.split(key, 5)
     D = c.decoder.width
+    shared = SHARED * jax.random.rademacher(keys[4], (D,), jnp.float32)
     return Params(
-        embedding=jax.random.normal(keys[0], (c.vocabulary, D)) * D**-0.5,
+        embedding=(jax.random.normal(keys[0], (c.vocabulary, D)) + shared) * D**-0.5,
         vision=vision.init(keys[1], c.vision, D),
         audio=audio.init(keys[2], c.audio, D),
         layers=decoder.init(keys[3], c.decoder),
@@ -44,11 +51,11 @@ def init(key: Array, c: config.Model) -> Params:
 
 
 def _fill(x: Float[Array, "B L D"], where: Bool[Array, "B L"], vectors: Float[Array, "B W D"]) -> Float[Array, "B L D"]:
-    """Puts the k-th vector of a row at the row's k-th marked place."""
+    """Adds the k-th vector of a row at the row's k-th marked place, to the placeholder's own embedding."""
     if vectors.shape[1] == 0:
         return x
     index = jnp.clip(jnp.cumsum(where, 1) - 1, 0, vectors.shape[1] - 1)
-    return jnp.where(where[..., None], jnp.take_along_axis(vectors, index[..., None], 1), x)
+    return x + jnp.where(where[..., None], jnp.take_along_axis(vectors, index[..., None], 1), 0)
 
 
 def embed(params: Params, c: config.Model, batch: Batch) -> Float[Array, "B L D"]:

@@ -34,7 +34,7 @@ def train(texts: Iterable[str], size: int) -> bytes:
             character_coverage=0.9998,
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
-            add_dummy_prefix=False,
+            add_dummy_prefix=True,
             allow_whitespace_only_pieces=True,
             user_defined_symbols=[LINE_END],
             max_sentence_length=LONGEST,

@@ -32,11 +32,11 @@ def test_running_text_is_split_and_nothing_is_lost(encoder):
     assert encoder.pieces.decode(words) == text
 
 
-def test_only_answers_have_weight_when_tuning(encoder, documents):
+def test_only_answers_weigh_more_than_questions(encoder, documents):
     v = encoder.vocabulary
     for document in documents:
-        (example,) = encoder.encode(document, 256, answers_only=True)
-        learned = example.targets[example.weights > 0].tolist()
+        (example,) = encoder.encode(document, 256)
+        learned = example.targets[example.weights > encoder.budget.question_weight].tolist()
         assert encoder.pieces.decode(learned[:-1]) == "red"
         assert learned[-1] == v.end
 
