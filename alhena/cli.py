@@ -116,7 +116,7 @@ class Tune(_Staged):
     rate: float = 1e-3  # highest learning rate
 
     def __call__(self) -> None:
-        from alhena.journey import make_assistant, tune_on
+        from alhena.journey import make_assistant, tune_on_documents
 
         recipe = _recipe(self.recipe)
         if self.data is None:
@@ -130,7 +130,7 @@ class Tune(_Staged):
             recipe.tune, steps=self.steps, weights=None, optimizer=replace(recipe.tune.optimizer, rate=self.rate)
         )
         models = self.folder / "models"
-        tune_on(models / self.base, self.data, self.folder / "tuned" / self.name, models / self.name, t)
+        tune_on_documents(models / self.base, self.data, self.folder / "tuned" / self.name, models / self.name, t)
 
 
 @dataclass(frozen=True)

@@ -121,9 +121,7 @@ def make_tokens(run: Run, folder: Path) -> None:
     stage(out, "tokenise", print_, work)
 
 
-def encode(
-    curated: Path, out: Path, tokens: Path, most: int, title: str, drop: float = 0.0, answers_only: bool = False
-) -> dict[str, Any]:
+def encode(curated: Path, out: Path, tokens: Path, most: int, title: str, drop: float = 0.0) -> dict[str, Any]:
     """Encodes one split under a progress bar, with the tokenisers of the folder ``tokens``."""
     params, c = image_tokenizer.load(tokens)
     with progress_bar(CONSOLE) as progress:
@@ -135,7 +133,6 @@ def encode(
             tokens,
             most,
             draw,
-            answers_only,
             drop,
             advance=lambda done: progress.update(bar, advance=done),
         )
@@ -168,28 +165,30 @@ def make_base(run: Run, folder: Path) -> None:
 
 
 def make_assistant(run: Run, folder: Path) -> None:
-    out = folder / "tune"
-    chats = folder / "curated" / "train"
+    models, out = folder / "models", folder / "tune"
 
     def work() -> dict[str, Any]:
-        return tune_on(
-            folder / "models" / BASE, chats, out, folder / "models" / ASSISTANT, run.tune, run.drop_condition
-        )
+        return tune_on(models / BASE, folder / "tokens" / "train", out, models / ASSISTANT, run.tune)
 
     stage(out, "tune", fingerprint(_print_of(folder / "pretrain"), run.tune), work)
 
 
-def tune_on(base: Path, curated: Path, work: Path, out: Path, t: tuning.Tune, drop: float = 0.0) -> dict[str, Any]:
-    """Tunes the model of folder ``base`` on curated Documents; checkpoints in ``work``, the new model in ``out``."""
-    params, c = load_model(base)
-    examples = work / "examples"
+def tune_on_documents(base: Path, curated: Path, work: Path, out: Path, t: tuning.Tune) -> None:
+    """Tunes the model of folder ``base`` on curated Documents of one's own; encoded examples and checkpoints in ``work``."""
     if not (work / "encoded.json").exists():
-        counts = encode(curated, examples, base, t.shape.tokens, "answers", drop, answers_only=True)
+        counts = encode(curated, work / "examples", base, t.shape.tokens, "answers")
         write_json(work / "encoded.json", counts)
-    params = tuning.tune(params, c, t, examples, work, f"tune {out.name}")
+    tune_on(base, work / "examples", work, out, t)
+
+
+def tune_on(base: Path, examples: Path, work: Path, out: Path, t: tuning.Tune) -> dict[str, Any]:
+    """Tunes the model of folder ``base`` on encoded examples; checkpoints in ``work``, the new model in ``out``."""
+    params, c = load_model(base)
+    questions = Encoder.load(base).budget.question_weight
+    params = tuning.tune(params, c, t, examples, work, questions, f"tune {out.name}")
     facts = read_config(base)[1] | {"name": out.name, "tuned_steps": t.steps}
     publish(params, c, base, out, facts)
-    return {"tuned_steps": t.steps, "encoded": read_json(work / "encoded.json")}
+    return {"tuned_steps": t.steps}
 
 
 def make_nano(run: Run, folder: Path) -> None:

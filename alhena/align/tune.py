@@ -52,8 +52,11 @@ def trimmed(shape: Shape, sources: Mapping[str, Examples]) -> Shape:
     return Shape(shape.rows, tokens, patches, chunks)
 
 
-def training(t: Tune, data: Path) -> Training:
-    """Tuning as a training of one phase. Raises ValueError when there is nothing to learn from."""
+def training(t: Tune, data: Path, questions: float) -> Training:
+    """Tuning as a training of one phase; what weighs no more than ``questions`` is not learned.
+
+    Raises ValueError when there is nothing to learn from.
+    """
     sources = open_examples(data)
     sizes = {name: float(len(examples)) for name, examples in sources.items()}
     if not sum(sizes.values()):
@@ -63,9 +66,11 @@ def training(t: Tune, data: Path) -> Training:
     weights = {name: t.weights[name] for name in sizes if name in t.weights} if t.weights else sizes
     phases = (Phase(t.steps, weights),)
     shape = t.shape if t.weights else trimmed(t.shape, sources)
-    return Training(phases, shape, t.optimizer, t.seed, t.save_every, log_every=5, evaluate_every=100)
+    return Training(phases, shape, t.optimizer, t.seed, t.save_every, 5, 100, questions)
 
 
-def tune(params: model.Params, c: config.Model, t: Tune, data: Path, out: Path, title: str = "tune") -> model.Params:
+def tune(
+    params: model.Params, c: config.Model, t: Tune, data: Path, out: Path, questions: float, title: str = "tune"
+) -> model.Params:
     """Tunes on encoded examples (answers only), continuing from a checkpoint under ``out`` if there is one."""
-    return train(params, c, training(t, data), data, out, title)
+    return train(params, c, training(t, data, questions), data, out, title)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -45,6 +45,7 @@ class Training:
     save_every: int = 100
     log_every: int = 10
     evaluate_every: int = 200
+    ignored_weight: float = 0.0  # targets of this loss weight or less are not learned (tuning: those of questions)
 
     @property
     def steps(self) -> int:
@@ -72,7 +73,8 @@ class _Mixture:
         if self._done == self._t.phases[self._phase].steps:
             self._open(self._phase + 1)
         self._done += 1
-        return next(self._batches)
+        batch = next(self._batches)
+        return replace(batch, weights=batch.weights * (batch.weights > self._t.ignored_weight))
 
     def state(self) -> dict:
         return {"phase": self._phase, "done": self._done, "batches": self._batches.state()}

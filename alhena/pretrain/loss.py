@@ -19,7 +19,7 @@ from alhena.model.einsum import dense
 from alhena.shapes import Array, Float, Int
 from alhena.tokens.batch import Batch, Modality
 
-CHUNK = 1024
+CHUNK = 512
 Z_LOSS = 1e-4
 
 
@@ -40,13 +40,17 @@ def _chunk(hidden, embedding, targets, weights, dtype: str):
 
 
 def _forward(hidden, embedding, targets, weights, dtype: str):
-    rows = hidden.shape[0]
-    starts = range(0, rows, CHUNK)
-    outs = [
-        _chunk(hidden[i : i + CHUNK], embedding, targets[i : i + CHUNK], weights[i : i + CHUNK], dtype) for i in starts
-    ]
+    """Rows that count come first, so that chunks of rows that do not are never computed."""
+    order = jnp.argsort(weights == 0, stable=True)
+    h, t, w = hidden[order], targets[order], weights[order]
+    outs = []
+    for start in range(0, hidden.shape[0], CHUNK):
+        some = h[start : start + CHUNK], embedding, t[start : start + CHUNK], w[start : start + CHUNK]
+        idle = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(partial(_chunk, dtype=dtype), *some))
+        outs.append(jax.lax.cond(w[start] != 0, partial(_chunk, dtype=dtype), lambda *_, idle=idle: idle, *some))
     losses, nats, d_hidden, d_embedding = zip(*outs, strict=True)
-    return sum(losses), jnp.concatenate(nats), jnp.concatenate(d_hidden), sum(d_embedding)
+    back = jnp.argsort(order)
+    return sum(losses), jnp.concatenate(nats)[back], jnp.concatenate(d_hidden)[back], sum(d_embedding)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -57,7 +61,7 @@ def weighted_loss(
     weights: Float[Array, R],
     dtype: str,
 ) -> tuple[Float[Array, ""], Float[Array, R]]:
-    """Σ weight·(nats + z-loss), and the nats of each row (for reports: no gradient flows through them)."""
+    """Σ weight·(nats + z-loss), and the nats of each row of some weight (for reports: no gradient flows through them)."""
     loss, nats, _, _ = _forward(hidden, embedding, targets, weights, dtype)
     return loss, nats
 

@@ -39,7 +39,9 @@ class Budget:
     clip_frames: int = 8
     audio_seconds: float = 60.0
     drawn_codes: int = 64
-    question_weight: float = 0.1
+    question_weight: float = (
+        0.1  # tuning leaves out what weighs no more than this: only answers and running text count there
+    )
     text_weight: float = 0.25  # running text has many more targets than an answer; this keeps it from drowning the rest
 
 
@@ -163,7 +165,6 @@ class Encoder:
         self,
         document: Document,
         most_tokens: int,
-        answers_only: bool = False,
         codes: Mapping[bytes, Codes] | None = None,
     ) -> list[Example]:
         """One Example, or several for running text longer than ``most_tokens``.
@@ -179,7 +180,7 @@ class Encoder:
             weight = {"model": 1.0, "document": self.budget.text_weight, "user": self.budget.question_weight}[
                 content.role
             ]
-            self._content(out, content, 0.0 if answers_only and content.role == "user" else weight, codes or {})
+            self._content(out, content, weight, codes or {})
         if len(out.tokens) > most_tokens:
             raise ValueError(f"it takes {len(out.tokens)} tokens; at most {most_tokens} fit")
         return [self._example(out)]

@@ -82,7 +82,6 @@ def image_codes(curated: Path, encoder: Encoder, draw: Draw) -> dict[bytes, Code
 class _Worker:
     encoder_folder: Path
     most_tokens: int
-    answers_only: bool
 
 
 _encoders: dict[Path, Encoder] = {}
@@ -95,7 +94,7 @@ def _encode(job: tuple[_Worker, list[Document], dict[bytes, Codes]]) -> list[tup
     out: list[tuple[str, list[Example] | str]] = []
     for document in documents:
         try:
-            made = _encoders[worker.encoder_folder].encode(document, worker.most_tokens, worker.answers_only, codes)
+            made = _encoders[worker.encoder_folder].encode(document, worker.most_tokens, codes=codes)
             out.append((document.source, made))
         except ValueError as error:
             out.append((document.source, str(error)))
@@ -146,7 +145,6 @@ def encode_split(
     encoder_folder: Path,
     most_tokens: int,
     draw: Draw | None = None,
-    answers_only: bool = False,
     drop_condition: float = 0.0,
     workers: int = 2,
     advance=lambda documents: None,
@@ -157,7 +155,7 @@ def encode_split(
     """
     encoder = Encoder.load(encoder_folder)
     codes = image_codes(curated, encoder, draw) if draw else {}
-    worker = _Worker(encoder_folder, most_tokens, answers_only)
+    worker = _Worker(encoder_folder, most_tokens)
     inner = {"patches": (encoder.vision.patch_values,), "frames": (encoder.audio.chunk, encoder.audio.mels)}
     writers: dict[str, Writer] = {}
     dropped: Counter[str] = Counter()
