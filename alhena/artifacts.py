@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,12 @@ from typing import Any
 MANIFEST = "stage.json"
 
 
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """Writes a whole file or nothing: a sibling ``.partial`` file, flushed to disk, then a rename."""
+def write_atomically(path: Path, data: bytes | str | Iterable[bytes | memoryview]) -> None:
+    """Writes a whole file (or its pieces in turn) or nothing: a sibling ``.partial`` file, flushed to disk, then a rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     with open(partial, "wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
+        file.writelines([data.encode()] if isinstance(data, str) else [data] if isinstance(data, bytes) else data)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -190,7 +191,48 @@ class Serve:
         serve(model_folder(self.folder, self.name), self.host, self.port)
 
 
-Command = Demo | Corpus | Curate | Tokenise | Pretrain | Tune | Compress | Evaluate | Chat | Serve
+@dataclass(frozen=True)
+class Import:
+    """Read open Gemma weights in Hugging Face's layout into a model folder of ours (the decoder: weights and configuration)."""
+
+    path: Folder  # config.json and *.safetensors, sharded or not; tokenizer.model if it is there
+    as_: Annotated[Literal["gemma", "gemma2", "gemma3"], tyro.conf.arg(name="as")]  # the family
+    out: Path = Path("models/imported")  # the new model folder
+
+    def __call__(self) -> None:
+        from alhena.model import gemma, model
+        from alhena.model.weights import save_model
+
+        params, c = gemma.read(self.path, self.as_)
+        save_model(self.out, params, c, {"name": self.path.name, "imported_as": self.as_})
+        if (self.path / "tokenizer.model").exists():
+            shutil.copy(self.path / "tokenizer.model", self.out / "text.model")
+        print(f"{model.count(params):,} parameters → {self.out}")
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a model's decoder as Gemma weights in Hugging Face's layout, for transformers and what reads the same files."""
+
+    folder: Folder = DEFAULT  # a run folder, or a model's
+    model: str = "assistant"  # which of the run's models
+    to: Literal["hf"] = "hf"
+    out: Path = Path("models/exported")
+
+    def __call__(self) -> None:
+        from alhena.model import gemma
+        from alhena.model.weights import load_model
+
+        found = model_folder(self.folder, self.model)
+        params, c = load_model(found)
+        gemma.write(self.out, params, c)
+        if (found / "text.model").exists():
+            shutil.copy(found / "text.model", self.out / "tokenizer.model")
+        left = " (its encoders of images and sound have no place there)" if params.vision or params.audio else ""
+        print(f"{gemma.family_of(c.decoder)} → {self.out}{left}")
+
+
+Command = Demo | Corpus | Curate | Tokenise | Pretrain | Tune | Compress | Evaluate | Chat | Serve | Import | Export
 
 
 def model_folder(folder: Path, name: str) -> Path:

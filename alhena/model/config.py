@@ -19,6 +19,17 @@ class Decoder:
     window: int | None = None  # sliding window of the local layers, in tokens; None: every layer is global
     global_every: int = 1  # with a window: each n-th layer is global, the others local
     rope_base: float = 10_000.0
+    local_rope_base: float | None = None  # of the layers with a window; None: the same
+    rope_stretch: float = 1.0  # positions of the global layers are divided by it (linear scaling, Chen et al. 2023)
+    qk_norm: bool = True
+    post_norm: bool = True  # a norm behind each sub-layer as well as before it
+    query_size: float | None = None  # scores are divided by its square root; None: head_dim
+    attention_cap: float | None = None  # scores s become cap·tanh(s / cap)
+    logit_cap: float | None = None
+
+    @property
+    def score_scale(self) -> float:
+        return (self.query_size or self.head_dim) ** -0.5
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,6 @@ class Model:
     image_token: int  # id of <img>, the placeholder of one vision vector
     audio_token: int  # id of <aud>, the placeholder of one audio vector
     decoder: Decoder
-    vision: Vision
-    audio: Audio
+    vision: Vision | None  # None: a model that reads no images
+    audio: Audio | None
     compute: str = "float32"  # dtype of matmul operands; results are accumulated in float32

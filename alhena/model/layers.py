@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alhena.shapes import Array, Float, Int
+from alhena.shapes import Array, Float, Shaped
 
 EPSILON = 1e-6
 
@@ -16,7 +16,7 @@ def rms_norm(x: Float[Array, "... D"], scale: Float[Array, D]) -> Float[Array, "
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + EPSILON) * (1 + scale)
 
 
-def rope_table(positions: Int[Array, "... L"], head_dim: int, base: float) -> Float[Array, "... L H"]:
+def rope_table(positions: Shaped[Array, "... L"], head_dim: int, base: float) -> Float[Array, "... L H"]:
     """Cosines and sines of rotary positions, side by side in the last dimension (RoFormer, Su et al. 2021)."""
     frequency = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angle = positions[..., None].astype(jnp.float32) * frequency

@@ -26,8 +26,8 @@ SHARED = 0.7  # size of the embeddings' common direction, where that of each one
 @dataclass(frozen=True)
 class Params:
     embedding: Weight  # [V, D], tied: it also gives the logits
-    vision: vision.Vision
-    audio: audio.Audio
+    vision: vision.Vision | None
+    audio: audio.Audio | None
     layers: decoder.Layers
     norm: Array  # [D]
 
@@ -43,8 +43,8 @@ def init(key: Array, c: config.Model) -> Params:
     shared = SHARED * jax.random.rademacher(keys[4], (D,), jnp.float32)
     return Params(
         embedding=(jax.random.normal(keys[0], (c.vocabulary, D)) + shared) * D**-0.5,
-        vision=vision.init(keys[1], c.vision, D),
-        audio=audio.init(keys[2], c.audio, D),
+        vision=vision.init(keys[1], c.vision, D) if c.vision else None,
+        audio=audio.init(keys[2], c.audio, D) if c.audio else None,
         layers=decoder.init(keys[3], c.decoder),
         norm=zeros(D),
     )
@@ -61,12 +61,12 @@ def _fill(x: Float[Array, "B L D"], where: Bool[Array, "B L"], vectors: Float[Ar
 def embed(params: Params, c: config.Model, batch: Batch) -> Float[Array, "B L D"]:
     """Token embeddings scaled by √D, with the encoders' vectors in their places."""
     x = take(params.embedding, batch.tokens) * c.decoder.width**0.5
-    if batch.patches.shape[1]:
+    if c.vision and params.vision and batch.patches.shape[1]:
         seen = vision.encode(
             params.vision, batch.patches, batch.patch_positions, batch.patch_images, c.vision, c.compute
         )
         x = _fill(x, batch.tokens == c.image_token, seen)
-    if batch.frames.shape[1]:
+    if c.audio and params.audio and batch.frames.shape[1]:
         heard, valid = audio.encode(params.audio, batch.frames, batch.frame_lengths, c.audio, c.compute)
         order = jnp.argsort(~valid, axis=1, stable=True)  # valid vectors first, in order
         x = _fill(x, batch.tokens == c.audio_token, jnp.take_along_axis(heard, order[..., None], 1))
@@ -80,7 +80,8 @@ def forward(params: Params, c: config.Model, batch: Batch) -> Float[Array, "B L 
 
 
 def logits(params: Params, c: config.Model, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
-    return einsum("...i,oi->...o", hidden, params.embedding, c.compute)
+    scores, cap = einsum("...i,oi->...o", hidden, params.embedding, c.compute), c.decoder.logit_cap
+    return scores if cap is None else cap * jnp.tanh(scores / cap)
 
 
 def count(params: Params) -> int:

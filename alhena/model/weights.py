@@ -9,6 +9,9 @@ Nothing is unpickled and nothing is executed; every name and shape is checked ag
 
 from __future__ import annotations
 
+import itertools
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,13 +19,14 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file
 
 from alhena.artifacts import read_json, write_atomically, write_json
 from alhena.model import config, model
 from alhena.model.einsum import Int4
 
 Tree = TypeVar("Tree")
+_TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "uint8": "U8", "int32": "I32"}
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
@@ -32,7 +36,7 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
         value, name = getattr(tree, field.name), prefix + field.name
         if is_dataclass(value):
             out |= flatten(value, name + ".")
-        elif not field.metadata.get("static"):
+        elif value is not None and not field.metadata.get("static"):
             out[name] = np.asarray(value)
     return out
 
@@ -50,7 +54,7 @@ def _fill(like: Any, arrays: dict[str, np.ndarray], prefix: str = "") -> Any:
             values[field.name] = Int4(jax.numpy.asarray(packed), jax.numpy.asarray(scales), transposed)
         elif is_dataclass(value):
             values[field.name] = _fill(value, arrays, name + ".")
-        elif field.metadata.get("static"):
+        elif value is None or field.metadata.get("static"):
             values[field.name] = value
         else:
             if name not in arrays:
@@ -62,8 +66,25 @@ def _fill(like: Any, arrays: dict[str, np.ndarray], prefix: str = "") -> Any:
     return type(like)(**values)
 
 
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """One safetensors file, array by array: nothing is copied whole. Metadata says ``format: pt``, as readers of it expect."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    place = 0
+    for name, array in arrays.items():
+        header[name] = {
+            "dtype": _TYPES[array.dtype.name],
+            "shape": array.shape,
+            "data_offsets": (place, place + array.nbytes),
+        }
+        place += array.nbytes
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    pieces = (np.ascontiguousarray(array).data.cast("B") for array in arrays.values() if array.size)
+    write_atomically(path, itertools.chain((len(head).to_bytes(8, "little"), head), pieces))
+
+
 def write_tree(path: Path, tree: Any) -> None:
-    write_atomically(path, save(flatten(tree)))
+    write_arrays(path, flatten(tree))
 
 
 def read_tree(path: Path, like: Tree) -> Tree:
@@ -92,7 +113,7 @@ def read_config(folder: Path) -> tuple[config.Model, dict[str, Any]]:
     try:
         parts = dict(stored["config"])
         kinds = {"decoder": config.Decoder, "vision": config.Vision, "audio": config.Audio}
-        parts |= {name: kind(**parts[name]) for name, kind in kinds.items()}
+        parts |= {name: parts[name] and kind(**parts[name]) for name, kind in kinds.items()}
         return config.Model(**parts), stored["facts"]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'model.json'}: not a model of Alhena ({error})") from None

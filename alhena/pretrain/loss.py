@@ -23,55 +23,60 @@ CHUNK = 512
 Z_LOSS = 1e-4
 
 
-def _chunk(hidden, embedding, targets, weights, dtype: str):
+def _chunk(hidden, embedding, targets, weights, dtype: str, cap: float | None):
     """Loss sum, per-row nats, and gradients of one chunk of rows."""
     h, e = hidden.astype(dtype), embedding.astype(dtype)
     dims = (((1,), (1,)), ((), ()))
     logits = jax.lax.dot_general(h, e, dims, preferred_element_type=jnp.float32)
+    if cap is not None:
+        logits = cap * jnp.tanh(logits / cap)
     log_z = jax.nn.logsumexp(logits, axis=-1)
     hit = targets[:, None] == jnp.arange(logits.shape[1])[None]
     nats = log_z - jnp.sum(jnp.where(hit, logits, 0), -1)
     loss = jnp.sum(weights * (nats + Z_LOSS * log_z**2))
     slope = jnp.exp(logits - log_z[:, None]) * (1 + 2 * Z_LOSS * log_z)[:, None] - hit
+    if cap is not None:
+        slope = slope * (1 - (logits / cap) ** 2)
     slope = (slope * weights[:, None]).astype(dtype)
     d_hidden = jax.lax.dot_general(slope, e, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
     d_embedding = jax.lax.dot_general(slope, h, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
     return loss, nats, d_hidden, d_embedding
 
 
-def _forward(hidden, embedding, targets, weights, dtype: str):
+def _forward(hidden, embedding, targets, weights, dtype: str, cap: float | None):
     """Rows that count come first, so that chunks of rows that do not are never computed."""
     order = jnp.argsort(weights == 0, stable=True)
     h, t, w = hidden[order], targets[order], weights[order]
-    outs = []
+    chunk, outs = partial(_chunk, dtype=dtype, cap=cap), []
     for start in range(0, hidden.shape[0], CHUNK):
         some = h[start : start + CHUNK], embedding, t[start : start + CHUNK], w[start : start + CHUNK]
-        idle = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(partial(_chunk, dtype=dtype), *some))
-        outs.append(jax.lax.cond(w[start] != 0, partial(_chunk, dtype=dtype), lambda *_, idle=idle: idle, *some))
+        idle = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(chunk, *some))
+        outs.append(jax.lax.cond(w[start] != 0, chunk, lambda *_, idle=idle: idle, *some))
     losses, nats, d_hidden, d_embedding = zip(*outs, strict=True)
     back = jnp.argsort(order)
     return sum(losses), jnp.concatenate(nats)[back], jnp.concatenate(d_hidden)[back], sum(d_embedding)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def weighted_loss(
     hidden: Float[Array, "R D"],
     embedding: Float[Array, "V D"],
     targets: Int[Array, R],
     weights: Float[Array, R],
     dtype: str,
+    cap: float | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, R]]:
     """Σ weight·(nats + z-loss), and the nats of each row of some weight (for reports: no gradient flows through them)."""
-    loss, nats, _, _ = _forward(hidden, embedding, targets, weights, dtype)
+    loss, nats, _, _ = _forward(hidden, embedding, targets, weights, dtype, cap)
     return loss, nats
 
 
-def _save(hidden, embedding, targets, weights, dtype):
-    loss, nats, d_hidden, d_embedding = _forward(hidden, embedding, targets, weights, dtype)
+def _save(hidden, embedding, targets, weights, dtype, cap):
+    loss, nats, d_hidden, d_embedding = _forward(hidden, embedding, targets, weights, dtype, cap)
     return (loss, nats), (d_hidden, d_embedding)
 
 
-def _scale(dtype, saved, slopes):
+def _scale(dtype, cap, saved, slopes):
     return slopes[0] * saved[0], slopes[0] * saved[1], None, None
 
 
@@ -92,7 +97,12 @@ def batch_loss(params: model.Params, c: config.Model, batch: Batch) -> tuple[Flo
     hidden = model.forward(params, c, batch)
     weights = batch.weights.reshape(-1)
     total, nats = weighted_loss(
-        hidden.reshape(-1, hidden.shape[-1]), dense(params.embedding), batch.targets.reshape(-1), weights, c.compute
+        hidden.reshape(-1, hidden.shape[-1]),
+        dense(params.embedding),
+        batch.targets.reshape(-1),
+        weights,
+        c.compute,
+        c.decoder.logit_cap,
     )
     kinds = jax.nn.one_hot(batch.modality.reshape(-1), len(Modality))
     tally = Tally((weights * nats) @ kinds, weights @ kinds)
