@@ -52,6 +52,7 @@ ANSWERS: tuple[Row, ...] = (
     Row("image", "handwritten numbers", "exact match %", metrics.exact, _task("digits")),
     Row("image", "scene: colour", "exact match %", metrics.exact, _task("scenes/colour")),
     Row("image", "scene: shape", "exact match %", metrics.exact, _task("scenes/shape")),
+    Row("image", "scene: colour of a shape", "exact match %", metrics.exact, _task("scenes/find")),
     Row("image", "scene: how many", "exact match %", metrics.exact, _task("scenes/count")),
     Row("image", "scene: where", "exact match %", metrics.exact, _task("scenes/relation")),
     Row("image", "reading words (OCR)", "character errors %", metrics.character_errors, _task("ocr")),

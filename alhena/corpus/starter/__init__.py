@@ -1,6 +1,6 @@
 """The starter corpus: real and drawn documents of every kind, made on this machine, offline, with its ground truth.
 
-    Starter(seed=0)  ──  build  ──►  raw/train.parquet         45,000 documents, several questions to each picture
+    Starter(seed=0)  ──  build  ──►  raw/train.parquet         48,000 documents, several questions to each picture
                                      raw/validation.parquet    40 of each task, one question each
                                      raw/test.parquet          100 of each task, combinations never seen in training
                                      raw/samples.png           a few of each, to look at
@@ -59,7 +59,7 @@ MAKERS: Mapping[str, Maker] = {
     "pages": pages.make,
 }
 TASKS = (
-    "text", "code", "translation", "digits", "scenes/colour", "scenes/shape", "scenes/count", "scenes/relation", "ocr",
+    "text", "code", "translation", "digits", "scenes/colour", "scenes/shape", "scenes/find", "scenes/count", "scenes/relation", "ocr",
     "charts/highest", "charts/lowest", "charts/value", "speech", "video/direction", "video/what", "video/count",
     "video/order", "spoken", "retrieval", "drawing/shape", "drawing/digit",
 )  # fmt: skip
@@ -67,8 +67,8 @@ JOB = 100  # items made in one go by one worker
 
 
 TRAIN = {
-    "scenes": 8000, "digits": 5000, "ocr": 5000, "charts": 3000, "speech": 6000, "spoken": 4000, "video": 3500,
-    "translation": 2500, "names": 500, "text": 1000, "code": 600, "retrieval": 5000, "drawing": 4000, "pages": 600,
+    "scenes": 10000, "digits": 5000, "ocr": 5000, "charts": 4500, "speech": 6000, "spoken": 4000, "video": 3500,
+    "translation": 2500, "names": 500, "text": 1000, "code": 600, "retrieval": 4000, "drawing": 4000, "pages": 600,
 }  # fmt: skip
 
 

@@ -16,8 +16,8 @@ from alhena.content import Document
 from alhena.corpus.starter.items import Order, Turn, chat, pick, pick_some, picture
 from alhena.corpus.starter.splits import COLOURS
 
-DPI, FONT = 100, 9  # a digit is about nine pixels high
-SIZES = ((96, 80), (96, 80), (112, 80), (80, 96))
+DPI, FONT = 100, 12  # a digit is about twelve pixels high
+SIZES = ((96, 80), (96, 96), (112, 96))
 KINDS = ("bars", "bars", "bars", "lying bars", "lying bars", "line", "pie")
 PALETTE = {name: "#" + bytes(rgb).hex() for name, rgb in COLOURS.items()}
 
@@ -59,17 +59,17 @@ def _bars(axes: Any, values: list[int], colours: list[str], lying: bool) -> None
         else:
             axes.text(at, value + 0.3, value, size=FONT, ha="center")
     if lying:
-        axes.set(xlim=(0, 11), ylim=(len(values) - 0.5, -0.5))
+        axes.set(xlim=(0, 11.5), ylim=(len(values) - 0.5, -0.5))
     else:
-        axes.set(xlim=(-0.5, len(values) - 0.5), ylim=(0, 11))
+        axes.set(xlim=(-0.5, len(values) - 0.5), ylim=(0, 11.5))
 
 
 def _line(axes: Any, values: list[int], colours: list[str]) -> None:
     axes.plot(range(len(values)), values, color="#9a9a9a", linewidth=1.5, zorder=1)
-    axes.scatter(range(len(values)), values, s=60, c=colours, zorder=2)
+    axes.scatter(range(len(values)), values, s=140, c=colours, zorder=2)
     for at, value in enumerate(values):
-        axes.text(at, value + 0.9, value, size=FONT, ha="center", va="bottom")
-    axes.set(xlim=(-0.5, len(values) - 0.5), ylim=(0, 12))
+        axes.text(at, value + 1.0, value, size=FONT, ha="center", va="bottom")
+    axes.set(xlim=(-0.5, len(values) - 0.5), ylim=(0, 12.5))
 
 
 def _pie(axes: Any, values: list[int], colours: list[str]) -> None:
@@ -97,7 +97,7 @@ def _turns(rng: np.random.Generator, values: list[int], colours: list[str]) -> d
         "lowest": [("Which is lowest?", colours[int(np.argmin(values))])],
         "value": [
             (f"What is the value of {colour}?", str(value))
-            for colour, value in pick_some(rng, list(zip(colours, values, strict=True)), 2)
+            for colour, value in pick_some(rng, list(zip(colours, values, strict=True)), 3)
         ],
     }
 

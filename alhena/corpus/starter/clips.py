@@ -59,7 +59,7 @@ def _choose_move(rng: np.random.Generator, split: Split) -> tuple[Pair, str]:
 def moving_shape(rng: np.random.Generator, split: Split) -> tuple[list[np.ndarray], Moving]:
     pair, direction = _choose_move(rng, split)
     width, height = pick(rng, SIZES)
-    size, travel = rng.uniform(11, 14), rng.uniform(12, 16)
+    size, travel = rng.uniform(13, 17), rng.uniform(11, 14)
     room = (width if direction in ("left", "right") else height) / 2 - size / 2 - travel / 2
     jitter = rng.uniform(-1, 1, 2) * min(max(room, 0), 6)
     frames = []

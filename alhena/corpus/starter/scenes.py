@@ -1,12 +1,13 @@
 """Scenes: a few coloured shapes on light ground, with questions about colour, shape, number and place.
 
-    ┌──────────────┐   What colour is the circle?           red
-    │  ●red        │   What shape is blue?                  star
-    │        ★blue │   How many shapes are there?           2
-    └──────────────┘   Where is the circle from the star?   left
-                       Describe.                            a red circle left of a blue star
+    ┌──────────────┐   What colour is on the left?        red           What colour is it?   red     (of one figure)
+    │  ●red        │   What shape is on the right?        star          What shape is it?    circle
+    │        ★blue │   What colour is the star?           blue
+    └──────────────┘   Where is the circle from the star? left
+                       How many shapes are there?         2
+                       Describe.                          a red circle left of a blue star
 
-A picture of one shape may be small; it asks what it is and costs a quarter of a large one.
+A picture of one figure is small and costs a quarter of a large one: shapes and colours are learned there first.
 
 In the spirit of CLEVR (Johnson et al. 2017, arXiv:1612.06890), at a size that two cores can learn.
 """
@@ -22,9 +23,10 @@ from alhena.corpus.starter.figures import Figure, choose_pairs, paint, place
 from alhena.corpus.starter.items import Order, Turn, chat, pick, pick_some, picture
 from alhena.corpus.starter.splits import HELD_OUT_PAIRS, Split
 
-SIZES = ((64, 64), (64, 64), (96, 64), (64, 96))
-SMALL = ((32, 32), (48, 32), (32, 48), (48, 48))  # of one shape
-CLEAR = 12.0  # pixels between two centres before one is called left of or above the other
+ONE = ((32, 32), (32, 32), (48, 32), (32, 48))  # of one figure
+TWO = ((48, 48), (64, 48), (48, 64), (64, 64))
+MORE = ((64, 64), (96, 64), (64, 96))
+CLEAR = 10.0  # pixels between two centres before one is called left of or above the other
 CLEARER = 1.5  # how many times further apart one way than the other, before there is one right answer
 
 
@@ -34,28 +36,51 @@ def draw_scene(rng: np.random.Generator, figures: Sequence[Figure], width: int, 
 
 
 def random_scene(rng: np.random.Generator, split: Split, small: bool = True) -> tuple[list[Figure], int, int]:
-    """Figures, width and height; pictures of a single shape are small half the time, where ``small`` allows it."""
-    count = pick(rng, (1, 1, 2, 2, 3, 4))
-    width, height = pick(rng, SMALL if small and count == 1 and rng.random() < 0.6 else SIZES)
+    """Figures, width and height; few figures mostly stand in small pictures, where ``small`` allows it."""
+    count = pick(rng, (1, 1, 1, 2, 2, 2, 3, 4))
+    small = small and rng.random() < 0.75
+    width, height = pick(rng, MORE if count > 2 or not small else TWO if count == 2 else ONE)
     pairs = choose_pairs(rng, split, count)
     while len({shape for _, shape in pairs}) < count and rng.random() < 0.6:  # most shapes single: more can be asked
         pairs = choose_pairs(rng, split, count)
-    largest = 22 if len(pairs) > 2 else 26 if min(width, height) < 64 else 30
-    return place(rng, pairs, width, height, (15, largest)), width, height
+    return place(rng, pairs, width, height, (16, 22 if count > 2 else 28)), width, height
 
 
-def alone(figures: Sequence[Figure], attribute: str) -> list[Figure]:
-    """The figures whose ``shape`` (or ``colour``) no other figure has."""
-    values = [getattr(f, attribute) for f in figures]
+def _alone(figures: Sequence[Figure]) -> list[Figure]:
+    """The figures whose shape no other has."""
+    values = [f.shape for f in figures]
     return [f for f, value in zip(figures, values, strict=True) if values.count(value) == 1]
 
 
-def colour_turns(figures: Sequence[Figure]) -> list[tuple[Figure, Turn]]:
-    return [(f, (f"What colour is the {f.shape}?", f.colour)) for f in alone(figures, "shape")]
+def _outermost(figures: Sequence[Figure]) -> list[tuple[Figure, str]]:
+    """Figures that stand clearly further out than all others, and where."""
+    found = []
+    for where, across, sign in (
+        ("on the left", "x", -1),
+        ("on the right", "x", 1),
+        ("at the top", "y", -1),
+        ("at the bottom", "y", 1),
+    ):
+        at = [sign * getattr(f, across) for f in figures]
+        second, first = np.argsort(at)[-2:]
+        if at[first] - at[second] > CLEAR:
+            found.append((figures[first], where))
+    return found
 
 
-def shape_turns(figures: Sequence[Figure]) -> list[tuple[Figure, Turn]]:
-    return [(f, (f"What shape is {f.colour}?", f.shape)) for f in alone(figures, "colour")]
+def naming_turns(figures: Sequence[Figure], attribute: str) -> list[tuple[Figure, Turn]]:
+    """Asks for the ``colour`` or ``shape`` of the only figure, or of one that is named by its place alone.
+
+    A question that named the other attribute could be answered from the pairs of training, without looking.
+    """
+    if len(figures) == 1:
+        return [(figures[0], (f"What {attribute} is it?", getattr(figures[0], attribute)))]
+    return [(f, (f"What {attribute} is {where}?", getattr(f, attribute))) for f, where in _outermost(figures)]
+
+
+def finding_turns(figures: Sequence[Figure]) -> list[tuple[Figure, Turn]]:
+    """Asks for the colour of a figure named by its shape, among others."""
+    return [(f, (f"What colour is the {f.shape}?", f.colour)) for f in _alone(figures) if len(figures) > 1]
 
 
 def count_turn(figures: Sequence[Figure]) -> Turn:
@@ -73,7 +98,7 @@ def _way(a: Figure, b: Figure) -> str | None:
 
 
 def relation_turns(figures: Sequence[Figure]) -> list[tuple[Figure, Turn]]:
-    known = alone(figures, "shape")
+    known = _alone(figures)
     return [
         (a, (f"Where is the {a.shape} from the {b.shape}?", way)) for a in known for b in known if (way := _way(a, b))
     ]
@@ -98,18 +123,25 @@ def caption(figures: Sequence[Figure]) -> str:
 
 
 def _many_turns(rng: np.random.Generator, figures: Sequence[Figure]) -> list[Turn]:
-    """One of each kind and a description, in random order; two relations where the scene has them, for they are the hardest."""
-    turns = [turn for _, turn in pick_some(rng, relation_turns(figures), 2)]
-    turns += [turn for _, turn in pick_some(rng, colour_turns(figures), 1) + pick_some(rng, shape_turns(figures), 1)]
-    turns += [count_turn(figures), ("Describe.", caption(figures))]
-    return pick_some(rng, turns, len(turns))
+    """One of each kind in random order, two of the relations, for they are the hardest; sometimes a description at the end."""
+    asked = [turn for attribute in ("colour", "shape") for turn in pick_some(rng, naming_turns(figures, attribute), 1)]
+    if len(figures) > 1:
+        asked += pick_some(rng, relation_turns(figures), 2) + pick_some(rng, finding_turns(figures), 1)
+    turns = [turn for _, turn in asked]
+    if len(figures) > 1 or rng.random() < 0.3:
+        turns.append(count_turn(figures))
+    last = [("Describe.", caption(figures))] if rng.random() < 0.3 or not turns else []
+    return pick_some(rng, turns, len(turns)) + last
 
 
 def _one_turn(rng: np.random.Generator, order: Order, figures: Sequence[Figure]) -> Turn | None:
     kind = order.task.split("/")[1]
     if kind == "count":
         return count_turn(figures)
-    asked = {"colour": colour_turns, "shape": shape_turns, "relation": relation_turns}[kind](figures)
+    if kind in ("colour", "shape"):
+        asked = naming_turns(figures, kind)
+    else:
+        asked = finding_turns(figures) if kind == "find" else relation_turns(figures)
     turns = [turn for f, turn in asked if order.split != "test" or f.pair in HELD_OUT_PAIRS]
     return pick(rng, turns) if turns else None
 

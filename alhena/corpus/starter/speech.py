@@ -1,7 +1,7 @@
 """Speech: recordings to transcribe, and spoken questions about a picture.
 
 speech   ▁▃▆▂▅▁  "Transcribe."                 forty seven
-spoken   [scene] ▂▅▇▃▁▆▂  (no text at all)     red              "what colour is the circle", asked aloud
+spoken   [scene] ▂▅▇▃▁▆▂  (no text at all)     red              "what colour is on the left", asked aloud
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import numpy as np
 from alhena.content import Audio, Content, Document, Text
 from alhena.corpus.starter.figures import Figure
 from alhena.corpus.starter.items import Order, Turn, chat, pick, picture
-from alhena.corpus.starter.scenes import colour_turns, count_turn, draw_scene, random_scene, shape_turns
+from alhena.corpus.starter.scenes import count_turn, draw_scene, naming_turns, random_scene
 from alhena.corpus.starter.splits import (
-    COLOURS,
     HELD_OUT_NUMBERS,
     HELD_OUT_PAIRS,
     SHAPES,
@@ -51,7 +50,7 @@ def random_command(rng: np.random.Generator, split: Split) -> str:
     colour, shape = pick(rng, HELD_OUT_PAIRS if split == "test" else TRAIN_PAIRS)
     requests = [f"draw a{'n' if colour == 'orange' else ''} {colour} {shape}"]
     if split != "test":  # these combine nothing, so they cannot be held out
-        requests += [f"what colour is the {pick(rng, SHAPES)}", f"what shape is {pick(rng, tuple(COLOURS))}"]
+        requests += [f"what colour is the {pick(rng, SHAPES)}", f"draw a {pick(rng, SHAPES)}"]
         requests += ["how many shapes are there", f"draw the digit {in_words(int(rng.integers(10)), 'en')}"]
     return pick(rng, requests)
 
@@ -68,7 +67,7 @@ def make_speech(order: Order) -> Document:
 
 
 def _questions(order: Order, figures: list[Figure]) -> list[Turn]:
-    turns = colour_turns(figures) + shape_turns(figures)
+    turns = naming_turns(figures, "colour") + naming_turns(figures, "shape")
     if order.split == "test":
         return [turn for f, turn in turns if f.pair in HELD_OUT_PAIRS]
     return [turn for _, turn in turns] + [count_turn(figures)]

@@ -21,7 +21,7 @@ from alhena.corpus.starter.items import Order, chat, pick, picture
 from alhena.corpus.starter.splits import SPLITS, Split, split_of
 
 HEIGHT, NARROWEST, WIDEST = 32, 64, 160
-FONTS = ("DejaVuSans", "DejaVuSansMono", "DejaVuSans-Bold")
+FONTS = ("DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique")
 
 
 @lru_cache(maxsize=1)
@@ -53,7 +53,7 @@ def random_word(rng: np.random.Generator, split: Split) -> str:
 
 def draw_word(rng: np.random.Generator, word: str) -> np.ndarray:
     """uint8 [32, width, 3]: dark text on light ground; the width is a multiple of 16."""
-    face = font(pick(rng, FONTS), int(rng.integers(20, 23)))
+    face = font(pick(rng, FONTS), int(rng.integers(24, 28)))
     left, top, right, bottom = (round(v) for v in face.getbbox(word))
     width = min(max(-(-(right - left + 8) // 16) * 16, NARROWEST), WIDEST)
     light, dark = int(rng.integers(225, 256)), int(rng.integers(0, 70))
