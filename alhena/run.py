@@ -37,4 +37,5 @@ class Run:
     def model(self, vocabulary: Vocabulary) -> config.Model:
         """The model's configuration, known once the text pieces are."""
         image, audio = vocabulary.control("<img>"), vocabulary.control("<aud>")
-        return config.Model(vocabulary.size, image, audio, self.decoder, self.vision, self.audio, self.compute)
+        factors = self.image_tokenizer.factors
+        return config.Model(vocabulary.size, image, audio, self.decoder, self.vision, self.audio, factors, self.compute)

@@ -45,7 +45,7 @@ def tiny(encoder: Encoder) -> tuple[model.Params, config.Model]:
     """A random model with every part, float32; norm scales and positions are random too, so that none can hide."""
     v = encoder.vocabulary
     decoder = config.Decoder(width=32, layers=3, heads=4, head_dim=8, hidden=48)
-    c = config.Model(v.size, v.control("<img>"), v.control("<aud>"), decoder, encoder.vision, encoder.audio)
+    c = config.Model(v.size, v.control("<img>"), v.control("<aud>"), decoder, encoder.vision, encoder.audio, (16, 4))
     params = model.init(jax.random.key(0), c)
     leaves, structure = jax.tree.flatten(params)
     rng = np.random.default_rng(0)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from alhena.model import config, decoder
-from alhena.model.einsum import take
+from alhena.model.codes import lookup
 from alhena.model.layers import rms_norm
 from alhena.model.model import Params, embed
 from alhena.shapes import Array, Float, Int
@@ -45,6 +45,6 @@ def decode(
     params: Params, c: config.Model, tokens: Int[Array, B], positions: Int[Array, B], cache: Cache
 ) -> tuple[Float[Array, "B D"], Cache]:
     """One text, control or code token a row, written at and attending up to its position."""
-    x = take(params.embedding, tokens) * c.decoder.width**0.5
+    x = lookup(params.embedding, tokens, c.code_factors) * c.decoder.width**0.5
     x, kept = decoder.step(params.layers, x, positions, (cache.keys, cache.values), c.decoder, c.compute)
     return rms_norm(x, params.norm), Cache(*kept)

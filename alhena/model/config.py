@@ -77,10 +77,22 @@ class Audio:
 
 @dataclass(frozen=True)
 class ImageTokenizer:
-    """Convolutional autoencoder with finite scalar quantisation: ``levels`` give the codebook, one code per 8×8 pixels."""
+    """Convolutional autoencoder with finite scalar quantisation: the levels give the codebook, one code per 8×8 pixels.
 
-    levels: tuple[int, ...]
+    ``structure`` says what there is to see in a cell whatever its colours, ``colour`` in which colours.
+    """
+
+    structure: tuple[int, ...]
+    colour: tuple[int, ...]
     width: int
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        return self.structure + self.colour
+
+    @property
+    def factors(self) -> tuple[int, int]:
+        return math.prod(self.structure), math.prod(self.colour)
 
     @property
     def num_codes(self) -> int:
@@ -97,4 +109,5 @@ class Model:
     decoder: Decoder
     vision: Vision | None  # None: a model that reads no images
     audio: Audio | None
+    code_factors: tuple[int, int] | None = None  # structures and colours of the image codes (alhena/model/codes.py)
     compute: str = "float32"  # dtype of matmul operands; results are accumulated in float32

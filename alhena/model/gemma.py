@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from alhena.artifacts import read_json, write_json
 from alhena.model import config, decoder
+from alhena.model.codes import lookup
 from alhena.model.einsum import dense
 from alhena.model.model import Params
 from alhena.model.weights import write_arrays
@@ -226,7 +227,7 @@ def read(folder: Path, family: Family) -> tuple[Params, config.Model]:
 
 
 def _tensors(params: Params, c: config.Model) -> Iterator[tuple[str, np.ndarray]]:
-    yield "model.embed_tokens.weight", np.asarray(dense(params.embedding))
+    yield "model.embed_tokens.weight", np.asarray(lookup(params.embedding, jnp.arange(c.vocabulary), c.code_factors))
     yield "model.norm.weight", np.asarray(params.norm)
     for field, there in {**MATRICES, **NORMS[family_of(c.decoder)]}.items():
         stacked = np.asarray(dense(getattr(params.layers, field)))

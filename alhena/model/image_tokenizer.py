@@ -135,7 +135,7 @@ def load(folder: Path) -> tuple[Params, config.ImageTokenizer]:
     """Raises ValueError that names the file when it is missing or of another tokeniser."""
     stored = read_json(folder / "image_tokenizer.json")
     try:
-        c = config.ImageTokenizer(tuple(stored["levels"]), stored["width"])
+        c = config.ImageTokenizer(tuple(stored["structure"]), tuple(stored["colour"]), stored["width"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'image_tokenizer.json'}: not an image tokeniser's settings ({error})") from None
     return read_tree(folder / "image_tokenizer.safetensors", jax.eval_shape(lambda: init(jax.random.key(0), c))), c

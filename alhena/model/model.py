@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from alhena.model import audio, config, decoder, vision
-from alhena.model.einsum import Weight, einsum, take
+from alhena.model.codes import expand, lookup, num_rows
+from alhena.model.einsum import Weight, einsum
 from alhena.model.layers import rms_norm, zeros
 from alhena.shapes import Array, Bool, Float
 from alhena.tokens.batch import Batch
@@ -25,7 +26,9 @@ SHARED = 0.7  # size of the embeddings' common direction, where that of each one
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Params:
-    embedding: Weight  # [V, D], tied: it also gives the logits
+    embedding: (
+        Weight  # [R, D], a row for each id but image codes (alhena/model/codes.py); tied: it also gives the logits
+    )
     vision: vision.Vision | None
     audio: audio.Audio | None
     layers: decoder.Layers
@@ -42,7 +45,7 @@ def init(key: Array, c: config.Model) -> Params:
     D = c.decoder.width
     shared = SHARED * jax.random.rademacher(keys[4], (D,), jnp.float32)
     return Params(
-        embedding=(jax.random.normal(keys[0], (c.vocabulary, D)) + shared) * D**-0.5,
+        embedding=(jax.random.normal(keys[0], (num_rows(c.vocabulary, c.code_factors), D)) + shared) * D**-0.5,
         vision=vision.init(keys[1], c.vision, D) if c.vision else None,
         audio=audio.init(keys[2], c.audio, D) if c.audio else None,
         layers=decoder.init(keys[3], c.decoder),
@@ -60,7 +63,7 @@ def _fill(x: Float[Array, "B L D"], where: Bool[Array, "B L"], vectors: Float[Ar
 
 def embed(params: Params, c: config.Model, batch: Batch) -> Float[Array, "B L D"]:
     """Token embeddings scaled by √D, with the encoders' vectors in their places."""
-    x = take(params.embedding, batch.tokens) * c.decoder.width**0.5
+    x = lookup(params.embedding, batch.tokens, c.code_factors) * c.decoder.width**0.5
     if c.vision and params.vision and batch.patches.shape[1]:
         seen = vision.encode(
             params.vision, batch.patches, batch.patch_positions, batch.patch_images, c.vision, c.compute
@@ -80,7 +83,8 @@ def forward(params: Params, c: config.Model, batch: Batch) -> Float[Array, "B L 
 
 
 def logits(params: Params, c: config.Model, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
-    scores, cap = einsum("...i,oi->...o", hidden, params.embedding, c.compute), c.decoder.logit_cap
+    scores = expand(einsum("...i,oi->...o", hidden, params.embedding, c.compute), c.code_factors)
+    cap = c.decoder.logit_cap
     return scores if cap is None else cap * jnp.tanh(scores / cap)
 
 

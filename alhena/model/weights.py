@@ -114,6 +114,7 @@ def read_config(folder: Path) -> tuple[config.Model, dict[str, Any]]:
         parts = dict(stored["config"])
         kinds = {"decoder": config.Decoder, "vision": config.Vision, "audio": config.Audio}
         parts |= {name: parts[name] and kind(**parts[name]) for name, kind in kinds.items()}
+        parts["code_factors"] = parts["code_factors"] and tuple(parts["code_factors"])
         return config.Model(**parts), stored["facts"]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'model.json'}: not a model of Alhena ({error})") from None

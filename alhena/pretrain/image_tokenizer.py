@@ -44,8 +44,11 @@ class _State:
 
 
 def _loss(params: tokenizer.Params, c: config.ImageTokenizer, images: Array) -> Array:
+    """Every other picture is the one before it in other colours: the two trade structures and must still be themselves."""
     x = images.astype(jnp.float32) / 127.5 - 1
-    error = tokenizer.paint(params, c, tokenizer.levels_of(params, c, x)) - x
+    structure, colour = jnp.split(tokenizer.levels_of(params, c, x), [len(c.structure)], -1)
+    traded = structure.reshape(-1, 2, *structure.shape[1:])[:, ::-1].reshape(structure.shape)
+    error = tokenizer.paint(params, c, jnp.concatenate([traded, colour], -1)) - x
     return jnp.mean(error**2) + 0.2 * jnp.mean(jnp.abs(error))
 
 
@@ -66,16 +69,15 @@ def _step(state: _State, images: Array, c: config.ImageTokenizer, t: TrainImageT
 def _crops(images: Sequence[np.ndarray], t: TrainImageTokenizer, step: int) -> np.ndarray:
     """The batch of a step: crops at whole cells, so that a picture's own grid is what is learned.
 
-    Every other crop has its colour channels permuted: codes must serve colours and edges in combinations that no picture shows.
+    Every crop stands twice, the second time with its colour channels permuted.
     """
     rng = np.random.default_rng([t.seed, step])
     out = np.zeros((t.batch, t.side, t.side, 3), np.uint8)
-    for row, k in enumerate(rng.integers(0, len(images), t.batch)):
+    for row, k in enumerate(rng.integers(0, len(images), t.batch // 2)):
         image = images[k]
         y, x = (int(rng.integers(0, (n - t.side) // tokenizer.STRIDE + 1)) * tokenizer.STRIDE for n in image.shape[:2])
-        out[row] = image[y : y + t.side, x : x + t.side]
-    for row in range(0, t.batch, 2):
-        out[row] = out[row][..., rng.permutation(3)]
+        out[2 * row] = image[y : y + t.side, x : x + t.side]
+        out[2 * row + 1] = out[2 * row][..., rng.permutation(3)]
     return out
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from alhena.model import config, model
+from alhena.model.codes import Factors, collapse, expand
 from alhena.model.einsum import dense
 from alhena.shapes import Array, Float, Int
 from alhena.tokens.batch import Batch, Modality
@@ -23,11 +24,11 @@ CHUNK = 512
 Z_LOSS = 1e-4
 
 
-def _chunk(hidden, embedding, targets, weights, dtype: str, cap: float | None):
+def _chunk(hidden, embedding, targets, weights, dtype: str, cap: float | None, factors: Factors | None):
     """Loss sum, per-row nats, and gradients of one chunk of rows."""
     h, e = hidden.astype(dtype), embedding.astype(dtype)
     dims = (((1,), (1,)), ((), ()))
-    logits = jax.lax.dot_general(h, e, dims, preferred_element_type=jnp.float32)
+    logits = expand(jax.lax.dot_general(h, e, dims, preferred_element_type=jnp.float32), factors)
     if cap is not None:
         logits = cap * jnp.tanh(logits / cap)
     log_z = jax.nn.logsumexp(logits, axis=-1)
@@ -37,17 +38,17 @@ def _chunk(hidden, embedding, targets, weights, dtype: str, cap: float | None):
     slope = jnp.exp(logits - log_z[:, None]) * (1 + 2 * Z_LOSS * log_z)[:, None] - hit
     if cap is not None:
         slope = slope * (1 - (logits / cap) ** 2)
-    slope = (slope * weights[:, None]).astype(dtype)
+    slope = collapse(slope * weights[:, None], factors).astype(dtype)
     d_hidden = jax.lax.dot_general(slope, e, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
     d_embedding = jax.lax.dot_general(slope, h, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
     return loss, nats, d_hidden, d_embedding
 
 
-def _forward(hidden, embedding, targets, weights, dtype: str, cap: float | None):
+def _forward(hidden, embedding, targets, weights, dtype: str, cap: float | None, factors: Factors | None):
     """Rows that count come first, so that chunks of rows that do not are never computed."""
     order = jnp.argsort(weights == 0, stable=True)
     h, t, w = hidden[order], targets[order], weights[order]
-    chunk, outs = partial(_chunk, dtype=dtype, cap=cap), []
+    chunk, outs = partial(_chunk, dtype=dtype, cap=cap, factors=factors), []
     for start in range(0, hidden.shape[0], CHUNK):
         some = h[start : start + CHUNK], embedding, t[start : start + CHUNK], w[start : start + CHUNK]
         idle = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(chunk, *some))
@@ -57,26 +58,27 @@ def _forward(hidden, embedding, targets, weights, dtype: str, cap: float | None)
     return sum(losses), jnp.concatenate(nats)[back], jnp.concatenate(d_hidden)[back], sum(d_embedding)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def weighted_loss(
     hidden: Float[Array, "R D"],
-    embedding: Float[Array, "V D"],
+    embedding: Float[Array, "R D"],
     targets: Int[Array, R],
     weights: Float[Array, R],
     dtype: str,
     cap: float | None = None,
+    factors: Factors | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, R]]:
     """Σ weight·(nats + z-loss), and the nats of each row of some weight (for reports: no gradient flows through them)."""
-    loss, nats, _, _ = _forward(hidden, embedding, targets, weights, dtype, cap)
+    loss, nats, _, _ = _forward(hidden, embedding, targets, weights, dtype, cap, factors)
     return loss, nats
 
 
-def _save(hidden, embedding, targets, weights, dtype, cap):
-    loss, nats, d_hidden, d_embedding = _forward(hidden, embedding, targets, weights, dtype, cap)
+def _save(hidden, embedding, targets, weights, dtype, cap, factors):
+    loss, nats, d_hidden, d_embedding = _forward(hidden, embedding, targets, weights, dtype, cap, factors)
     return (loss, nats), (d_hidden, d_embedding)
 
 
-def _scale(dtype, cap, saved, slopes):
+def _scale(dtype, cap, factors, saved, slopes):
     return slopes[0] * saved[0], slopes[0] * saved[1], None, None
 
 
@@ -103,6 +105,7 @@ def batch_loss(params: model.Params, c: config.Model, batch: Batch) -> tuple[Flo
         weights,
         c.compute,
         c.decoder.logit_cap,
+        c.code_factors,
     )
     kinds = jax.nn.one_hot(batch.modality.reshape(-1), len(Modality))
     tally = Tally((weights * nats) @ kinds, weights @ kinds)

@@ -4,8 +4,8 @@
     ─► <bos> <user> <boi> <img>×n <eoi> What is this? <end> <model> a circle <end>
        weight  0      0     0      0     question_weight…       0     1  1 1    1      + patches [4n, Q]
 
-Loss weights are those of the *target*: what the model is to say (text and drawn codes of model turns, running text) counts
-fully, a question's words a little, placeholders and the tokens that open a turn not at all.
+Loss weights are those of the *target*: what the model is to say counts fully (drawn codes and running text, of which there are
+many, by a share), a question's words a little, placeholders and the tokens that open a turn not at all.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Budget:
     question_weight: float = (
         0.1  # tuning leaves out what weighs no more than this: only answers and running text count there
     )
+    code_weight: float = 0.3  # of a drawn image code: much of which one comes next is chance
     text_weight: float = 0.25  # running text has many more targets than an answer; this keeps it from drowning the rest
 
 
@@ -117,7 +118,9 @@ class Encoder:
     def _drawing(self, out: _Stream, codes: Codes) -> None:
         v, (rows, columns) = self.vocabulary, codes.shape
         grid = [v.code(int(k)) for k in codes.reshape(-1)]
-        out.add([v.control("<boi_out>"), v.rows(rows), v.columns(columns), *grid, v.control("<eoi_out>")], 1)
+        out.add([v.control("<boi_out>"), v.rows(rows), v.columns(columns)], 1)
+        out.add(grid, self.budget.code_weight)
+        out.add([v.control("<eoi_out>")], 1)
         out.saw(Modality.DRAWING)
 
     # ── documents ──────────────────────────────────────────────────────────────────────────────────────────

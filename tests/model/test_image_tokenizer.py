@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 
 import jax
@@ -15,7 +16,7 @@ from alhena.model import image_tokenizer as tokenizer
 from alhena.pretrain import image_tokenizer as training
 from alhena.pretrain.image_tokenizer import TrainImageTokenizer, draw_reconstructions, train
 
-C = config.ImageTokenizer((5, 4, 3), 16)
+C = config.ImageTokenizer((5, 4), (3,), 16)
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +38,14 @@ def squares(count: int) -> list[np.ndarray]:
     return images
 
 
-@pytest.mark.parametrize("levels", [(8, 8, 8), (8, 5, 5, 5), (2, 9)])
-def test_codes_are_a_bijection(levels):
-    c = config.ImageTokenizer(tuple(levels), 8)
+@pytest.mark.parametrize(("structure", "colour"), [((8, 8), (3, 3, 3)), ((8, 5), (5, 5)), ((2,), (9,))])
+def test_codes_are_a_bijection(structure, colour):
+    c = config.ImageTokenizer(structure, colour, 8)
+    assert math.prod(c.factors) == c.num_codes
     values = tokenizer.to_level_values(jnp.arange(c.num_codes), c)
     assert len(np.unique(values, axis=0)) == c.num_codes
     assert (np.asarray(values).min(0) == 0).all()
-    assert (np.asarray(values).max(0) == np.array(levels) - 1).all()
+    assert (np.asarray(values).max(0) == np.array(c.levels) - 1).all()
     np.testing.assert_array_equal(tokenizer.to_codes(values, c), np.arange(c.num_codes))
 
 
@@ -105,6 +107,22 @@ def test_it_learns_to_redraw_and_shows_it(tmp_path):
     params, c = tokenizer.load(tmp_path / "long")
     draw_reconstructions(params, c, images[:3], tmp_path / "shown.png")
     assert (tmp_path / "shown.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_structure_and_colour_are_told_apart(tmp_path):
+    """A square has one structure whatever its colour; with another's colour it is the other one."""
+    squares = [np.full((32, 32, 3), 255, np.uint8) for _ in range(3)]
+    for channel, square in enumerate(squares):
+        square[8:24, 8:24] = 200 * np.eye(3, dtype=np.uint8)[channel]
+    train(squares, config.ImageTokenizer((8, 8), (3, 3, 3), 64), replace(SETTINGS, steps=300), tmp_path)
+    params, c = tokenizer.load(tmp_path)
+    codes = tokenizer.encode_images(params, c, squares)
+    structures = [grid % c.factors[0] for grid in codes]
+    np.testing.assert_array_equal(structures[0], structures[1])
+    np.testing.assert_array_equal(structures[0], structures[2])
+    for grid, square in zip(codes, squares, strict=True):
+        drawn = tokenizer.decode_codes(params, c, grid)
+        assert np.abs(drawn.astype(int) - square).mean() < 5
 
 
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch):

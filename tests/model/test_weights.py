@@ -36,7 +36,7 @@ def test_a_damaged_file_is_named(tiny, tmp_path, damage):
 
 
 def test_image_codes_are_a_bijection_and_local(tmp_path):
-    c = config.ImageTokenizer((8, 5, 3), 16)
+    c = config.ImageTokenizer((8, 5), (3,), 16)
     codes = np.arange(c.num_codes)
     np.testing.assert_array_equal(image_tokenizer.to_codes(image_tokenizer.to_level_values(codes, c), c), codes)
     params = image_tokenizer.init(jax.random.key(0), c)

@@ -1,4 +1,4 @@
-"""Charts drawn by matplotlib: bars, lines and pies of three to five coloured categories, with questions.
+"""Charts drawn by matplotlib: bars, lines and pies of two to four coloured categories, with questions.
 
 █ 8                Which is highest?              red
 █     █ 5          Which is lowest?               green
@@ -17,7 +17,7 @@ from alhena.corpus.starter.items import Order, Turn, chat, pick, pick_some, pict
 from alhena.corpus.starter.splits import COLOURS
 
 DPI, FONT = 100, 12  # a digit is about twelve pixels high
-SIZES = ((96, 80), (96, 96), (112, 96))
+SIZES = ((64, 64), (80, 64), (80, 80))
 KINDS = ("bars", "bars", "bars", "lying bars", "lying bars", "line", "pie")
 PALETTE = {name: "#" + bytes(rgb).hex() for name, rgb in COLOURS.items()}
 
@@ -106,7 +106,7 @@ def make(order: Order) -> Document:
     rng = order.rng
     wanted = order.task.split("/")[1] if "/" in order.task else None
     kind = pick(rng, KINDS[:-1] if wanted == "value" else KINDS)  # a pie shows no numbers
-    values = pick_some(rng, range(2 if kind == "pie" else 1, 10), int(rng.integers(3, 6)))
+    values = pick_some(rng, range(2 if kind == "pie" else 1, 10), int(rng.integers(2, 5)))
     colours = pick_some(rng, tuple(PALETTE), len(values))
     turns = _turns(rng, values, colours)
     if kind == "pie":

@@ -127,7 +127,7 @@ def make(order: Order) -> Document:
             "direction": ("Which way does it move?", what.direction),
             "what": ("What moves?", what.name),
         }
-        asked = [turns[wanted]] if wanted else list(turns.values())
+        asked = [turns[wanted or pick(rng, tuple(turns))]]
         if wanted is None and rng.random() < 0.2:
             asked.append(("How many move?", "1"))
     return chat(order, [video(frames)], asked, moving=[[m.figure, m.direction] for m in moving])

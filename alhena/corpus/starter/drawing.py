@@ -3,7 +3,6 @@
 "Draw a red circle."   ──►  ┌────┐          "Draw the digit 7."  ──►  ┌────┐
                             │ ●  │  32x32                             │  7 │  32x32, dark on white
                             └────┘                                    └────┘
-"Draw a circle."  of any colour      "Draw something red."  of any shape
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import numpy as np
 from alhena.content import Content, Document, Image
 from alhena.corpus.starter.digits import SIDE, ink, shade
 from alhena.corpus.starter.figures import Figure, paint
-from alhena.corpus.starter.items import Order, chat, pick, picture
+from alhena.corpus.starter.items import Order, chat, picture
 from alhena.corpus.starter.splits import HELD_OUT_PAIRS, TRAIN_PAIRS, Pair, Split
 
 
@@ -45,6 +44,4 @@ def make(order: Order) -> Document:
     pairs = HELD_OUT_PAIRS if order.split == "test" else TRAIN_PAIRS
     colour, shape = pairs[(at // 2 if order.task == "drawing" else at) % len(pairs)]
     request = f"Draw {'an' if colour == 'orange' else 'a'} {colour} {shape}."
-    if order.task == "drawing" and rng.random() < 0.4:  # each part of a request also stands for itself
-        request = pick(rng, (f"Draw a {shape}.", f"Draw something {colour}."))
     return _answer(order, request, picture(draw_shape(rng, (colour, shape))), colour=colour, shape=shape)

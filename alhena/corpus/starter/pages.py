@@ -1,6 +1,6 @@
 """Pages: running text with pictures, sounds and clips in between, as on the web.
 
-Here is a red circle.  [picture]  The number forty seven sounds like this:  [recording]  and is written  [picture]
+[picture]  The picture shows a red circle.  The number forty seven sounds like this:  [recording]  and is written  [picture]
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from alhena.corpus.starter.words import draw_word, random_word
 def _about_a_scene(rng: np.random.Generator, split: Split) -> list[Part]:
     figures = place(rng, choose_pairs(rng, split, int(rng.integers(1, 3))), 64, 64, (14, 28))
     shown, words = picture(draw_scene(rng, figures, 64, 64)), caption(figures)
-    return [Text(f"Here is {words}."), shown] if rng.random() < 0.5 else [shown, Text(f"The picture shows {words}.")]
+    return [shown, Text(f"The picture shows {words}.")]
 
 
 def _about_a_number(rng: np.random.Generator, split: Split) -> list[Part]:
@@ -40,7 +40,7 @@ def _about_a_word(rng: np.random.Generator, split: Split) -> list[Part]:
 
 def _about_a_move(rng: np.random.Generator, split: Split) -> list[Part]:
     frames, what = moving_shape(rng, split)
-    return [Text(f"In this clip a {what.name} moves {what.direction}."), video(frames)]
+    return [video(frames), Text(f"In this clip a {what.name} moves {what.direction}.")]
 
 
 def make(order: Order) -> Document:

@@ -13,7 +13,7 @@ from alhena.content import Document
 from alhena.corpus.starter.items import Order, chat, pick_some
 from alhena.corpus.starter.splits import split_of
 
-FEWEST_PAIRS, MOST_PAIRS = 3, 16
+FEWEST_PAIRS, MOST_PAIRS = 3, 12
 KEYS = (
     "moon stone lamp tree fish bird door book king ship hand wolf rain fire gold salt wind rope leaf sand milk bell "
     "coin nest bone wool silk iron clay snow star lake cave hill road farm mill boat drum harp lion bear deer frog "

@@ -24,8 +24,8 @@ from alhena.corpus.starter.items import Order, Turn, chat, pick, pick_some, pict
 from alhena.corpus.starter.splits import HELD_OUT_PAIRS, Split
 
 ONE = ((32, 32), (32, 32), (48, 32), (32, 48))  # of one figure
-TWO = ((48, 48), (64, 48), (48, 64), (64, 64))
-MORE = ((64, 64), (96, 64), (64, 96))
+TWO = ((48, 48), (64, 32), (32, 64), (64, 48))
+MORE = ((64, 64), (80, 64), (64, 80))
 CLEAR = 10.0  # pixels between two centres before one is called left of or above the other
 CLEARER = 1.5  # how many times further apart one way than the other, before there is one right answer
 
@@ -37,13 +37,13 @@ def draw_scene(rng: np.random.Generator, figures: Sequence[Figure], width: int, 
 
 def random_scene(rng: np.random.Generator, split: Split, small: bool = True) -> tuple[list[Figure], int, int]:
     """Figures, width and height; few figures mostly stand in small pictures, where ``small`` allows it."""
-    count = pick(rng, (1, 1, 1, 2, 2, 2, 3, 4))
-    small = small and rng.random() < 0.75
+    count = pick(rng, (1, 1, 1, 1, 2, 2, 2, 3, 4))
+    small = small and rng.random() < 0.85
     width, height = pick(rng, MORE if count > 2 or not small else TWO if count == 2 else ONE)
     pairs = choose_pairs(rng, split, count)
     while len({shape for _, shape in pairs}) < count and rng.random() < 0.6:  # most shapes single: more can be asked
         pairs = choose_pairs(rng, split, count)
-    return place(rng, pairs, width, height, (16, 22 if count > 2 else 28)), width, height
+    return place(rng, pairs, width, height, (16, 22 if count > 1 else 28)), width, height
 
 
 def _alone(figures: Sequence[Figure]) -> list[Figure]:
@@ -123,15 +123,21 @@ def caption(figures: Sequence[Figure]) -> str:
 
 
 def _many_turns(rng: np.random.Generator, figures: Sequence[Figure]) -> list[Turn]:
-    """One of each kind in random order, two of the relations, for they are the hardest; sometimes a description at the end."""
-    asked = [turn for attribute in ("colour", "shape") for turn in pick_some(rng, naming_turns(figures, attribute), 1)]
-    if len(figures) > 1:
-        asked += pick_some(rng, relation_turns(figures), 2) + pick_some(rng, finding_turns(figures), 1)
-    turns = [turn for _, turn in asked]
+    """A description, or several questions in random order that ask of each figure its colour or its shape, never both.
+
+    An answer stands in the context of the next: whoever has just read "red" has learned in training that no star will follow,
+    and need not look.
+    """
+    if rng.random() < 0.1:
+        return [("Describe.", caption(figures))]
+    by_colour = [f for f in figures if rng.random() < 0.5]
+    colours = naming_turns(figures, "colour") + finding_turns(figures)
+    asked = pick_some(rng, [turn for f, turn in colours if f in by_colour], 2)
+    asked += pick_some(rng, [turn for f, turn in naming_turns(figures, "shape") if f not in by_colour], 2)
+    asked += [turn for _, turn in pick_some(rng, relation_turns(figures), 2)]
     if len(figures) > 1 or rng.random() < 0.3:
-        turns.append(count_turn(figures))
-    last = [("Describe.", caption(figures))] if rng.random() < 0.3 or not turns else []
-    return pick_some(rng, turns, len(turns)) + last
+        asked.append(count_turn(figures))
+    return pick_some(rng, asked, len(asked))
 
 
 def _one_turn(rng: np.random.Generator, order: Order, figures: Sequence[Figure]) -> Turn | None:
@@ -144,6 +150,15 @@ def _one_turn(rng: np.random.Generator, order: Order, figures: Sequence[Figure])
         asked = finding_turns(figures) if kind == "find" else relation_turns(figures)
     turns = [turn for f, turn in asked if order.split != "test" or f.pair in HELD_OUT_PAIRS]
     return pick(rng, turns) if turns else None
+
+
+def make_figure(order: Order) -> Document:
+    """One figure and one question, mostly of its shape: where shapes are learned, at a few tokens a picture."""
+    rng = order.rng
+    width, height = pick(rng, ONE)
+    figures = place(rng, choose_pairs(rng, order.split, 1), width, height, (16, 28))
+    ((_, turn),) = naming_turns(figures, "shape" if rng.random() < 0.7 else "colour")
+    return chat(order, [picture(draw_scene(rng, figures, width, height))], [turn], figures=[f.name for f in figures])
 
 
 def make(order: Order) -> Document:

@@ -15,6 +15,7 @@ from alhena.corpus.starter.figures import Figure
 from alhena.corpus.starter.items import Order, Turn, chat, pick, picture
 from alhena.corpus.starter.scenes import count_turn, draw_scene, naming_turns, random_scene
 from alhena.corpus.starter.splits import (
+    COLOURS,
     HELD_OUT_NUMBERS,
     HELD_OUT_PAIRS,
     SHAPES,
@@ -50,7 +51,7 @@ def random_command(rng: np.random.Generator, split: Split) -> str:
     colour, shape = pick(rng, HELD_OUT_PAIRS if split == "test" else TRAIN_PAIRS)
     requests = [f"draw a{'n' if colour == 'orange' else ''} {colour} {shape}"]
     if split != "test":  # these combine nothing, so they cannot be held out
-        requests += [f"what colour is the {pick(rng, SHAPES)}", f"draw a {pick(rng, SHAPES)}"]
+        requests += [f"what colour is the {pick(rng, SHAPES)}", f"what shape is {pick(rng, tuple(COLOURS))}"]
         requests += ["how many shapes are there", f"draw the digit {in_words(int(rng.integers(10)), 'en')}"]
     return pick(rng, requests)
 
