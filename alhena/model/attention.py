@@ -1,4 +1,4 @@
-"""Attention without an L×L array in memory: queries go in blocks, each against only the keys it can reach.
+"""Attention whose memory grows with the length of a row, never with its square.
 
 Rows hold several documents; a query sees keys of its own segment, at or before itself, within the window if there is one:
 
@@ -9,8 +9,18 @@ Rows hold several documents; a query sees keys of its own segment, at or before 
                                        2 · · · ■ · ·
                                        2 · · · ■ ■ ·
 
-The backward pass recomputes a block's scores (Rabe & Staats 2021; FlashAttention, Dao et al. 2022). With few key/value heads the
-query heads of a group are folded into the rows of one matrix product (multi-query attention, Shazeer 2019).
+Rows are cut into blocks. A block of queries visits the blocks of keys that it can see, one after the other, and carries for each
+query the largest score so far, the sum of the exponentials and the weighted sum of the values (online softmax):
+
+    keys →   0 1 2 3
+    queries 0 ◣ · · ·      ■ ◣  visited
+            1 ■ ◣ · ·       ·   never: later, beyond the window, or of other documents in every row
+            2 · ■ ◣ ·
+            3 · · ■ ◣
+
+For the way back only the output and the logarithm of each query's sum are kept; weights are computed again, block by block
+(Rabe & Staats 2021; FlashAttention-2, Dao 2023). With few key/value heads the query heads of a group are folded into the rows of
+one matrix product (multi-query attention, Shazeer 2019).
 """
 
 from __future__ import annotations
@@ -20,6 +30,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from alhena.model import kernels
 from alhena.shapes import Array, Bool, Float, Int
 
 BLOCK = 128
@@ -51,42 +62,152 @@ def attend(
     return out.reshape(B, K, N // K, L, H).transpose(0, 3, 1, 2, 4).reshape(B, L, N, H)
 
 
-def causal_mask(
-    query: Int[Array, "B L"],
-    key: Int[Array, "B S"],
-    rows: Int[Array, L],
-    columns: Int[Array, S],
-    window: int | None,
-) -> Bool[Array, "B L S"]:
-    """Same segment, not later, not further back than the window; ``rows`` and ``columns`` are places in the row."""
-    distance = rows[:, None] - columns[None, :]
-    near = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
-    return near[None] & (query[:, :, None] == key[:, None, :])
-
-
-@partial(jax.checkpoint, static_argnums=(4, 5, 6, 7, 8, 9))
-def _block(
-    q, k, v, segments, start: int, stop: int, low: int, window: int | None, scale: float | None, cap: float | None
-):
-    mask = causal_mask(
-        segments[:, start:stop], segments[:, low:stop], jnp.arange(start, stop), jnp.arange(low, stop), window
-    )
-    return attend(q[:, start:stop], k[:, low:stop], v[:, low:stop], mask, scale, cap)
-
-
 def causal_attention(
     q: Float[Array, "B L N H"],
     k: Float[Array, "B L K H"],
     v: Float[Array, "B L K H"],
     segments: Int[Array, "B L"],
     window: int | None = None,
+    everywhere: Bool[Array, ""] | bool = False,
     scale: float | None = None,
     cap: float | None = None,
+    packed: bool = True,
 ) -> Float[Array, "B L N H"]:
-    """Causal attention inside segments, in blocks of queries; memory grows with L, not L²."""
-    L, out = q.shape[1], []
-    for start in range(0, L, BLOCK):
-        stop = min(start + BLOCK, L)
-        low = 0 if window is None else max(0, start - window + 1)
-        out.append(_block(q, k, v, segments, start, stop, low, window, scale, cap))
-    return jnp.concatenate(out, 1) if len(out) > 1 else out[0]
+    """Causal attention inside segments: by the platform's own kernel where one fits, else in blocks.
+
+    ``everywhere`` lifts the window (global layers between local ones share one program). ``packed`` False says that a row holds
+    one document and padding behind it, whose outputs nobody reads.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    kernel = kernels.fitting(q, cap, packed)
+    if kernel is None:
+        L = q.shape[1]
+        reach = L if window is None else jnp.where(everywhere, L, window)
+        return blockwise(q, k, v, segments, jnp.asarray(reach, jnp.int32), scale, cap)
+    near, far = (partial(kernel, window=w, scale=scale, cap=cap) for w in (window, None))
+    if window is None:
+        return far(q, k, v, segments)
+    return jax.lax.cond(everywhere, far, near, q, k, v, segments)
+
+
+def blockwise(
+    q: Float[Array, "B L N H"],
+    k: Float[Array, "B L K H"],
+    v: Float[Array, "B L K H"],
+    segments: Int[Array, "B L"],
+    reach: Int[Array, ""],
+    scale: float,
+    cap: float | None,
+) -> Float[Array, "B L N H"]:
+    """Attention in blocks; a query sees ``reach`` places, its own among them."""
+    L = q.shape[1]
+    size = min(BLOCK, L)
+    room = (0, -L % size)  # behind all that real queries can see
+    q, k, v = (jnp.pad(a, ((0, 0), room, (0, 0), (0, 0))) for a in (q, k, v))
+    return _blockwise(q, k, v, jnp.pad(segments, ((0, 0), room), mode="edge"), reach, scale, cap, size)[:, :L]
+
+
+def _fold(x: Float[Array, "B L N H"], kv_heads: int, size: int) -> Float[Array, "n B K R H"]:
+    """In n = L / size blocks; the N / K heads that share a key head become rows, R = N / K · size."""
+    B, L, N, H = x.shape
+    x = x.reshape(B, L // size, size, kv_heads, N // kv_heads, H)
+    return x.transpose(1, 0, 3, 4, 2, 5).reshape(L // size, B, kv_heads, -1, H)
+
+
+def _unfold(x: Float[Array, "n B K R H"], size: int) -> Float[Array, "B L N H"]:
+    n, B, K, R, H = x.shape
+    return x.reshape(n, B, K, R // size, size, H).transpose(1, 0, 4, 2, 3, 5).reshape(B, n * size, -1, H)
+
+
+def _first(segments: Int[Array, "n B size"], reach: Int[Array, ""]) -> Int[Array, n]:
+    """The first block of keys that each block of queries must visit: within reach, and of its segments in some row."""
+    n, _, size = segments.shape
+    low, high = segments.min(-1), segments.max(-1)
+    meet = jnp.any((low[:, None] <= high[None]) & (low[None] <= high[:, None]), -1)
+    return jnp.maximum(jnp.argmax(meet, 1), jnp.maximum(jnp.arange(n) * size - reach + 1, 0) // size)
+
+
+def _product(a: Float[Array, "B K ..."], b: Float[Array, "B K ..."], over: tuple[int, int]) -> Float[Array, "B K ..."]:
+    dims = (((over[0],), (over[1],)), ((0, 1), (0, 1)))
+    return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
+
+
+def _scores(q, k, mine, theirs, ahead, reach, scale, cap):
+    """Scores [B, K, R, size] of queries with the keys ``ahead`` places before them; FAR where one must not look."""
+    (B, K, R, _), size = q.shape, mine.shape[1]
+    scores = _product(q, k, (3, 3)) * scale
+    if cap is not None:
+        scores = cap * jnp.tanh(scores / cap)
+    distance = ahead + jnp.arange(size)[:, None] - jnp.arange(size)
+    seen = (distance >= 0) & (distance < reach) & (mine[:, :, None] == theirs[:, None, :])
+    return jnp.where(seen[:, None, None], scores.reshape(B, K, R // size, size, size), FAR).reshape(B, K, R, size)
+
+
+def _forward(q, k, v, segments, reach, scale: float, cap: float | None, size: int):
+    """The output, and the logarithm of each query's sum of exponentials [n, B, K, R, 1]."""
+    queries, keys, values = (_fold(a, k.shape[2], size) for a in (q, k, v))
+    places = segments.reshape(len(segments), -1, size).swapaxes(0, 1)
+
+    def block(_, inputs):
+        i, q, first = inputs
+
+        def visit(j, carried):
+            out, total, largest = carried
+            scores = _scores(q, keys[j], places[i], places[j], (i - j) * size, reach, scale, cap)
+            now = jnp.maximum(largest, scores.max(-1, keepdims=True))
+            weights, fade = jnp.exp(scores - now), jnp.exp(largest - now)
+            out = out * fade + _product(weights.astype(v.dtype), values[j], (3, 2))
+            return out, total * fade + weights.sum(-1, keepdims=True), now
+
+        none = jnp.zeros((*q.shape[:-1], 1), jnp.float32)
+        start = jnp.zeros(q.shape, jnp.float32), none, none + FAR
+        out, total, largest = jax.lax.fori_loop(first, i + 1, visit, start)
+        return None, (out / total, largest + jnp.log(total))
+
+    _, (out, log_sum) = jax.lax.scan(block, None, (jnp.arange(len(queries)), queries, _first(places, reach)))
+    return _unfold(out, size), log_sum
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+def _blockwise(q, k, v, segments, reach, scale: float, cap: float | None, size: int):
+    return _forward(q, k, v, segments, reach, scale, cap, size)[0]
+
+
+def _keep(q, k, v, segments, reach, scale, cap, size):
+    out, log_sum = _forward(q, k, v, segments, reach, scale, cap, size)
+    return out, (q, k, v, segments, reach, out, log_sum)
+
+
+def _backward(scale: float, cap: float | None, size: int, kept, d_out):
+    q, k, v, segments, reach, out, log_sum = kept
+    keys, values = (_fold(a, k.shape[2], size) for a in (k, v))
+    mean = jnp.sum(d_out * out, -1, keepdims=True)  # of the weights' slopes, by the weights
+    rows = tuple(_fold(a, k.shape[2], size) for a in (q, d_out.astype(v.dtype), mean))
+    places = segments.reshape(len(segments), -1, size).swapaxes(0, 1)
+
+    def block(carried, inputs):
+        i, (q, d_out, mean), log_sum, first = inputs
+
+        def visit(j, carried):
+            d_q, d_k, d_v = carried
+            scores = _scores(q, keys[j], places[i], places[j], (i - j) * size, reach, scale, cap)
+            weights = jnp.exp(scores - log_sum)
+            slope = weights * (_product(d_out, values[j], (3, 3)) - mean) * scale
+            if cap is not None:
+                slope = slope * (1 - (jnp.maximum(scores, -cap) / cap) ** 2)
+            slope = slope.astype(q.dtype)
+            d_v = d_v.at[j].add(_product(weights.astype(v.dtype), d_out, (2, 2)))
+            d_k = d_k.at[j].add(_product(slope, q, (2, 2)))
+            return d_q + _product(slope, keys[j], (3, 2)), d_k, d_v
+
+        d_q, *carried = jax.lax.fori_loop(first, i + 1, visit, (jnp.zeros(q.shape, jnp.float32), *carried))
+        return tuple(carried), d_q
+
+    none = jnp.zeros(keys.shape, jnp.float32)
+    inputs = jnp.arange(len(keys)), rows, log_sum, _first(places, reach)
+    (d_k, d_v), d_q = jax.lax.scan(block, (none, none), inputs)
+    slopes = (_unfold(d, size).astype(x.dtype) for d, x in ((d_q, q), (d_k, k), (d_v, v)))
+    return *slopes, None, None
+
+
+_blockwise.defvjp(_keep, _backward)

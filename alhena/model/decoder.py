@@ -113,16 +113,13 @@ def run(
 ) -> tuple[Float[Array, "B L D"], tuple[Array, Array]]:
     """All layers over whole rows. Returns the hidden states and every layer's keys and values ``[layers, B, L, K, H]``."""
     far, near = _tables(positions, c)
-    windows = (None,) if c.window is None else (c.window, None)
-    attention = partial(causal_attention, segments=segments, scale=c.score_scale, cap=c.attention_cap)
+    attention = partial(causal_attention, segments=segments, window=c.window, scale=c.score_scale, cap=c.attention_cap)
 
     def layer(x, inputs):
         w, see_all = inputs
         table = jnp.where(see_all, far, near)
         q, k, v = _projections(w, rms_norm(x, w.attention_norm), table, c, dtype)
-        cast = [a.astype(dtype) for a in (q, k, v)]
-        branches = [partial(attention, window=window) for window in windows]
-        heads = branches[0](*cast) if len(branches) == 1 else jax.lax.cond(see_all, branches[1], branches[0], *cast)
+        heads = attention(*(a.astype(dtype) for a in (q, k, v)), everywhere=see_all)
         return _mlp(w, _attention_out(w, x, heads, dtype), dtype), (k, v)
 
     unroll = c.layers if c.layers <= UNROLL_UP_TO else 1

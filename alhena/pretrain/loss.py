@@ -46,16 +46,24 @@ def _chunk(hidden, embedding, targets, weights, dtype: str, cap: float | None, f
 
 def _forward(hidden, embedding, targets, weights, dtype: str, cap: float | None, factors: Factors | None):
     """Rows that count come first, so that chunks of rows that do not are never computed."""
+    R, D = hidden.shape
+    size = min(CHUNK, R)
     order = jnp.argsort(weights == 0, stable=True)
-    h, t, w = hidden[order], targets[order], weights[order]
-    chunk, outs = partial(_chunk, dtype=dtype, cap=cap, factors=factors), []
-    for start in range(0, hidden.shape[0], CHUNK):
-        some = h[start : start + CHUNK], embedding, t[start : start + CHUNK], w[start : start + CHUNK]
-        idle = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(chunk, *some))
-        outs.append(jax.lax.cond(w[start] != 0, chunk, lambda *_, idle=idle: idle, *some))
-    losses, nats, d_hidden, d_embedding = zip(*outs, strict=True)
     back = jnp.argsort(order)
-    return sum(losses), jnp.concatenate(nats)[back], jnp.concatenate(d_hidden)[back], sum(d_embedding)
+    rows = tuple(jnp.pad(a[order], ((0, -R % size), *((0, 0),) * (a.ndim - 1))) for a in (hidden, targets, weights))
+    chunks = tuple(a.reshape(-1, size, *a.shape[1:]) for a in rows)
+
+    def work(carried, h, t, w):
+        loss, nats, d_hidden, d_embedding = _chunk(h, embedding, t, w, dtype, cap, factors)
+        return (carried[0] + loss, carried[1] + d_embedding), (nats, d_hidden)
+
+    def rest(carried, h, t, w):
+        return carried, (jnp.zeros(size, jnp.float32), jnp.zeros((size, D), jnp.float32))
+
+    start = jnp.zeros((), jnp.float32), jnp.zeros(embedding.shape, jnp.float32)
+    add = lambda carried, chunk: jax.lax.cond(chunk[2][0] != 0, work, rest, carried, *chunk)  # noqa: E731
+    (loss, d_embedding), (nats, d_hidden) = jax.lax.scan(add, start, chunks)
+    return loss, nats.reshape(-1)[:R][back], d_hidden.reshape(-1, D)[:R][back], d_embedding
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alhena.model import attention, cache, model
+from alhena.model import cache, model
 from alhena.tokens.loader import plain_batch
 
 forward = jax.jit(model.forward, static_argnums=1)
@@ -97,23 +97,3 @@ def test_padding_of_a_sound_is_never_heard(tiny, encoder, documents):
     inside = np.arange(batch.frames.shape[2])[None, None] < batch.frame_lengths[..., None]
     noisy = replace(batch, frames=np.where(inside[..., None], batch.frames, 9.0).astype(np.float32))
     np.testing.assert_array_equal(hidden(tiny, batch), hidden(tiny, noisy))
-
-
-@pytest.mark.parametrize("window", [None, 50])
-def test_blockwise_attention_equals_plain(window):
-    rng, (B, L, N, K, H) = np.random.default_rng(0), (2, 300, 4, 2, 8)
-    q, k, v = (jnp.asarray(rng.normal(size=(B, L, n, H)), jnp.float32) for n in (N, K, K))
-    segments = jnp.asarray(np.sort(rng.integers(1, 4, (B, L)), axis=1), jnp.int32)
-
-    def plain(q, k, v):
-        mask = attention.causal_mask(segments, segments, jnp.arange(L), jnp.arange(L), window)
-        scores = jnp.einsum("blnh,bsnh->bnls", q, jnp.repeat(k, N // K, 2)) / np.sqrt(H)
-        weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf))
-        return jnp.einsum("bnls,bsnh->blnh", weights, jnp.repeat(v, N // K, 2))
-
-    ours = lambda q, k, v: attention.causal_attention(q, k, v, segments, window)  # noqa: E731
-    np.testing.assert_allclose(jax.jit(ours)(q, k, v), jax.jit(plain)(q, k, v), atol=1e-5)
-    for a, b in zip(
-        *(jax.grad(lambda *x, f=f: (f(*x) ** 2).sum(), (0, 1, 2))(q, k, v) for f in (ours, plain)), strict=True
-    ):
-        np.testing.assert_allclose(a, b, atol=1e-4)
