@@ -1,6 +1,6 @@
 """The starter corpus: real and drawn documents of every kind, made on this machine, offline, with its ground truth.
 
-    Starter(seed=0)  ──  build  ──►  raw/train.parquet         52,000 documents, several questions to each picture
+    Starter(seed=0)  ──  build  ──►  raw/train.parquet         66,000 documents, several questions to each picture
                                      raw/validation.parquet    40 of each task, one question each
                                      raw/test.parquet          100 of each task, combinations never seen in training
                                      raw/samples.png           a few of each, to look at
@@ -44,6 +44,7 @@ from alhena.progress import progress_bar
 
 MAKERS: Mapping[str, Maker] = {
     "figures": scenes.make_figure,
+    "relations": scenes.make_relation,
     "scenes": scenes.make,
     "digits": digits.make,
     "ocr": words.make,
@@ -68,8 +69,9 @@ JOB = 100  # items made in one go by one worker
 
 
 TRAIN = {
-    "scenes": 10000, "digits": 4000, "ocr": 6000, "charts": 6000, "speech": 6000, "spoken": 4000, "video": 4000,
-    "translation": 2500, "names": 500, "text": 1000, "code": 600, "retrieval": 4000, "drawing": 3000, "pages": 500,
+    "figures": 10000, "relations": 5000, "scenes": 8000, "digits": 4000, "ocr": 6000, "charts": 6000, "speech": 6000,
+    "spoken": 4000, "video": 4000, "translation": 2500, "names": 500, "text": 1000, "code": 600, "retrieval": 5000,
+    "drawing": 3000, "pages": 500,
 }  # fmt: skip
 
 

@@ -161,6 +161,18 @@ def make_figure(order: Order) -> Document:
     return chat(order, [picture(draw_scene(rng, figures, width, height))], [turn], figures=[f.name for f in figures])
 
 
+def make_relation(order: Order) -> Document:
+    """Two figures: where each is from the other, and what stands at one of the places."""
+    rng, turns = order.rng, list[Turn]()
+    while len(turns) < 2:
+        width, height = pick(rng, TWO)
+        figures = place(rng, choose_pairs(rng, order.split, 2), width, height, (16, 22))
+        turns = [turn for _, turn in relation_turns(figures)]
+    turns += [turn for _, turn in pick_some(rng, naming_turns(figures, "shape"), 1)]
+    media = [picture(draw_scene(rng, figures, width, height))]
+    return chat(order, media, pick_some(rng, turns, 3), figures=[f.name for f in figures])
+
+
 def make(order: Order) -> Document:
     rng = order.rng
     while True:
