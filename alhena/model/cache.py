@@ -3,29 +3,20 @@
     prefill  rows of prompts, right padded   -> hidden of each row's last token, Cache with the prompt's keys and values
     decode   one token a row at its position -> hidden, Cache with that token added
 
-A row's k-th token lives in slot k; slots behind its position are never seen, so padding needs no mask of its own.
+Global layers keep every token, layers with a window only their window (:mod:`alhena.model.ring`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import jax
 import jax.numpy as jnp
 
 from alhena.model import config, decoder
 from alhena.model.codes import lookup
 from alhena.model.layers import rms_norm
 from alhena.model.model import Params, embed
+from alhena.model.ring import Cache, kinds
 from alhena.shapes import Array, Float, Int
 from alhena.tokens.batch import Batch
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Cache:
-    keys: Float[Array, "layers B S K H"]
-    values: Float[Array, "layers B S K H"]
 
 
 def prefill(params: Params, c: config.Model, batch: Batch, slots: int) -> tuple[Float[Array, "B D"], Cache]:
@@ -33,12 +24,10 @@ def prefill(params: Params, c: config.Model, batch: Batch, slots: int) -> tuple[
     length = batch.tokens.shape[1]
     if slots < length:
         raise ValueError(f"a cache of {slots} slots cannot hold rows of {length} tokens")
-    x, kept = decoder.run(params.layers, embed(params, c, batch), batch.segments, batch.positions, c.decoder, c.compute)
+    x = embed(params, c, batch)
+    x, cache = decoder.run(params.layers, x, batch.segments, batch.positions, c.decoder, c.compute, slots)
     last = jnp.maximum((batch.segments > 0).sum(1) - 1, 0)
-    hidden = jnp.take_along_axis(x, last[:, None, None], 1)[:, 0]
-    room = ((0, 0), (0, 0), (0, slots - length), (0, 0), (0, 0))
-    keys, values = (jnp.pad(a, room) for a in kept)
-    return rms_norm(hidden, params.norm), Cache(keys, values)
+    return rms_norm(jnp.take_along_axis(x, last[:, None, None], 1)[:, 0], params.norm), cache
 
 
 def decode(
@@ -46,5 +35,19 @@ def decode(
 ) -> tuple[Float[Array, "B D"], Cache]:
     """One text, control or code token a row, written at and attending up to its position."""
     x = lookup(params.embedding, tokens, c.code_factors) * c.decoder.width**0.5
-    x, kept = decoder.step(params.layers, x, positions, (cache.keys, cache.values), c.decoder, c.compute)
-    return rms_norm(x, params.norm), Cache(*kept)
+    x, cache = decoder.step(params.layers, x, positions, cache, c.decoder, c.compute)
+    return rms_norm(x, params.norm), cache
+
+
+def size(c: config.Decoder, tokens: int, dtype: str = "bfloat16") -> int:
+    """Bytes of a row's cache when its context is ``tokens`` long.
+
+    >>> from dataclasses import replace
+    >>> multi_query = config.Decoder(width=2048, layers=18, heads=8, head_dim=256, hidden=16384)
+    >>> size(multi_query, 1), size(replace(multi_query, kv_heads=8), 1)
+    (18432, 147456)
+    >>> size(replace(multi_query, window=1024, global_every=6), 32768) / size(multi_query, 32768)
+    0.19270833333333334
+    """
+    slots = sum(int(some.sum()) * ring_size for some, ring_size in kinds(c, tokens))
+    return slots * 2 * c.kv_heads * c.head_dim * jnp.dtype(dtype).itemsize

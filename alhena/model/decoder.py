@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alhena.model import config
-from alhena.model.attention import attend, causal_attention
+from alhena.model import config, ring
+from alhena.model.attention import causal_attention
 from alhena.model.einsum import Weight, einsum
 from alhena.model.layers import gated, matrix, rms_norm, rope, rope_table, zeros
+from alhena.model.ring import is_global
 from alhena.shapes import Array, Float, Int
 
 UNROLL_UP_TO = 12  # few layers run faster unrolled on a CPU; many compile faster scanned
@@ -66,11 +67,6 @@ def init(key: Array, c: config.Decoder) -> Layers:
     )
 
 
-def is_global(c: config.Decoder) -> np.ndarray:
-    """Bool [layers]: which layers see the whole context."""
-    return np.array([c.window is None or (i + 1) % c.global_every == 0 for i in range(c.layers)])
-
-
 def _norm(x: Float[Array, "... D"], scale: Float[Array, D] | None) -> Float[Array, "... D"]:
     return x if scale is None else rms_norm(x, scale)
 
@@ -110,46 +106,45 @@ def run(
     positions: Int[Array, "B L"],
     c: config.Decoder,
     dtype: str,
-) -> tuple[Float[Array, "B L D"], tuple[Array, Array]]:
-    """All layers over whole rows. Returns the hidden states and every layer's keys and values ``[layers, B, L, K, H]``."""
+    slots: int | None = None,
+) -> tuple[Float[Array, "B L D"], ring.Cache]:
+    """All layers over whole rows. With ``slots``, rows hold one prompt each, whose keys and values are kept in a cache of that size."""
     far, near = _tables(positions, c)
+    last = jnp.maximum((segments > 0).sum(1) - 1, 0)
+    cache = () if slots is None else ring.empty(c, x.shape[0], slots, dtype)
     attention = partial(causal_attention, segments=segments, window=c.window, scale=c.score_scale, cap=c.attention_cap)
 
-    def layer(x, inputs):
-        w, see_all = inputs
+    def layer(carried, inputs):
+        (x, cache), (w, see_all, places) = carried, inputs
         table = jnp.where(see_all, far, near)
         q, k, v = _projections(w, rms_norm(x, w.attention_norm), table, c, dtype)
-        heads = attention(*(a.astype(dtype) for a in (q, k, v)), everywhere=see_all)
-        return _mlp(w, _attention_out(w, x, heads, dtype), dtype), (k, v)
+        cache = tuple(ring.fill(kept, places[i], k, v, last) for i, kept in enumerate(cache))
+        heads = attention(*(a.astype(dtype) for a in (q, k, v)), everywhere=see_all, packed=slots is None)
+        return (_mlp(w, _attention_out(w, x, heads, dtype), dtype), cache), None
 
     unroll = c.layers if c.layers <= UNROLL_UP_TO else 1
-    return jax.lax.scan(layer, x, (layers, jnp.asarray(is_global(c))), unroll=unroll)
+    return jax.lax.scan(layer, (x, cache), (layers, is_global(c), ring.places(c)), unroll=unroll)[0]
 
 
 def step(
     layers: Layers,
     x: Float[Array, "B D"],
     positions: Int[Array, B],
-    cache: tuple[Array, Array],
+    cache: ring.Cache,
     c: config.Decoder,
     dtype: str,
-) -> tuple[Float[Array, "B D"], tuple[Array, Array]]:
-    """One token a row through all layers, against (and into) the cache ``[layers, B, S, K, H]``; slot = position."""
-    far_table, near_table = _tables(positions[:, None], c)
-    slots = jnp.arange(cache[0].shape[2])[None]
-    seen = slots <= positions[:, None]
-    near = seen if c.window is None else seen & (slots > positions[:, None] - c.window)
-    rows = jnp.arange(x.shape[0])
+) -> tuple[Float[Array, "B D"], ring.Cache]:
+    """One token a row through all layers, against (and into) the cache."""
+    far, near = _tables(positions[:, None], c)
 
-    def layer(x, inputs):
-        w, k_cache, v_cache, see_all = inputs
-        table = jnp.where(see_all, far_table, near_table)
+    def layer(carried, inputs):
+        (x, cache), (w, see_all, places) = carried, inputs
+        table = jnp.where(see_all, far, near)
         q, k, v = _projections(w, rms_norm(x, w.attention_norm), table, c, dtype)
-        k_cache = k_cache.at[rows, positions].set(k[:, 0])
-        v_cache = v_cache.at[rows, positions].set(v[:, 0])
-        mask = jnp.where(see_all, seen, near)[:, None]
-        heads = attend(q, k_cache, v_cache, mask, c.score_scale, c.attention_cap)
-        return _mlp(w, _attention_out(w, x, heads, dtype), dtype), (k_cache, v_cache)
+        cache = tuple(ring.add(kept, places[i], k[:, 0], v[:, 0], positions) for i, kept in enumerate(cache))
+        looks = [partial(ring.look, kept, places[i], q, positions, c) for i, kept in enumerate(cache)]
+        heads = looks[0]() if len(looks) == 1 else jax.lax.cond(see_all, *looks)
+        return (_mlp(w, _attention_out(w, x, heads, dtype), dtype), cache), None
 
-    x, cache = jax.lax.scan(layer, x[:, None], (layers, *cache, jnp.asarray(is_global(c))))
+    (x, cache), _ = jax.lax.scan(layer, (x[:, None], cache), (layers, is_global(c), ring.places(c)))
     return x[:, 0], cache
