@@ -51,6 +51,30 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path}: not valid JSON ({error}); delete it and run its stage again") from None
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a log of JSON lines; no log is an empty one. A last line that a killed process was writing is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(f"{path}, line {number}: not valid JSON ({error}); delete the line") from None
+    return records
+
+
+def cut_lines(path: Path, step: int) -> None:
+    """Drops the records of steps after ``step``: what comes now will write them again."""
+    kept = [record for record in read_lines(path) if record["step"] <= step]
+    write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def add_line(path: Path, record: Mapping[str, Any]) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
 def plain(value: Any) -> Any:
     """Dataclasses, paths and tuples as JSON values."""
     if is_dataclass(value) and not isinstance(value, type):

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -104,6 +104,21 @@ class Pretrain(_Staged):
         from alhena.journey import make_base
 
         make_base(_recipe(self.recipe), self.folder)
+
+
+@dataclass(frozen=True)
+class Replay(_Staged):
+    """Do pre-training steps again from a kept checkpoint and compare batch, loss, gradient norm and parameters, to the bit."""
+
+    step: int = field(kw_only=True)  # the last step to do again
+
+    def __call__(self) -> None:
+        from alhena.journey import replay_base
+
+        replayed = replay_base(_recipe(self.recipe), self.folder, self.step)
+        if replayed.difference:
+            sys.exit(f"alhena: {replayed}")
+        print(replayed)
 
 
 @dataclass(frozen=True)
@@ -232,7 +247,9 @@ class Export:
         print(f"{gemma.family_of(c.decoder)} → {self.out}{left}")
 
 
-Command = Demo | Corpus | Curate | Tokenise | Pretrain | Tune | Compress | Evaluate | Chat | Serve | Import | Export
+Command = (
+    Demo | Corpus | Curate | Tokenise | Pretrain | Replay | Tune | Compress | Evaluate | Chat | Serve | Import | Export
+)
 
 
 def model_folder(folder: Path, name: str) -> Path:

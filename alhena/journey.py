@@ -28,6 +28,7 @@ from alhena.model import config, image_tokenizer, model
 from alhena.model.weights import load_model, read_config, save_model
 from alhena.pretrain import image_tokenizer as image_training
 from alhena.pretrain.loop import open_examples, train, validate
+from alhena.pretrain.replay import Replayed, replay
 from alhena.progress import progress_bar
 from alhena.run import Run
 from alhena.tokens import text, tokenise
@@ -146,18 +147,29 @@ def publish(params: model.Params, c: config.Model, tokens: Path, out: Path, fact
     save_model(out, params, c, facts)
 
 
+def _beginning(run: Run, tokens: Path) -> tuple[model.Params, config.Model]:
+    """The model before its first step."""
+    c = run.model(Encoder.load(tokens).vocabulary)
+    return model.init(jax.random.key(run.pretrain.seed), c), c
+
+
+def replay_base(run: Run, folder: Path, step: int) -> Replayed:
+    """Pre-training up to ``step`` done again from a kept checkpoint, compared with what was recorded."""
+    params, c = _beginning(run, folder / "tokens")
+    return replay(params, c, run.pretrain, folder / "tokens" / "train", folder / "pretrain", step)
+
+
 def make_base(run: Run, folder: Path) -> None:
     tokens, out = folder / "tokens", folder / "pretrain"
 
     def work() -> dict[str, Any]:
-        c = run.model(Encoder.load(tokens).vocabulary)
-        params = model.init(jax.random.key(run.pretrain.seed), c)
+        params, c = _beginning(run, tokens)
         facts = {
             "parameters": model.count(params),
             "tokens_seen": run.pretrain.steps * run.pretrain.shape.rows * run.pretrain.shape.tokens,
         }
         CONSOLE.print(f"{facts['parameters']:,} parameters, {run.pretrain.steps:,} steps of {run.pretrain.shape}")
-        params = train(params, c, run.pretrain, tokens / "train", out, "pretrain", tokens / "validation")
+        params = train(params, c, run.pretrain, tokens / "train", out, f"pretrain {run.name}", tokens / "validation")
         publish(params, c, tokens, folder / "models" / BASE, {"name": BASE, **facts})
         return facts
 

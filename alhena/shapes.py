@@ -14,6 +14,6 @@ Array aliases (from jaxtyping) are re-exported so that a module needs one import
 'B L D'
 """
 
-from jaxtyping import Array, Bool, Float, Int, Int8, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, Int, Int8, Shaped, UInt8, UInt32
 
-__all__ = ["Array", "Bool", "Float", "Int", "Int8", "Shaped", "UInt8"]
+__all__ = ["Array", "Bool", "Float", "Int", "Int8", "Shaped", "UInt8", "UInt32"]

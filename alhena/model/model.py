@@ -76,10 +76,14 @@ def embed(params: Params, c: config.Model, batch: Batch) -> Float[Array, "B L D"
     return x
 
 
+def trunk(params: Params, c: config.Model, batch: Batch) -> Float[Array, "B L D"]:
+    """Hidden states of every token after the last layer. Their size is an early sign of divergence (Chameleon 2024)."""
+    return decoder.run(params.layers, embed(params, c, batch), batch.segments, batch.positions, c.decoder, c.compute)[0]
+
+
 def forward(params: Params, c: config.Model, batch: Batch) -> Float[Array, "B L D"]:
     """Final hidden states of every token, normed: multiply by the embedding (:func:`logits`) to score the vocabulary."""
-    x, _ = decoder.run(params.layers, embed(params, c, batch), batch.segments, batch.positions, c.decoder, c.compute)
-    return rms_norm(x, params.norm)
+    return rms_norm(trunk(params, c, batch), params.norm)
 
 
 def logits(params: Params, c: config.Model, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:

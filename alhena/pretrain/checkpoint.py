@@ -1,17 +1,29 @@
 """Checkpoints by Orbax: training state as arrays, the data iterator's state as JSON; written in the background, complete or absent.
 
 FOLDER/400/state/…  FOLDER/400/data/…      the last two steps are kept
+
+Complete is not yet whole: a disk may return other bits than were written, and Orbax hands most of them on unnoticed. So the JSON
+holds the checksum of every array, and one of its own; a checkpoint that does not agree with them is set aside (``400.damaged``)
+and the one before it is used.
 """
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 
+from alhena.artifacts import fingerprint
+from alhena.pretrain.checksum import checksums
+
 Tree = TypeVar("Tree")
+
+
+class AnotherModel(ValueError):
+    """A checkpoint in good order, but not of this model."""
 
 
 class Checkpoints:
@@ -26,31 +38,74 @@ class Checkpoints:
     def save(self, step: int, state: Any, data: Any) -> None:
         """Returns at once; the files appear in the background, under their final name only when whole."""
         leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state))}
-        args = ocp.args.Composite(state=ocp.args.StandardSave(leaves), data=ocp.args.JsonSave({"data": data}))
-        self._manager.save(step, args=args)
+        content = {"data": data, "checksums": checksums(state).tolist()}
+        json = ocp.args.JsonSave(content | {"fingerprint": fingerprint(content)})
+        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(leaves), data=json))
 
     def latest(self) -> int | None:
         return self._manager.latest_step()
 
-    def restore(self, like: Tree) -> tuple[int, Tree, Any]:
-        """The newest checkpoint, in the shape of ``like``. Raises ValueError when it is of another model."""
-        step = self.latest()
-        if step is None:
-            raise ValueError(f"{self.folder}: no checkpoint to restore")
+    def steps(self) -> list[int]:
+        """Of the checkpoints that are there, newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def restore(self, like: Tree, upto: int | None = None) -> tuple[int, Tree, Any]:
+        """The newest whole checkpoint (of step ``upto`` at most), in the shape of ``like``: its step, the state, the data's state.
+
+        A damaged one is set aside with a warning. Raises ValueError when there is none, or it is of another model.
+        """
+        self._manager.wait_until_finished()
+        damage: Exception | None = None
+        for step in self.steps():
+            if upto is None or step <= upto:
+                try:
+                    return step, *self._read(step, like)
+                except (AnotherModel, MemoryError, jax.errors.JaxRuntimeError):  # no fault of the file
+                    raise
+                except Exception as error:  # a reader of damaged files may raise anything
+                    damage = error
+                    self._set_aside(step, error)
+        why = (
+            "no checkpoint to restore"
+            if damage is None
+            else "no whole checkpoint is left; delete the folder to begin anew"
+        )
+        raise ValueError(f"{self.folder}: {why}") from damage
+
+    def _read(self, step: int, like: Tree) -> tuple[Tree, Any]:
         leaves, structure = jax.tree.flatten(like)
-        wanted = {str(i): leaf for i, leaf in enumerate(leaves)}
         stored = self._manager.item_metadata(step)["state"]
         shapes = {key: tuple(meta.shape) for key, meta in stored.items()}
-        if shapes != {key: tuple(leaf.shape) for key, leaf in wanted.items()}:
-            raise ValueError(
-                f"{self.folder / str(step)}: this checkpoint is of another model ({len(shapes)} arrays, {len(wanted)} expected, "
+        if shapes != {str(i): tuple(leaf.shape) for i, leaf in enumerate(leaves)}:
+            raise AnotherModel(
+                f"{self.folder / str(step)}: this checkpoint is of another model ({len(shapes)} arrays, {len(leaves)} expected, "
                 "or other shapes); restore it with the recipe it was trained by, or choose another run folder"
             )
-        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), wanted)
+        abstract = {str(i): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for i, leaf in enumerate(leaves)}
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
         found = self._manager.restore(step, args=args)
-        ordered = [found["state"][str(i)] for i in range(len(leaves))]
-        return step, jax.tree.unflatten(structure, ordered), found["data"]["data"]
+        content = {key: found["data"][key] for key in ("data", "checksums")}
+        if found["data"]["fingerprint"] != fingerprint(content):
+            raise ValueError("data/metadata has not the fingerprint it was written with")
+        state = jax.tree.unflatten(structure, [found["state"][str(i)] for i in range(len(leaves))])
+        sums = checksums(state).tolist()
+        names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(state)]
+        changed = [n for n, a, b in zip(names, sums, content["checksums"], strict=True) if a != b]
+        if changed:
+            raise ValueError(
+                f"state{changed[0]} and {len(changed) - 1} more arrays have not the checksum they were saved with"
+            )
+        return state, content["data"]
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        path = self.folder / str(step)
+        kept = path.with_name(f"{step}.damaged")
+        path.rename(kept)
+        self._manager.reload()
+        reason = str(error).partition("\n")[0][:300] or type(error).__name__
+        warnings.warn(
+            f"{path}: damaged checkpoint, kept as {kept.name}; using the one before it ({reason})", stacklevel=3
+        )
 
     def close(self) -> None:
         """Waits until everything is written."""

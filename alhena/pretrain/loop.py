@@ -4,25 +4,32 @@
     batch ─ step ─ batch ─ step ─ … ─ checkpoint ─ …
 
 The batch of step n depends on the seed and n alone; killed at any moment, the loop goes on from the last checkpoint and ends with
-the very same parameters.
+the very same parameters. Every step leaves its fingerprint (:mod:`alhena.pretrain.replay` compares them), trouble is skipped, then
+gone back from, then told (:mod:`alhena.pretrain.trouble`), and where the time went stands in a ledger
+(:mod:`alhena.pretrain.goodput`).
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import jax
 import numpy as np
+import optax
 
+from alhena.artifacts import write_json
 from alhena.model import config, model
 from alhena.pretrain.checkpoint import Checkpoints
-from alhena.pretrain.loss import Tally
-from alhena.pretrain.metrics import Metrics, by_modality
+from alhena.pretrain.fingerprints import Fingerprints, Taken, take
+from alhena.pretrain.goodput import Ledger, goodput
+from alhena.pretrain.growth import SPAN, begins_to_grow
+from alhena.pretrain.metrics import FACTS, Metrics, by_modality
 from alhena.pretrain.optimizer import Optimizer, optimizer
-from alhena.pretrain.step import State, eval_step, start, train_step
+from alhena.pretrain.step import Measured, State, eval_step, start, train_step
+from alhena.pretrain.trouble import Streak, another_phase
 from alhena.tokens.batch import Batch
 from alhena.tokens.loader import Batches, Shape, once
 from alhena.tokens.store import Examples
@@ -57,8 +64,11 @@ def open_examples(folder: Path) -> dict[str, Examples]:
     return {file.stem: Examples(file) for file in sorted(folder.glob("*.arrow"))}
 
 
-class _Mixture:
-    """The batches of all phases in turn; ``state`` names the phase and the place in it."""
+class Mixture:
+    """The batches of all phases in turn; ``state`` names the phase and the place in it.
+
+    No other thread or process reads ahead: their number could not change the order, since there is none.
+    """
 
     def __init__(self, sources: Mapping[str, Examples], t: Training) -> None:
         self._sources, self._t, self._phase, self._done = sources, t, 0, 0
@@ -75,6 +85,10 @@ class _Mixture:
         self._done += 1
         batch = next(self._batches)
         return replace(batch, weights=batch.weights * (batch.weights > self._t.ignored_weight))
+
+    def begins_phase(self) -> bool:
+        """Whether the batch just given is the first of its phase."""
+        return self._done == 1
 
     def state(self) -> dict:
         return {"phase": self._phase, "done": self._done, "batches": self._batches.state()}
@@ -98,19 +112,23 @@ def validate(params: model.Params, c: config.Model, sources: Mapping[str, Exampl
 
 @dataclass
 class _Window:
-    """Measurements since the last log line."""
+    """Measurements of the good steps since the last log line."""
 
-    tallies: list[Tally]
-    tokens: int
-    since: float
+    measured: list[Measured] = field(default_factory=list)
+    tokens: int = 0
+    since: float = field(default_factory=time.monotonic)
 
-    def report(self, state: State, loss: jax.Array, norm: jax.Array) -> dict[str, float]:
-        loss.block_until_ready()  # steps are queued ahead of their results
-        seconds = time.monotonic() - self.since
+    def add(self, measured: Measured, batch: Batch) -> None:
+        self.measured.append(measured)
+        self.tokens += int((np.asarray(batch.segments) > 0).sum())
+
+    def report(self, skipped: int) -> dict[str, float]:
+        last = self.measured[-1]
         return {
-            "loss": round(float(loss), 4),
-            "gradient_norm": round(float(norm), 3),
-            "tokens_per_second": round(self.tokens / max(seconds, 1e-9), 1),
+            "loss": round(float(last.loss), 4),
+            "gradient_norm": round(float(last.gradient_norm), 3),
+            "tokens_per_second": round(self.tokens / max(time.monotonic() - self.since, 1e-9), 1),
+            **({"skipped": skipped} if skipped else {}),
         }
 
 
@@ -127,42 +145,107 @@ def train(
 ) -> model.Params:
     """Trains from ``params`` (or from the last checkpoint under ``out``) to the end of the last phase.
 
-    ``stop_after`` leaves after that many steps, saved, as Ctrl-C does. Logs go to ``out/metrics.jsonl`` and ``out/tensorboard``.
+    ``stop_after`` leaves after that many steps, saved, as Ctrl-C does. Beside the checkpoints ``out`` gets metrics.jsonl,
+    tensorboard, fingerprints.jsonl (for replay) and ledger.jsonl (goodput). Raises ValueError when trouble does not go away.
     """
-    transform = optimizer(t.optimizer, t.steps)
-    state, mixture, checkpoints = (
-        start(params, transform),
-        _Mixture(open_examples(data), t),
-        Checkpoints(out / "checkpoints"),
-    )
-    held = open_examples(validation) if validation else {}
-    if checkpoints.latest() is not None:
-        _, state, place = checkpoints.restore(state)
-        mixture.restore(place)
-    last = min(t.steps, stop_after or t.steps)
+    ledger, transform = Ledger(out), optimizer(t.optimizer, t.steps)
+    state, mixture = start(params, transform), Mixture(open_examples(data), t)
+    checkpoints = Checkpoints(out / "checkpoints")
+    facts = {"title": title, "parameters": model.count(params), "steps": t.steps, "warmup": t.optimizer.warmup}
+    write_json(out / FACTS, facts)
     try:
-        with Metrics(out, title, t.steps, int(state.step)) as metrics:
-            state = _steps(state, c, t, transform, mixture, checkpoints, metrics, held, last, on_step)
+        if checkpoints.latest() is not None:
+            _, state, place = checkpoints.restore(state)
+            mixture.restore(place)
+        begin = int(state.step)
+        ledger.resumed(begin)
+        held, last = open_examples(validation) if validation else {}, min(t.steps, stop_after or t.steps)
+        with Metrics(out, title, t.steps, begin) as metrics:
+            logs = _Logs(metrics, Fingerprints(out, begin), ledger, Streak(out / "trouble"))
+            state = _steps(state, c, t, transform, mixture, checkpoints, logs, held, last, on_step)
+            checkpoints.close()
+            ledger.mark("save", last)
+            metrics.say(str(goodput(out)))
     finally:
         checkpoints.close()
     return state.params
 
 
-def _steps(state, c, t, transform, mixture, checkpoints, metrics, held, last, on_step) -> State:
-    window = _Window([], 0, time.monotonic())
-    for step in range(int(state.step) + 1, last + 1):
-        batch = mixture.next()
-        state, measured = train_step(state, batch, c, transform)
-        window.tallies.append(measured.tally)
-        window.tokens += int((batch.segments > 0).sum())
-        if step % t.log_every == 0 or step == last:
-            values = window.report(state, measured.loss, measured.gradient_norm)
-            metrics.write(step, values, by_modality(window.tallies))
-            window = _Window([], 0, time.monotonic())
-        if held and (step % t.evaluate_every == 0 or step == t.steps):
-            metrics.write(step, {}, validate(state.params, c, held, t.shape), "validation")
-        if step % t.save_every == 0 or step == last:
+def advance(
+    state: State, mixture: Mixture, c: config.Model, transform: optax.GradientTransformation
+) -> tuple[State, Batch, Measured]:
+    """The next batch and the step on it: what training does, and a replay again."""
+    batch = mixture.next()
+    if mixture.begins_phase():
+        state = replace(state, recent=another_phase(state.recent))
+    state, measured = train_step(state, batch, c, transform)
+    return state, batch, measured
+
+
+@dataclass
+class _Logs:
+    """Everything that is told of steps. Steps are looked at one behind, so that the device is never kept waiting."""
+
+    metrics: Metrics
+    prints: Fingerprints
+    ledger: Ledger
+    streak: Streak
+    ahead: deque[Taken] = field(default_factory=deque)
+    window: _Window = field(default_factory=_Window)
+
+    def look(self, keep: int) -> None:
+        """Looks at all steps but the last ``keep``: fingerprints, sums of the window, trouble."""
+        while len(self.ahead) > keep and not self.streak.is_long():
+            taken = self.ahead.popleft()
+            self.prints.write(taken.read())
+            m, good = taken.measured, bool(taken.measured.good)
+            self.streak.see(taken.step, taken.batch, float(m.loss), float(m.gradient_norm), good)
+            if good:
+                self.window.add(m, taken.batch)
+
+    def write(self, step: int, skipped: int, warmup: int) -> None:
+        if self.window.measured:
+            self.metrics.write(step, self.window.report(skipped), by_modality([m.tally for m in self.window.measured]))
+            for name, factor in begins_to_grow([*self.metrics.recent], warmup).items():
+                self.metrics.say(f"early warning, step {step}: {name} keeps growing, {factor}-fold in {SPAN} log lines")
+        self.window = _Window()
+
+    def forget(self, step: int) -> None:
+        """What came after ``step`` will be done again."""
+        self.ahead.clear()
+        self.window = _Window()
+        self.metrics.cut(step)
+        self.prints.cut(step)
+        self.ledger.mark("rollback", step)
+
+
+def _steps(state, c, t, transform, mixture, checkpoints, logs, held, last, on_step) -> State:
+    first = step = int(state.step)
+    while step < last:
+        step += 1
+        state, batch, measured = advance(state, mixture, c, transform)
+        logs.ahead.append(take(step, batch, state, measured))
+        writes, saves = step % t.log_every == 0 or step == last, step % t.save_every == 0 or step == last
+        validates = held and (step % t.evaluate_every == 0 or step == t.steps)
+        logs.look(keep=0 if writes or saves or validates or step == first + 1 else 1)
+        if logs.streak.is_long():
+            logs.metrics.say(logs.streak.go_back(checkpoints.latest()))
+            step, state, place = checkpoints.restore(state)
+            mixture.restore(place)
+            logs.forget(step)
+            continue
+        if step == first + 1:
+            logs.ledger.mark("compile", step)
+        elif writes or saves or validates:
+            logs.ledger.mark("steps", step)
+        if writes:
+            logs.write(step, int(state.recent.skipped), t.optimizer.warmup)
+        if validates:
+            logs.metrics.write(step, {}, {"loss": validate(state.params, c, held, t.shape)}, "validation")
+            logs.ledger.mark("validate", step)
+        if saves and (logs.streak.length == 0 or step == last):
             checkpoints.save(step, state, mixture.state())
-        metrics.advance(step)
+            logs.ledger.mark("save", step)
+        logs.metrics.advance(step)
         on_step(step)
     return state

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from alhena.model import config, model
 from alhena.model.codes import Factors, collapse, expand
 from alhena.model.einsum import dense
+from alhena.model.layers import rms_norm
 from alhena.shapes import Array, Float, Int
 from alhena.tokens.batch import Batch, Modality
 
@@ -100,11 +101,13 @@ class Tally:
 
     nats: Float[Array, modality]
     weight: Float[Array, modality]
+    square: Float[Array, modality]  # of the hidden states after the last layer, mean over the width
 
 
 def batch_loss(params: model.Params, c: config.Model, batch: Batch) -> tuple[Float[Array, ""], Tally]:
     """Mean loss per weighted token of a batch, and its tally by modality."""
-    hidden = model.forward(params, c, batch)
+    x = model.trunk(params, c, batch)
+    hidden = rms_norm(x, params.norm)
     weights = batch.weights.reshape(-1)
     total, nats = weighted_loss(
         hidden.reshape(-1, hidden.shape[-1]),
@@ -116,5 +119,6 @@ def batch_loss(params: model.Params, c: config.Model, batch: Batch) -> tuple[Flo
         c.code_factors,
     )
     kinds = jax.nn.one_hot(batch.modality.reshape(-1), len(Modality))
-    tally = Tally((weights * nats) @ kinds, weights @ kinds)
+    square = jnp.mean(jax.lax.stop_gradient(x) ** 2, -1).reshape(-1)
+    tally = Tally((weights * nats) @ kinds, weights @ kinds, (weights * square) @ kinds)
     return total / jnp.maximum(weights.sum(), 1.0), tally

@@ -1,8 +1,8 @@
-"""What training tells: a progress bar, ``metrics.jsonl`` and TensorBoard, with the loss by modality."""
+"""What training tells: a progress bar, ``metrics.jsonl`` and TensorBoard, with loss and output norm by modality."""
 
 from __future__ import annotations
 
-import json
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,16 +12,25 @@ from rich.live import Live
 from rich.text import Text
 from tensorboardX import SummaryWriter
 
+from alhena.artifacts import add_line, cut_lines, read_lines
+from alhena.pretrain.growth import SPAN
 from alhena.pretrain.loss import Tally
 from alhena.progress import progress_bar
 from alhena.tokens.batch import Modality
 
+FILE, FACTS = "metrics.jsonl", "training.json"
 
-def by_modality(tallies: list[Tally]) -> dict[str, float]:
-    """Nats per weighted token of each modality that occurred, from the sums of several batches."""
-    nats = np.sum([np.asarray(t.nats) for t in tallies], axis=0)
-    weight = np.sum([np.asarray(t.weight) for t in tallies], axis=0)
-    return {m.name.lower(): round(float(nats[m] / weight[m]), 4) for m in Modality if weight[m] > 0}
+
+def by_modality(tallies: list[Tally]) -> dict[str, dict[str, float]]:
+    """Nats per weighted token and size of the output of each modality that occurred, from the sums of several batches."""
+    nats, weight, square = (
+        np.sum([np.asarray(getattr(t, name)) for t in tallies], axis=0) for name in ("nats", "weight", "square")
+    )
+    there = [m for m in Modality if weight[m] > 0]
+    return {
+        "loss": {m.name.lower(): round(float(nats[m] / weight[m]), 4) for m in there},
+        "output_norm": {m.name.lower(): round(float(np.sqrt(square[m] / weight[m])), 4) for m in there},
+    }
 
 
 class Metrics:
@@ -29,25 +38,13 @@ class Metrics:
 
     def __init__(self, folder: Path, title: str, steps: int, step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / "metrics.jsonl"
-        kept = [line for line in self._lines() if line["step"] <= step]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._path = folder / FILE
+        self.cut(step)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
         self._progress = progress_bar()
         self._bar = self._progress.add_task(title, total=steps, completed=step)
         self._line = Text("compiling the training step …", style="dim")
         self._live = Live(Group(self._progress, self._line), refresh_per_second=2)
-
-    def _lines(self) -> list[dict]:
-        if not self._path.exists():
-            return []
-        out = []
-        for line in self._path.read_text().splitlines():
-            try:
-                out.append(json.loads(line))
-            except json.JSONDecodeError:  # the line that a killed process was writing
-                continue
-        return out
 
     def __enter__(self) -> Metrics:
         self._live.__enter__()
@@ -57,14 +54,29 @@ class Metrics:
         self._live.__exit__(*error)  # type: ignore[arg-type]
         self._board.close()
 
+    def cut(self, step: int) -> None:
+        """Drops what was logged after ``step``."""
+        cut_lines(self._path, step)
+        self.recent = deque([r for r in read_lines(self._path) if r["kind"] == "train"], SPAN + 1)
+
+    def say(self, text: str) -> None:
+        """A line that stays above the live display."""
+        self._live.console.print(text, highlight=False)
+
     def advance(self, step: int) -> None:
         self._progress.update(self._bar, completed=step)
 
-    def write(self, step: int, values: Mapping[str, float], losses: Mapping[str, float], prefix: str = "train") -> None:
-        with open(self._path, "a") as file:
-            file.write(json.dumps({"step": step, "kind": prefix, **values, "loss_by_modality": dict(losses)}) + "\n")
-        for name, value in {**values, **{f"loss/{k}": v for k, v in losses.items()}}.items():
-            self._board.add_scalar(f"{prefix}/{name}", value, step)
+    def write(
+        self, step: int, values: Mapping[str, float], split: Mapping[str, Mapping[str, float]], kind: str = "train"
+    ) -> None:
+        """Logs plain values and values by modality, or in validation by source."""
+        parts = {f"{name}_by_modality": dict(part) for name, part in split.items()}
+        record = {"step": step, "kind": kind, **values, **parts}
+        add_line(self._path, record)
+        if kind == "train":
+            self.recent.append(record)
+        for name, value in {**values, **{f"{n}/{k}": v for n, part in split.items() for k, v in part.items()}}.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
         shown = [f"{k} {v:,.0f}" if v >= 100 else f"{k} {v:.3g}" for k, v in values.items()]
-        shown += [f"{k} {v:.2f}" for k, v in losses.items()]
-        self._line.plain = f"{prefix}: " + " · ".join(shown)
+        shown += [f"{k} {v:.2f}" for k, v in split["loss"].items()]
+        self._line.plain = f"{kind}: " + " · ".join(shown)

@@ -8,6 +8,7 @@ read handwritten digits after 160 steps, Muon read most of them (docs/results.md
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import jax
@@ -68,6 +69,7 @@ def _matrices(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(dimensions, params)
 
 
+@cache  # the step is compiled for this very object
 def optimizer(settings: Optimizer, steps: int) -> optax.GradientTransformation:
     """Clip by global norm, then Muon and Adam at the scheduled rate; weight decay on Muon's matrices."""
     rate = schedule(settings, steps)

@@ -11,7 +11,8 @@ import optax
 
 from alhena.model import config, model
 from alhena.pretrain.loss import Tally, batch_loss
-from alhena.shapes import Array, Float, Int
+from alhena.pretrain.trouble import Recent, judge, nothing_yet
+from alhena.shapes import Array, Bool, Float, Int
 from alhena.tokens.batch import Batch
 
 
@@ -21,6 +22,7 @@ class State:
     step: Int[Array, ""]
     params: model.Params
     optimizer: optax.OptState
+    recent: Recent
 
 
 @jax.tree_util.register_dataclass
@@ -28,26 +30,27 @@ class State:
 class Measured:
     loss: Float[Array, ""]
     gradient_norm: Float[Array, ""]
+    good: Bool[Array, ""]
     tally: Tally
 
 
 def start(params: model.Params, transform: optax.GradientTransformation) -> State:
-    return State(jnp.zeros((), jnp.int32), params, transform.init(params))
+    return State(jnp.zeros((), jnp.int32), params, transform.init(params), nothing_yet())
 
 
 @partial(jax.jit, static_argnums=(2, 3), donate_argnums=0)
 def train_step(
     state: State, batch: Batch, c: config.Model, transform: optax.GradientTransformation
 ) -> tuple[State, Measured]:
-    """A step that meets a loss or gradient that is no finite number changes nothing but the step count."""
+    """A step that meets trouble (:mod:`alhena.pretrain.trouble`) changes nothing but the counts of steps."""
     (loss, tally), gradient = jax.value_and_grad(batch_loss, has_aux=True)(state.params, c, batch)
     norm = optax.global_norm(gradient)
     updates, moments = transform.update(gradient, state.optimizer, state.params)
-    good = jnp.isfinite(loss) & jnp.isfinite(norm)
+    good, recent = judge(state.recent, loss, norm)
     params, moments = jax.tree.map(
         partial(jnp.where, good), (optax.apply_updates(state.params, updates), moments), (state.params, state.optimizer)
     )
-    return State(state.step + 1, params, moments), Measured(loss, norm, tally)
+    return State(state.step + 1, params, moments, recent), Measured(loss, norm, good, tally)
 
 
 @partial(jax.jit, static_argnums=2)

@@ -22,7 +22,6 @@ from alhena.pretrain.loss import Z_LOSS, batch_loss, weighted_loss
 from alhena.pretrain.optimizer import Optimizer, optimizer
 from alhena.pretrain.step import start, train_step
 from alhena.tokens.loader import Shape, plain_batch
-from alhena.tokens.store import write_examples
 
 
 def test_fused_loss_equals_the_textbook():
@@ -67,16 +66,6 @@ def test_a_step_with_a_broken_gradient_changes_nothing(tiny, encoder, documents)
     assert int(state.step) == 1
 
 
-@pytest.fixture
-def data(encoder, documents, tmp_path):
-    inner = {"patches": (192,), "frames": (128, 128)}
-    for name, some in (("a", documents[:2]), ("b", documents[2:])):
-        write_examples(
-            tmp_path / "data" / f"{name}.arrow", [e for d in some * 6 for e in encoder.encode(d, 256)], inner
-        )
-    return tmp_path / "data"
-
-
 PHASES = (Phase(4, {"a": 1.0, "b": 1.0}), Phase(4, {"b": 1.0}))
 TRAINING = Training(PHASES, Shape(2, 128, 96, 4), Optimizer(warmup=2), save_every=2, log_every=2, evaluate_every=4)
 
@@ -113,14 +102,13 @@ def test_killed_with_sigkill_the_demo_goes_on_where_it_was(tmp_path):
     """The real command line, killed inside pre-training, ends with the very weights of a run that nobody killed."""
     script = textwrap.dedent("""
         import os, signal, sys
+        from functools import partial
         from pathlib import Path
         from alhena import journey
-        from alhena.pretrain import loop
         from recipes import starter
-        kill, steps = int(sys.argv[2]), loop._steps
-        def until(*a):
-            return steps(*a[:-1], lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == kill else None)
-        loop._steps = until if kill else steps
+        kill = int(sys.argv[2])
+        die = lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == kill else None
+        journey.train = partial(journey.train, on_step=die)
         run, folder = starter.smoke(), Path(sys.argv[1])
         for make in journey.STAGES[:4]:
             make(run, folder)
