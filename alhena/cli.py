@@ -178,6 +178,24 @@ class Evaluate(_Staged):
 
 
 @dataclass(frozen=True)
+class Runs:
+    """List and compare trainings: steps, losses by modality, validation, goodput, early warnings."""
+
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("runs"),)  # folders that hold trainings
+    plot: Path | None = None  # a PNG to draw the losses by modality into
+
+    def __call__(self) -> None:
+        from rich import print as show
+
+        from alhena.pretrain import runs
+
+        found = runs.find(self.folders)
+        show(runs.table(found))
+        if self.plot:
+            runs.draw(found, self.plot)
+
+
+@dataclass(frozen=True)
 class Chat:
     """Talk to a model in the terminal; write paths of pictures, sounds and clips into a line, get drawn pictures saved."""
 
@@ -248,7 +266,20 @@ class Export:
 
 
 Command = (
-    Demo | Corpus | Curate | Tokenise | Pretrain | Replay | Tune | Compress | Evaluate | Chat | Serve | Import | Export
+    Demo
+    | Corpus
+    | Curate
+    | Tokenise
+    | Pretrain
+    | Replay
+    | Tune
+    | Compress
+    | Evaluate
+    | Runs
+    | Chat
+    | Serve
+    | Import
+    | Export
 )
 
 

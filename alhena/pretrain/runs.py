@@ -1,0 +1,118 @@
+"""Runs side by side: a table of every training under some folders, and their losses by modality drawn over each other.
+
+runs/starter/pretrain   training.json, metrics.jsonl, ledger.jsonl  ─► a row: model, steps, losses, goodput, warnings
+runs/starter/tune       …                                           ─► a row
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from alhena.artifacts import read_json, read_lines
+from alhena.pretrain.goodput import goodput
+from alhena.pretrain.growth import growing
+from alhena.pretrain.metrics import FACTS, FILE
+from alhena.tokens.batch import Modality
+
+_COLOURS = ("#2a7f9e", "#c2405a", "#2f7d4f", "#b5651d", "#7a5195", "#5b6c8f", "#111111")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one training left: its facts, and its log lines of training and of validation."""
+
+    folder: Path
+    facts: dict[str, Any]
+    train: list[dict[str, Any]]
+    validation: list[dict[str, Any]]
+
+    @property
+    def warnings(self) -> list[str]:
+        """How often steps were skipped, and which norms grow at the end."""
+        skipped = self.train[-1].get("skipped", 0)
+        grown = [f"{name} ×{factor}" for name, factor in growing(self.train, self.facts["warmup"]).items()]
+        return [f"{skipped} skipped"] * (skipped > 0) + grown
+
+
+def find(folders: Sequence[Path]) -> list[Trained]:
+    """Every training under the folders that has logged something. Raises ValueError when there is none."""
+    out = []
+    for path in sorted({path.parent for folder in folders for path in folder.rglob(FACTS)}):
+        lines = read_lines(path / FILE)
+        train = [line for line in lines if line["kind"] == "train"]
+        if train:
+            held = [line for line in lines if line["kind"] == "validation"]
+            out.append(Trained(path, read_json(path / FACTS), train, held))
+    if not out:
+        raise ValueError(f"{', '.join(map(str, folders))}: no training has logged anything there ({FILE})")
+    return out
+
+
+def _modalities(runs: Sequence[Trained]) -> list[str]:
+    names = [m.name.lower() for m in Modality]
+    return [name for name in names if any(name in line["loss_by_modality"] for r in runs for line in r.train)]
+
+
+def table(runs: Sequence[Trained]) -> Table:
+    """One row a training: last losses in nats per token, by modality and of validation (mean over its sources)."""
+    there = _modalities(runs)
+    out = Table(box=None)
+    out.add_column("training", overflow="fold")
+    for name in ("model", "steps", *there, "validation", "goodput", "warnings"):
+        out.add_column(name, justify="right", no_wrap=True)
+    for r in runs:
+        losses, held, spent = r.train[-1]["loss_by_modality"], r.validation, goodput(r.folder)
+        out.add_row(
+            f"{r.folder}\n[dim]{r.facts['title']}[/dim]",
+            f"{r.facts['parameters'] / 1e6:.2f} M",
+            f"{r.train[-1]['step']}/{r.facts['steps']}",
+            *[f"{losses[m]:.2f}" if m in losses else "–" for m in there],
+            f"{_mean(held[-1]):.2f}" if held else "–",
+            f"{100 * spent.share:.1f} %" if spent else "–",
+            "\n".join(r.warnings) or "–",
+        )
+    return out
+
+
+def draw(runs: Sequence[Trained], path: Path) -> None:
+    """Training loss by modality and validation over steps; one panel each, one colour a training."""
+    panels = [*_modalities(runs), "validation"]
+    rows, columns = -(-len(panels) // 3), min(len(panels), 3)
+    figure = Figure(figsize=(3.5 * columns, 2.7 * rows + 0.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, squeeze=False).reshape(-1)
+    for axes, name in zip(grid, panels, strict=False):
+        for k, r in enumerate(runs):
+            steps, losses = _curve(r, name)
+            style = "o-" if name == "validation" else "-"
+            axes.plot(steps, losses, style, color=_COLOURS[k % len(_COLOURS)], linewidth=1.1, markersize=3)
+        axes.set_title(name, fontsize=9)
+        axes.tick_params(labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    grid[0].set_ylabel("nats per token", fontsize=8)
+    names = [f"{r.folder} ({r.facts['parameters'] / 1e6:.2f} M)" for r in runs]
+    figure.legend(grid[0].lines, names, loc="outside lower center", fontsize=7.5, frameon=False, ncols=2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, facecolor="white")
+
+
+def _curve(r: Trained, name: str) -> tuple[list[int], list[float]]:
+    """Steps and losses of a modality, or of validation as the mean over its sources."""
+    if name == "validation":
+        return [x["step"] for x in r.validation], [_mean(x) for x in r.validation]
+    lines = [x for x in r.train if name in x["loss_by_modality"]]
+    return [x["step"] for x in lines], [x["loss_by_modality"][name] for x in lines]
+
+
+def _mean(line: dict[str, Any]) -> float:
+    return float(np.mean(list(line["loss_by_modality"].values())))
