@@ -196,6 +196,46 @@ class Runs:
 
 
 @dataclass(frozen=True)
+class Fit(_Staged):
+    """Train a ladder of small models on a run's tokens and fit L(N, D) = E + A/N^α + B/D^β to it, with bands and a plot."""
+
+    budgets: tuple[float, ...] = (1e12, 2e12, 4e12)  # training FLOPs of a rung
+    factors: tuple[float, ...] = (0.25, 0.35, 0.5, 0.7)  # of the recipe's widths
+
+    def __call__(self) -> None:
+        from alhena.journey import fit_scaling
+
+        law = fit_scaling(_recipe(self.recipe), self.folder, self.budgets, self.factors)
+        print(f"{law} → {self.folder / 'scaling' / 'scaling.png'}")
+
+
+@dataclass(frozen=True)
+class Suggest:
+    """Compute-optimal parameters and tokens for a budget, by published laws and the run's own, and a smaller member for much use."""
+
+    folder: Annotated[Path | None, tyro.conf.Positional] = None  # a run folder with a fitted ladder
+    flops: float = field(kw_only=True)  # of the whole training
+    served: float = 1e13  # tokens that the member for use will read and write in its life
+
+    def __call__(self) -> None:
+        from rich import print as show
+
+        from alhena.pretrain.ladder import suggest
+
+        show(suggest(self.flops, self.served, self.folder and self.folder / "scaling"))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Scaling laws."""
+
+    what: Annotated[Fit | Suggest, tyro.conf.arg(name="")]
+
+    def __call__(self) -> None:
+        self.what()
+
+
+@dataclass(frozen=True)
 class Chat:
     """Talk to a model in the terminal; write paths of pictures, sounds and clips into a line, get drawn pictures saved."""
 
@@ -276,6 +316,7 @@ Command = (
     | Compress
     | Evaluate
     | Runs
+    | Scale
     | Chat
     | Serve
     | Import

@@ -10,7 +10,7 @@ from __future__ import annotations
 import resource
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,10 @@ from alhena.media import decode_image
 from alhena.model import config, image_tokenizer, model
 from alhena.model.weights import load_model, read_config, save_model
 from alhena.pretrain import image_tokenizer as image_training
+from alhena.pretrain import ladder
 from alhena.pretrain.loop import open_examples, train, validate
 from alhena.pretrain.replay import Replayed, replay
+from alhena.pretrain.scaling import Law
 from alhena.progress import progress_bar
 from alhena.run import Run
 from alhena.tokens import text, tokenise
@@ -157,6 +159,14 @@ def replay_base(run: Run, folder: Path, step: int) -> Replayed:
     """Pre-training up to ``step`` done again from a kept checkpoint, compared with what was recorded."""
     params, c = _beginning(run, folder / "tokens")
     return replay(params, c, run.pretrain, folder / "tokens" / "train", folder / "pretrain", step)
+
+
+def fit_scaling(run: Run, folder: Path, budgets: Sequence[float], factors: Sequence[float]) -> Law:
+    """A ladder of the run's model, smaller, on the run's tokens; rungs that are done are kept."""
+    tokens, out = folder / "tokens", folder / "scaling"
+    c = run.model(Encoder.load(tokens).vocabulary)
+    rungs = ladder.climb(c, run.pretrain, tokens / "train", tokens / "validation", out, budgets, factors)
+    return ladder.fit_ladder(rungs, out)
 
 
 def make_base(run: Run, folder: Path) -> None:

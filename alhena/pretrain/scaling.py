@@ -1,0 +1,139 @@
+"""Scaling laws: what a model of N parameters trained on D tokens will lose, fitted to small models, and what that says of large ones.
+
+    L(N, D) = E + A / N^α + B / D^β           with C = 6·N·D operations of training
+
+    runs (N, D, L) ─ fit ─► Law, and as many laws from resampled residuals ─► bands ─ suggest(C) ─► N and D
+
+The fit is approach 3 of Hoffmann et al. 2022: the Huber loss of log L, minimised by L-BFGS from the best of a grid of starts. Their
+own coefficients (:data:`HOFFMANN`, as typed in the paper's source) put Gopher's 5.76e23 operations into 40 billion parameters and
+2.4 trillion tokens, where their other two approaches said about 70 billion and 1.4 trillion, which became Chinchilla; Besiroglu et
+al. 2024 found that fit not to have converged, and theirs of the same runs (:data:`BESIROGLU`) agrees with Chinchilla.
+
+>>> [f"{value:.1e}" for value in HOFFMANN.optimum(5.76e23)], [f"{value:.1e}" for value in BESIROGLU.optimum(5.76e23)]
+(['4.0e+10', '2.4e+12'], ['7.2e+10', '1.3e+12'])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.optimize import brentq, minimize
+from scipy.special import logsumexp
+
+HUBER = 1e-3
+_GRID = (
+    (-1, -0.5, 0, 0.5, 1),
+    (0, 5, 10, 15, 20, 25),
+    (0, 5, 10, 15, 20, 25),
+    (0, 0.5, 1, 1.5, 2),
+    (0, 0.5, 1, 1.5, 2),
+)
+_STARTS = 10  # of the grid's 4,500 points, the best ones are descended from
+
+
+class Rung(NamedTuple):
+    """One trained model of the ladder."""
+
+    parameters: float
+    tokens: float
+    loss: float  # nats
+
+
+@dataclass(frozen=True)
+class Law:
+    E: float
+    A: float
+    B: float
+    alpha: float
+    beta: float
+
+    def __str__(self) -> str:
+        return f"L(N, D) = {self.E:.3g} + {self.A:.3g}/N^{self.alpha:.2f} + {self.B:.3g}/D^{self.beta:.2f}"
+
+    def loss(self, parameters: Any, tokens: Any) -> Any:
+        return self.E + self.A / parameters**self.alpha + self.B / tokens**self.beta
+
+    def optimum(self, flops: Any) -> tuple[Any, Any]:
+        """Parameters and tokens of the least loss at 6·N·D = ``flops`` (a number or an array of them)."""
+        ratio = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
+        parameters = ratio * (flops / 6) ** (self.beta / (self.alpha + self.beta))
+        return parameters, flops / (6 * parameters)
+
+    def tokens_for(self, loss: float, parameters: float) -> float:
+        """How long a model of this size trains to reach ``loss``; infinite when it is too small to."""
+        left = loss - self.E - self.A / parameters**self.alpha
+        return (self.B / left) ** (1 / self.beta) if left > 0 else np.inf
+
+    def optimum_in_use(self, flops: float, served: float) -> tuple[float, float]:
+        """A smaller model, over-trained: as good as the optimum of ``flops``, and cheapest over training and use together.
+
+        Minimises 6·N·D + 2·N·served at that loss, ``served`` being the tokens it will read and write in its life (Sardana et al.
+        2023). At the minimum the derivative by log N is zero; D grows without bound towards the smallest size that still does.
+        """
+        most, tokens = self.optimum(flops)
+        target = float(self.loss(most, tokens))
+        least = (self.A / (target - self.E)) ** (1 / self.alpha)
+
+        def slope(log_n: float) -> float:
+            """Of 6·N·D + 2·N·served, per N: what a larger model costs less what its shorter training saves."""
+            n = np.exp(log_n)
+            d = self.tokens_for(target, n)
+            saved = (self.alpha * self.A / n**self.alpha) / (self.beta * self.B / d**self.beta)
+            return 6 * d * (1 - saved) + 2 * served
+
+        parameters = float(np.exp(brentq(slope, np.log(least) + 1e-6, np.log(most) + 1e-9)))
+        return parameters, self.tokens_for(target, parameters)
+
+
+HOFFMANN = Law(1.6934, 406.4, 410.7, 0.3392, 0.2849)
+BESIROGLU = Law(1.8172, 482.01, 2085.43, 0.3478, 0.3658)
+
+
+def _error(theta: np.ndarray, n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Huber loss of log L and its gradient; theta [..., 5] = log E, log A, log B, α, β, the others logarithms [runs]."""
+    e, a, b, alpha, beta = (theta[..., i, None] for i in range(5))
+    terms = np.stack(np.broadcast_arrays(e, a - alpha * n, b - beta * d), -1)
+    total = logsumexp(terms, -1)
+    residual = total - loss
+    share = np.exp(terms - total[..., None])
+    slope = np.clip(residual, -HUBER, HUBER)
+    huber = np.where(np.abs(residual) <= HUBER, residual**2 / 2, HUBER * (np.abs(residual) - HUBER / 2))
+    parts = [share[..., 0], share[..., 1], share[..., 2], -n * share[..., 1], -d * share[..., 2]]
+    return huber.sum(-1), np.stack([(slope * part).sum(-1) for part in parts], -1)
+
+
+def fit(rungs: Sequence[Rung], starts: np.ndarray | None = None) -> Law:
+    """Approach 3. Raises ValueError when there are fewer rungs than coefficients, or not two sizes and two lengths."""
+    table = np.log(np.array(rungs, float))
+    if len(table) < 6 or min(len(np.unique(table[:, i])) for i in (0, 1)) < 2:
+        raise ValueError(
+            f"{len(table)} rungs: a law of five coefficients needs six or more, of several sizes and several lengths"
+        )
+    n, d, loss = table.T
+    if starts is None:
+        grid = np.stack(np.meshgrid(*_GRID, indexing="ij"), -1).reshape(-1, 5)
+        starts = grid[np.argsort(_error(grid, n, d, loss)[0])[:_STARTS]]
+    scale = 1e6  # the Huber loss of good fits is below the tolerances of L-BFGS
+    target = lambda theta: tuple(scale * v for v in _error(theta, n, d, loss))  # noqa: E731
+    options = {"maxiter": 5000, "maxfun": 20000, "ftol": 1e-14, "gtol": 1e-9}
+    bounds = [(None, None)] * 3 + [(0.01, None)] * 2
+    found = [minimize(target, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options) for start in starts]
+    e, a, b, alpha, beta = min(found, key=lambda result: result.fun).x
+    return Law(float(np.exp(e)), float(np.exp(a)), float(np.exp(b)), float(alpha), float(beta))
+
+
+def bootstrap(rungs: Sequence[Rung], law: Law, times: int, seed: int = 0) -> list[Law]:
+    """Laws fitted to the law's own predictions with its residuals dealt out anew.
+
+    Residuals and not runs are resampled, because the ladder's sizes and lengths were chosen and are few; they are stretched by
+    √(n / (n − 5)), which a fit of five coefficients has taken from them.
+    """
+    n, d, loss = np.array(rungs, float).T
+    expected = np.log(law.loss(n, d))
+    residual = (np.log(loss) - expected) * np.sqrt(len(n) / (len(n) - 5))
+    rng, start = np.random.default_rng(seed), np.array([[*np.log([law.E, law.A, law.B]), law.alpha, law.beta]])
+    drawn = [np.exp(expected + rng.choice(residual, len(n))) for _ in range(times)]
+    return [fit([Rung(*row) for row in zip(n, d, again, strict=True)], start) for again in drawn]
