@@ -50,18 +50,23 @@ class Taken:
     step: int
     batch: Batch
     measured: Measured
-    sums: tuple[Array, Array, Array]  # of the batch, the parameters, the optimizer's moments
+    batch_sums: Array
+    state_sums: Array  # of the step count, the parameters, the optimizer's moments and what is recent
+    ends: np.ndarray  # where the sums of the first three end
 
     def read(self) -> Fingerprint:
         """Waits for the step."""
-        m = self.measured
-        batch, parameters, moments = map(together, jax.device_get(self.sums))
-        return Fingerprint(self.step, batch, bits(m.loss), bits(m.gradient_norm), parameters, moments)
+        m, sums = self.measured, np.asarray(self.state_sums)
+        _, parameters, moments, _ = map(together, np.split(sums, self.ends))
+        return Fingerprint(
+            self.step, together(self.batch_sums), bits(m.loss), bits(m.gradient_norm), parameters, moments
+        )
 
 
 def take(step: int, batch: Batch, state: State, measured: Measured) -> Taken:
     """Of step ``step``, its batch, the state after it and what it measured. Does not wait."""
-    return Taken(step, batch, measured, (checksums(batch), checksums(state.params), checksums(state.optimizer)))
+    ends = np.cumsum([len(jax.tree.leaves(part)) for part in (state.step, state.params, state.optimizer)])
+    return Taken(step, batch, measured, checksums(batch), checksums(state), ends)
 
 
 def bits(value: Array) -> str:

@@ -99,13 +99,12 @@ class Streak:
             self.length, self._first = 0, None
             return f"trouble: {what}; back to the checkpoint of step {checkpoint}, to do the same steps again"
         path = save_batch(self.folder / f"step-{step}.safetensors", batch)
-        again = (
-            "no checkpoint to go back to" if checkpoint is None else "the same trouble after going back to a checkpoint"
+        why = (
+            "there is no checkpoint to go back to"
+            if checkpoint is None
+            else "it is the same after going back to a checkpoint, so the machine computes alike: the batch or the rate is at fault"
         )
-        raise ValueError(
-            f"training stopped: {what}; {again}. The machine computes alike each time, so look at the batch of step {step} "
-            f"({path}) and at the learning rate"
-        )
+        raise ValueError(f"training stopped: {what}; {why}. The batch of step {step} is kept in {path}")
 
 
 def save_batch(path: Path, batch: Batch) -> Path:
