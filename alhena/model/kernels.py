@@ -59,7 +59,7 @@ def splash(
     L = q.shape[1]
     size = math.gcd(L, 4 * LANES)
     names = "block_q block_kv block_kv_compute block_q_dkv block_kv_dkv block_kv_dkv_compute block_q_dq block_kv_dq"
-    sizes = library.BlockSizes(**dict.fromkeys(names.split(), size))
+    sizes = library.BlockSizes(**dict.fromkeys(names.split(), size))  # type: ignore[arg-type]
     mask = masks.CausalMask((L, L)) if window is None else masks.LocalMask((L, L), (window - 1, 0), 0)
 
     def rows(q, k, v, segments):
