@@ -58,8 +58,14 @@ def splash(
 
     L = q.shape[1]
     size = math.gcd(L, 4 * LANES)
-    names = "block_q block_kv block_kv_compute block_q_dkv block_kv_dkv block_kv_dkv_compute block_q_dq block_kv_dq"
-    sizes = library.BlockSizes(**dict.fromkeys(names.split(), size))  # type: ignore[arg-type]
+    sizes = library.BlockSizes(
+        block_q=size,
+        block_kv=size,
+        block_q_dkv=size,
+        block_kv_dkv=size,
+        block_q_dq=size,
+        block_kv_dq=size,
+    )
     mask = masks.CausalMask((L, L)) if window is None else masks.LocalMask((L, L), (window - 1, 0), 0)
 
     def rows(q, k, v, segments):

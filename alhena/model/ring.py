@@ -65,8 +65,7 @@ def fill(
 ) -> Ring:
     """A layer's ring after prompts whose last tokens are at ``last`` [B]."""
     at = jnp.maximum(_position(last, ring.keys.shape[2]), 0)[..., None, None]
-    kept = (jnp.take_along_axis(a, jnp.minimum(at, a.shape[1] - 1), 1) for a in (k, v))
-    return _set(ring, (place,), *kept)
+    return _set(ring, (place,), *(jnp.take_along_axis(a, at, 1) for a in (k, v)))
 
 
 def add(ring: Ring, place: Int[Array, ""], k: Float[Array, "B K H"], v: Float[Array, "B K H"], at: Array) -> Ring:
