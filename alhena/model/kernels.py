@@ -106,9 +106,9 @@ def _spread(
     v: Float[Array, "B L K H"],
     segments: Int[Array, "B L"],
 ) -> Float[Array, "B L N H"]:
-    """``rows`` on each device of the mesh in use, for the rows and heads that are that device's."""
+    """``rows`` on each device of the mesh in use, for the rows and heads that are that device's, unless that is so already."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if mesh.empty or mesh.manual_axes:
         return rows(q, k, v, segments)
 
     def axes(names: tuple[str, ...], size: int) -> tuple[str, ...]:

@@ -114,13 +114,17 @@ def test_on_a_tpu_splash_is_chosen_where_it_fits():
 SPREAD = """
 import jax
 from functools import partial
+from jax.sharding import PartitionSpec
 from alhena.model import kernels
 from tests.model.test_attention import assert_same, make, plain
-mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-with jax.set_mesh(mesh):
-    for kv_heads in (1, 2):
-        settings = dict(window=50, cap=None, scale=0.2)
-        assert_same(partial(kernels.splash, interpret=True, **settings), partial(plain, **settings), *make(128, 8, kv_heads))
+settings = dict(window=50, cap=None, scale=0.2)
+ours, theirs = partial(kernels.splash, interpret=True, **settings), partial(plain, **settings)
+rows = PartitionSpec("data")
+inside = jax.shard_map(ours, in_specs=(rows,) * 4, out_specs=rows, check_vma=False)
+with jax.set_mesh(jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)):
+    assert_same(ours, theirs, *make(128, 8, 1))
+    assert_same(lambda q, k, v, segments: inside(q, k, v, segments), theirs, *make(128, 8, 2))
+    assert_same(ours, theirs, *make(128, 8, 2))
 """
 
 
