@@ -25,12 +25,13 @@ one matrix product (multi-query attention, Shazeer 2019).
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from alhena.model import kernels
+from alhena.model import kernels, sharding
 from alhena.shapes import Array, Bool, Float, Int
 
 BLOCK = 128
@@ -76,10 +77,23 @@ def causal_attention(
     """Causal attention inside segments: by the platform's own kernel where one fits, else in blocks.
 
     ``everywhere`` lifts the window (global layers between local ones share one program). ``packed`` False says that a row holds
-    one document and padding behind it, whose outputs nobody reads.
+    one document and padding behind it, whose outputs nobody reads. On a mesh every chip attends for its own rows and heads.
     """
+    K, cut = k.shape[2], sharding.size("heads")
+    if q.shape[2] % cut:
+        raise ValueError(f"{q.shape[2]} query heads cannot be cut over {cut} chips: change the mesh")
+    if K > 1 and K % cut:  # a chip needs a whole key head, be it one that others have too
+        k, v = (jnp.repeat(a, math.lcm(K, cut) // K, 2) for a in (k, v))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     kernel = kernels.fitting(q, cap, packed)
+    whole, shared = ("batch", None, "heads", None), ("batch", None, "heads" if K > 1 else None, None)
+    local = partial(_attention, kernel=kernel, window=window, scale=scale, cap=cap)
+    inputs = (whole, shared, shared, ("batch", None), ())
+    return sharding.on_shards(local, inputs, whole)(q, k, v, segments, jnp.asarray(everywhere))
+
+
+def _attention(q, k, v, segments, everywhere, kernel, window, scale, cap):
+    """:func:`causal_attention` of one device."""
     if kernel is None:
         L = q.shape[1]
         reach = L if window is None else jnp.where(everywhere, L, window)

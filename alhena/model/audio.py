@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from alhena.model import config
+from alhena.model import config, sharding
 from alhena.model.attention import attend
 from alhena.model.einsum import einsum
 from alhena.model.layers import matrix, rms_norm, rope, rope_table, zeros
@@ -116,14 +116,17 @@ def encode(
     B, C, T, M = frames.shape
     inside = jnp.arange(T) < lengths[..., None]
     x = jnp.where(inside[..., None], frames, 0).astype(jnp.float32).reshape(B * C, T, M)
+    x = sharding.constrain(x, "chunks", None, None)
     x = jax.nn.silu(_halve(x, params.subsample_1, dtype))
     x = jax.nn.silu(_halve(x, params.subsample_2, dtype))
     valid = inside.reshape(B * C, T)[:, ::4]
     table = rope_table(jnp.arange(T // 4)[None], c.width // c.heads, 1_000.0)
 
     def layer(x, w):
-        return _layer(w, x, valid, table, c, dtype), None
+        return _layer(sharding.gathered(w, dtype, keep=None), x, valid, table, c, dtype), None
 
+    if c.remat:
+        layer = jax.checkpoint(layer, prevent_cse=False)
     x, _ = jax.lax.scan(layer, x, params.layers, unroll=c.layers if c.layers <= 4 else 1)
     x = jnp.where(valid[:, :, None], x, 0).reshape(B, C * T // c.frames_per_token, -1)
     vectors = einsum("...i,io->...o", x, params.project, dtype)

@@ -26,6 +26,7 @@ class Decoder:
     query_size: float | None = None  # scores are divided by its square root; None: head_dim
     attention_cap: float | None = None  # scores s become cap·tanh(s / cap)
     logit_cap: float | None = None
+    remat: bool = False  # training keeps only what enters each layer and computes the rest again, going back
 
     @property
     def score_scale(self) -> float:
@@ -42,6 +43,7 @@ class Vision:
     hidden: int
     patch: int = 8
     pool: int = 2
+    remat: bool = False
 
     @property
     def patch_values(self) -> int:
@@ -65,6 +67,7 @@ class Audio:
     mels: int = 128
     chunk: int = 128  # frames of 10 ms; attention stays inside a chunk
     stack: int = 2
+    remat: bool = False
 
     @property
     def frames_per_token(self) -> int:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alhena.model import config, ring
+from alhena.model import config, ring, sharding
 from alhena.model.attention import causal_attention
 from alhena.model.einsum import Weight, einsum
 from alhena.model.layers import gated, matrix, rms_norm, rope, rope_table, zeros
@@ -79,6 +79,7 @@ def _tables(positions: Int[Array, "B L"], c: config.Decoder) -> tuple[Array, Arr
 
 def _projections(w: Layers, x: Float[Array, "B L D"], table: Float[Array, "B L H"], c: config.Decoder, dtype: str):
     B, L, _ = x.shape
+    x = sharding.whole_rows(x, dtype)
     q = einsum("...i,io->...o", x, w.query, dtype).reshape(B, L, c.heads, c.head_dim)
     k = einsum("...i,io->...o", x, w.key, dtype).reshape(B, L, c.kv_heads, c.head_dim)
     v = einsum("...i,io->...o", x, w.value, dtype).reshape(B, L, c.kv_heads, c.head_dim)
@@ -87,16 +88,18 @@ def _projections(w: Layers, x: Float[Array, "B L D"], table: Float[Array, "B L H
 
 
 def _mlp(w: Layers, x: Float[Array, "B L D"], dtype: str) -> Float[Array, "B L D"]:
-    h = rms_norm(x, w.mlp_norm)
+    h = sharding.whole_rows(rms_norm(x, w.mlp_norm), dtype)
     h = gated(einsum("...i,io->...o", h, w.gate, dtype), einsum("...i,io->...o", h, w.up, dtype))
-    return x + _norm(einsum("...i,io->...o", h, w.down, dtype), w.mlp_post_norm)
+    out = sharding.cut_rows(einsum("...i,io->...o", h, w.down, dtype), dtype)
+    return x + _norm(out, w.mlp_post_norm)
 
 
 def _attention_out(
     w: Layers, x: Float[Array, "B L D"], heads: Float[Array, "B L N H"], dtype: str
 ) -> Float[Array, "B L D"]:
     B, L = x.shape[:2]
-    return x + _norm(einsum("...i,io->...o", heads.reshape(B, L, -1), w.output, dtype), w.attention_post_norm)
+    out = einsum("...i,io->...o", heads.reshape(B, L, -1), w.output, dtype)
+    return x + _norm(sharding.cut_rows(out, dtype), w.attention_post_norm)
 
 
 def run(
@@ -116,12 +119,15 @@ def run(
 
     def layer(carried, inputs):
         (x, cache), (w, see_all, places) = carried, inputs
+        w = sharding.gathered(w, dtype)
         table = jnp.where(see_all, far, near)
         q, k, v = _projections(w, rms_norm(x, w.attention_norm), table, c, dtype)
         cache = tuple(ring.fill(kept, places[i], k, v, last) for i, kept in enumerate(cache))
         heads = attention(*(a.astype(dtype) for a in (q, k, v)), everywhere=see_all, packed=slots is None)
         return (_mlp(w, _attention_out(w, x, heads, dtype), dtype), cache), None
 
+    if c.remat:
+        layer = jax.checkpoint(layer, prevent_cse=False)
     unroll = c.layers if c.layers <= UNROLL_UP_TO else 1
     return jax.lax.scan(layer, (x, cache), (layers, is_global(c), ring.places(c)), unroll=unroll)[0]
 

@@ -9,7 +9,8 @@ Int4 keeps two 4-bit values a byte along the contracted dimension, with one scal
 
     w [I, O]  ──►  packed uint8 [I/2, O],  scales float32 [I/group, O]        w ≈ (q - 8) · scale, q in 0..15
 
-Activations are flattened to 2-D and each product contracts one dimension: the form XLA's CPU backend runs at full rate.
+Activations are flattened to 2-D and each product contracts one dimension: the form XLA's CPU backend runs at full rate. On a mesh
+they keep their shape, since rows and tokens are cut along different axes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 
+from alhena.model import sharding
 from alhena.shapes import Array, Float, Int, UInt8
 
 
@@ -60,8 +62,8 @@ def einsum(spec: str, x: Float[Array, "... I"], w: Weight, dtype: str = "float32
     contracted = {"...i,io->...o": 0, "...i,oi->...o": 1}
     if spec not in contracted:
         raise ValueError(f"einsum {spec!r}; a weight is applied by one of {', '.join(contracted)}")
-    flat = x.reshape(-1, x.shape[-1]).astype(dtype)
-    dims = (((1,), (contracted[spec],)), ((), ()))
+    flat = (x if sharding.is_on() else x.reshape(-1, x.shape[-1])).astype(dtype)
+    dims = (((flat.ndim - 1,), (contracted[spec],)), ((), ()))
     out = jax.lax.dot_general(flat, dense(w).astype(dtype), dims, preferred_element_type=jnp.float32)
     return out.reshape(*x.shape[:-1], -1)
 

@@ -16,21 +16,20 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
+from alhena.model import sharding
 from alhena.shapes import Array, Float, Int
 
 LANES = 128
-ROWS, HEADS = ("pod", "data"), ("model",)  # mesh axes over which rows and heads are spread, where the mesh has them
 
 
 def fitting(q: Float[Array, "B L N H"], cap: float | None, packed: bool) -> Callable[..., Array] | None:
     """The kernel for queries like these on the platform that is compiled for, or None.
 
-    The platform is that of the mesh in use (``jax.set_mesh``), which may be one that is only compiled for, or else this
-    process's own. Without a mesh several devices get none: kernels cannot be divided among devices unless told how.
+    The platform is that of the mesh in use, which may be one that is only compiled for, or else this process's own. Without a
+    mesh several devices get none: kernels cannot be divided among devices unless told how.
     """
-    device = jax.sharding.get_abstract_mesh().abstract_device
+    device = sharding.device()
     if device is None and jax.device_count() > 1:
         return None
     kind = (device or jax.devices()[0]).device_kind
@@ -52,7 +51,7 @@ def splash(
     cap: float | None,
     interpret: bool = False,
 ) -> Float[Array, "B L N H"]:
-    """Splash attention of every row, on each device for its own rows and heads. ``interpret`` runs it anywhere, slowly."""
+    """Splash attention of every row. ``interpret`` runs it anywhere, slowly."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as library
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -68,20 +67,17 @@ def splash(
     )
     mask = masks.CausalMask((L, L)) if window is None else masks.LocalMask((L, L), (window - 1, 0), 0)
 
-    def rows(q, k, v, segments):
-        kernel = library.make_splash_mha(
-            masks.MultiHeadMask([mask] * q.shape[2]),
-            block_sizes=sizes,
-            head_shards=1,
-            q_seq_shards=1,
-            attn_logits_soft_cap=cap,
-            interpret=interpret,
-        )
-        heads = (a.swapaxes(1, 2) for a in (q, k, v))
-        return jax.vmap(kernel)(*heads, library.SegmentIds(segments, segments)).swapaxes(1, 2)
-
-    out = _spread(rows, (q * scale).astype(q.dtype), k, v, segments)
-    return out.astype(jnp.float32)
+    kernel = library.make_splash_mha(
+        masks.MultiHeadMask([mask] * q.shape[2]),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        attn_logits_soft_cap=cap,
+        interpret=interpret,
+    )
+    heads = (a.swapaxes(1, 2) for a in ((q * scale).astype(q.dtype), k, v))
+    out = jax.vmap(kernel)(*heads, library.SegmentIds(segments, segments))
+    return out.swapaxes(1, 2).astype(jnp.float32)
 
 
 def cudnn(
@@ -97,30 +93,3 @@ def cudnn(
     near = None if window is None else (window - 1, 0)
     attention = partial(jax.nn.dot_product_attention, scale=scale, is_causal=True, implementation="cudnn")
     return attention(q, k, v, local_window_size=near).astype(jnp.float32)
-
-
-def _spread(
-    rows: Callable[..., Array],
-    q: Float[Array, "B L N H"],
-    k: Float[Array, "B L K H"],
-    v: Float[Array, "B L K H"],
-    segments: Int[Array, "B L"],
-) -> Float[Array, "B L N H"]:
-    """``rows`` on each device of the mesh in use, for the rows and heads that are that device's, unless that is so already."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.manual_axes:
-        return rows(q, k, v, segments)
-
-    def axes(names: tuple[str, ...], size: int) -> tuple[str, ...]:
-        some = tuple(name for name in names if name in mesh.axis_names)
-        return some if size % math.prod(mesh.shape[name] for name in some) == 0 else ()
-
-    by_row, by_head = axes(ROWS, q.shape[0]), axes(HEADS, q.shape[2])
-    shards = math.prod(mesh.shape[name] for name in by_head)
-    copies = (
-        math.lcm(k.shape[2], shards) // k.shape[2]
-    )  # a device needs a whole key head, be it one that others have too
-    k, v = jnp.repeat(k, copies, 2), jnp.repeat(v, copies, 2)
-    heads, ids = PartitionSpec(by_row, None, by_head), PartitionSpec(by_row)
-    spread = jax.shard_map(rows, in_specs=(heads, heads, heads, ids), out_specs=heads, check_vma=False)
-    return spread(q, k, v, segments)

@@ -13,8 +13,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from alhena.model import audio, config, decoder, vision
-from alhena.model.codes import expand, lookup, num_rows
+from alhena.model import audio, config, decoder, sharding, vision
+from alhena.model.codes import expand, lookup, lookup_on_mesh, num_rows
 from alhena.model.einsum import Weight, einsum
 from alhena.model.layers import rms_norm, zeros
 from alhena.shapes import Array, Bool, Float
@@ -44,13 +44,14 @@ def init(key: Array, c: config.Model) -> Params:
     keys = jax.random.split(key, 5)
     D = c.decoder.width
     shared = SHARED * jax.random.rademacher(keys[4], (D,), jnp.float32)
-    return Params(
+    params = Params(
         embedding=(jax.random.normal(keys[0], (num_rows(c.vocabulary, c.code_factors), D)) + shared) * D**-0.5,
         vision=vision.init(keys[1], c.vision, D) if c.vision else None,
         audio=audio.init(keys[2], c.audio, D) if c.audio else None,
         layers=decoder.init(keys[3], c.decoder),
         norm=zeros(D),
     )
+    return sharding.constrain_params(params)
 
 
 def _fill(x: Float[Array, "B L D"], where: Bool[Array, "B L"], vectors: Float[Array, "B W D"]) -> Float[Array, "B L D"]:
@@ -58,12 +59,16 @@ def _fill(x: Float[Array, "B L D"], where: Bool[Array, "B L"], vectors: Float[Ar
     if vectors.shape[1] == 0:
         return x
     index = jnp.clip(jnp.cumsum(where, 1) - 1, 0, vectors.shape[1] - 1)
-    return x + jnp.where(where[..., None], jnp.take_along_axis(vectors, index[..., None], 1), 0)
+    vectors = sharding.constrain(vectors, "batch", None, None)
+    return sharding.constrain(
+        x + jnp.where(where[..., None], jnp.take_along_axis(vectors, index[..., None], 1), 0), "batch", "length", None
+    )
 
 
 def embed(params: Params, c: config.Model, batch: Batch) -> Float[Array, "B L D"]:
     """Token embeddings scaled by √D, with the encoders' vectors in their places."""
-    x = lookup(params.embedding, batch.tokens, c.code_factors) * c.decoder.width**0.5
+    look_up = lookup_on_mesh if sharding.is_on() else lookup
+    x = look_up(params.embedding, batch.tokens, c.code_factors) * c.decoder.width**0.5
     if c.vision and params.vision and batch.patches.shape[1]:
         seen = vision.encode(
             params.vision, batch.patches, batch.patch_positions, batch.patch_images, c.vision, c.compute

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alhena.model import config
+from alhena.model import config, sharding
 from alhena.model.attention import attend
 from alhena.model.einsum import einsum
 from alhena.model.layers import gated, matrix, rms_norm, zeros
@@ -92,16 +92,21 @@ def encode(
     x = einsum("...i,io->...o", pixels, params.patch, dtype)
     x = x + einsum("...i,io->...o", seen, params.window_out, dtype).reshape(x.shape)
     x = x + params.rows[positions[..., 0]] + params.columns[positions[..., 1]]
-    mask = images[:, :, None] == images[:, None, :]
+    x = sharding.constrain(x, "batch", "length", None)
+    mask = sharding.constrain(images[:, :, None] == images[:, None, :], "batch", "length", None)
 
     def layer(x, w):
+        w = sharding.gathered(w, dtype, keep=None)
         qkv = einsum("...i,io->...o", rms_norm(x, w.attention_norm), w.qkv, dtype).astype(dtype)
         q, k, v = jnp.split(qkv.reshape(B, P, 3 * c.heads, -1), 3, axis=2)
+        k, v = (sharding.constrain(a, "batch", None, None, None) for a in (k, v))
         heads = jax.checkpoint(attend)(q, k, v, mask).reshape(B, P, -1)
         x = x + einsum("...i,io->...o", heads, w.output, dtype)
         h = rms_norm(x, w.mlp_norm)
         h = gated(einsum("...i,io->...o", h, w.gate, dtype), einsum("...i,io->...o", h, w.up, dtype))
         return x + einsum("...i,io->...o", h, w.down, dtype), None
 
+    if c.remat:
+        layer = jax.checkpoint(layer, prevent_cse=False)
     x, _ = jax.lax.scan(layer, x, params.layers, unroll=c.layers if c.layers <= 4 else 1)
     return einsum("...i,io->...o", rms_norm(x, params.norm).reshape(B, W, -1), params.project, dtype)

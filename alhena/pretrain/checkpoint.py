@@ -81,7 +81,10 @@ class Checkpoints:
                 f"{self.folder / str(step)}: this checkpoint is of another model ({len(shapes)} arrays, {len(leaves)} expected, "
                 "or other shapes); restore it with the recipe it was trained by, or choose another run folder"
             )
-        abstract = {str(i): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for i, leaf in enumerate(leaves)}
+        abstract = {
+            str(i): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+            for i, leaf in enumerate(leaves)
+        }
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
         found = self._manager.restore(step, args=args)
         content = {key: found["data"][key] for key in ("data", "checksums")}

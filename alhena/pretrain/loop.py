@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import numpy as np
 import optax
 
 from alhena.artifacts import write_json
-from alhena.model import config, model
+from alhena.model import config, model, sharding
 from alhena.pretrain.checkpoint import Checkpoints
 from alhena.pretrain.fingerprints import Fingerprints, Taken, take
 from alhena.pretrain.goodput import Ledger, goodput
@@ -53,6 +54,7 @@ class Training:
     log_every: int = 10
     evaluate_every: int = 200
     ignored_weight: float = 0.0  # targets of this loss weight or less are not learned (tuning: those of questions)
+    mesh: sharding.Mesh | None = None  # chips to train on; None: one device
 
     @property
     def steps(self) -> int:
@@ -148,12 +150,11 @@ def train(
     ``stop_after`` leaves after that many steps, saved, as Ctrl-C does. Beside the checkpoints ``out`` gets metrics.jsonl,
     tensorboard, fingerprints.jsonl (for replay) and ledger.jsonl (goodput). Raises ValueError when trouble does not go away.
     """
-    ledger, transform = Ledger(out), optimizer(t.optimizer, t.steps)
-    state, mixture = start(params, transform), Mixture(open_examples(data), t)
-    checkpoints = Checkpoints(out / "checkpoints")
+    ledger, transform, mixture = Ledger(out), optimizer(t.optimizer, t.steps), Mixture(open_examples(data), t)
     facts = {"title": title, "parameters": model.count(params), "steps": t.steps, "warmup": t.optimizer.warmup}
     write_json(out / FACTS, facts)
-    try:
+    with sharding.on(t.mesh), closing(Checkpoints(out / "checkpoints")) as checkpoints:
+        state = start(params, transform)
         if checkpoints.latest() is not None:
             _, state, place = checkpoints.restore(state)
             mixture.restore(place)
@@ -166,8 +167,6 @@ def train(
             checkpoints.close()
             ledger.mark("save", last)
             metrics.say(str(goodput(out)))
-    finally:
-        checkpoints.close()
     return state.params
 
 
@@ -178,7 +177,7 @@ def advance(
     batch = mixture.next()
     if mixture.begins_phase():
         state = replace(state, recent=another_phase(state.recent))
-    state, measured = train_step(state, batch, c, transform)
+    state, measured = train_step(state, sharding.place(batch, sharding.batch_specs(batch)), c, transform)
     return state, batch, measured
 
 

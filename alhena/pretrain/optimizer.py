@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import jax
 import optax
-from optax.contrib import MuonDimensionNumbers, muon
 
+from alhena.pretrain.muon import scale_by_muon
 from alhena.shapes import Array
 
 
@@ -54,33 +54,28 @@ def schedule(settings: Optimizer, steps: int) -> optax.Schedule:
     return optax.join_schedules([up, optax.constant_schedule(settings.rate), down], [warmup, start])
 
 
-def _matrices(params: Any) -> Any:
+def _kinds(params: Any) -> Any:
     """Which weights Muon takes: the matrices inside the layers and encoders, each layer's for itself.
 
     Embeddings, norm scales, positions and depthwise kernels go to Adam.
     """
 
-    def dimensions(path: tuple[Any, ...], leaf: Array) -> MuonDimensionNumbers | None:
+    def kind(path: tuple[Any, ...], leaf: Array) -> str:
         name = jax.tree_util.keystr(path)
-        if leaf.ndim < 2 or any(word in name for word in ("embedding", "norm", "rows", "columns", "depthwise")):
-            return None
-        return MuonDimensionNumbers((leaf.ndim - 2,), (leaf.ndim - 1,))
+        small = leaf.ndim < 2 or any(word in name for word in ("embedding", "norm", "rows", "columns", "depthwise"))
+        return "adam" if small else "muon"
 
-    return jax.tree_util.tree_map_with_path(dimensions, params)
+    return jax.tree_util.tree_map_with_path(kind, params)
 
 
 @cache  # the step is compiled for this very object
 def optimizer(settings: Optimizer, steps: int) -> optax.GradientTransformation:
     """Clip by global norm, then Muon and Adam at the scheduled rate; weight decay on Muon's matrices."""
     rate = schedule(settings, steps)
-    update = muon(
-        rate,
-        beta=settings.momentum,
-        weight_decay=settings.weight_decay,
-        adam_b1=settings.betas[0],
-        adam_b2=settings.betas[1],
-        adam_learning_rate=rate,
-        muon_weight_dimension_numbers=_matrices,
-        consistent_rms=0.2,
+    muon = optax.chain(
+        scale_by_muon(settings.momentum),
+        optax.add_decayed_weights(settings.weight_decay),
+        optax.scale_by_learning_rate(rate),
     )
-    return optax.chain(optax.clip_by_global_norm(settings.clip), update)
+    adam = optax.adamw(rate, *settings.betas, weight_decay=0.0, nesterov=True)
+    return optax.chain(optax.clip_by_global_norm(settings.clip), optax.partition({"muon": muon, "adam": adam}, _kinds))

@@ -10,10 +10,11 @@ add numbers in another order; :func:`replay` says so when it replays on another 
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from alhena.model import config, model
+from alhena.model import config, model, sharding
 from alhena.pretrain.checkpoint import Checkpoints
 from alhena.pretrain.fingerprints import Fingerprint, machine, read_fingerprints, take, value_of
 from alhena.pretrain.loop import Mixture, Training, advance, open_examples
@@ -65,23 +66,17 @@ def replay(params: model.Params, c: config.Model, t: Training, data: Path, out: 
     if step not in recorded:
         raise ValueError(f"{out}: no fingerprint of step {step}; there are those of {min(recorded)} to {max(recorded)}")
     transform = optimizer(t.optimizer, t.steps)
-    state, mixture, checkpoints = (
-        start(params, transform),
-        Mixture(open_examples(data), t),
-        Checkpoints(out / "checkpoints"),
-    )
-    try:
+    with sharding.on(t.mesh), closing(Checkpoints(out / "checkpoints")) as checkpoints:
+        state, mixture = start(params, transform), Mixture(open_examples(data), t)
         if any(kept < step for kept in checkpoints.steps()):
             _, state, place = checkpoints.restore(state, upto=step - 1)
             mixture.restore(place)
-    finally:
-        checkpoints.close()
-    first = int(state.step) + 1
-    for now in range(first, step + 1):
-        state, batch, measured = advance(state, mixture, c, transform)
-        replayed = take(now, batch, state, measured).read()
-        difference = recorded[now].differs(replayed)
-        if difference:
-            break
+        first = int(state.step) + 1
+        for now in range(first, step + 1):
+            state, batch, measured = advance(state, mixture, c, transform)
+            replayed = take(now, batch, state, measured).read()
+            difference = recorded[now].differs(replayed)
+            if difference:
+                break
     other = ", ".join(f"{key} {value}" for key, value in elsewhere.items()) if elsewhere != machine() else None
     return Replayed(first, now, difference, recorded[now], replayed, other)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from alhena.model import config, model
+from alhena.model import config, model, sharding
 from alhena.pretrain.loss import Tally, batch_loss
 from alhena.pretrain.trouble import Recent, judge, nothing_yet
 from alhena.shapes import Array, Bool, Float, Int
@@ -35,7 +35,9 @@ class Measured:
 
 
 def start(params: model.Params, transform: optax.GradientTransformation) -> State:
-    return State(jnp.zeros((), jnp.int32), params, transform.init(params), nothing_yet())
+    """The state before the first step, on a mesh cut as its table says."""
+    state = State(jnp.zeros((), jnp.int32), params, transform.init(params), nothing_yet())
+    return sharding.place(state, sharding.specs(state))
 
 
 @partial(jax.jit, static_argnums=(2, 3), donate_argnums=0)
@@ -50,7 +52,8 @@ def train_step(
     params, moments = jax.tree.map(
         partial(jnp.where, good), (optax.apply_updates(state.params, updates), moments), (state.params, state.optimizer)
     )
-    return State(state.step + 1, params, moments, recent), Measured(loss, norm, good, tally)
+    after = State(state.step + 1, params, moments, recent)
+    return sharding.constrain_params(after), Measured(loss, norm, good, tally)
 
 
 @partial(jax.jit, static_argnums=2)

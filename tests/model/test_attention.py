@@ -97,7 +97,7 @@ def test_splash_equals_plain(kv_heads, settings):
 
 def test_on_a_tpu_splash_is_chosen_where_it_fits():
     device = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
-    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+    mesh = jax.sharding.AbstractMesh((1, 1, 1), ("pod", "data", "model"), abstract_device=device)
     attention = partial(causal_attention, window=256, cap=50.0)
 
     def kernels_of(length: int) -> int:
@@ -114,21 +114,20 @@ def test_on_a_tpu_splash_is_chosen_where_it_fits():
 SPREAD = """
 import jax
 from functools import partial
-from jax.sharding import PartitionSpec
-from alhena.model import kernels
+from alhena.model import kernels, sharding
+from alhena.model.attention import causal_attention
 from tests.model.test_attention import assert_same, make, plain
-settings = dict(window=50, cap=None, scale=0.2)
-ours, theirs = partial(kernels.splash, interpret=True, **settings), partial(plain, **settings)
-rows = PartitionSpec("data")
-inside = jax.shard_map(ours, in_specs=(rows,) * 4, out_specs=rows, check_vma=False)
-with jax.set_mesh(jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)):
-    assert_same(ours, theirs, *make(128, 8, 1))
-    assert_same(lambda q, k, v, segments: inside(q, k, v, segments), theirs, *make(128, 8, 2))
-    assert_same(ours, theirs, *make(128, 8, 2))
+splash = partial(kernels.splash, interpret=True)
+settings = dict(window=50, scale=0.2)
+for fitting in (lambda *_: splash, lambda *_: None):
+    kernels.fitting = fitting
+    with sharding.on(sharding.Mesh(data=2, model=4)):
+        for kv_heads in (1, 2, 4):
+            assert_same(partial(causal_attention, **settings), partial(plain, **settings), *make(128, 8, kv_heads))
 """
 
 
-def test_splash_on_a_mesh_equals_plain():
+def test_attention_on_a_mesh_equals_plain():
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", SPREAD], env=os.environ | flags, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,263 @@
+"""Sharding: every dimension of every array has a name, and one table says along which mesh axis a name is cut.
+
+    mesh  pod × data × model          params.layers.gate   ("layers", "width", "hidden")
+                                                                │        │         │
+       pod   whole copies             TABLE                    None    "data"   "model"
+
+Parameters, gradients and optimizer state are cut over ``data`` (FSDP: ZeRO-3, Rajbhandari et al. 2020) and over ``model`` (tensor
+parallel, Shoeybi et al. 2019), and copied to every pod. A layer's weights are gathered over ``data`` when the layer runs, never the
+stack. Between the layers a row's tokens are cut over ``model`` (sequence parallel, Korthikanti et al. 2022):
+
+    x [batch, length, ·] ─ gather length ─ heads or hidden units of this chip ─ sum and scatter length ─ x [batch, length, ·]
+
+Without a mesh (``jax.set_mesh``, or :func:`on`) every function here gives back what it was given: one code for a laptop and a pod.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
+
+from alhena.shapes import Array, Float
+
+Tree = TypeVar("Tree")
+Axes = tuple[str | None, ...]
+
+TABLE: dict[str, str | tuple[str, ...] | None] = {
+    "batch": ("pod", "data"),
+    "length": "model",  # tokens of a row, between the layers
+    "width": "data",  # what a layer reads and writes, in weights only: activations keep it whole
+    "heads": "model",
+    "hidden": "model",
+    "vocabulary": "model",
+    "layers": None,
+    "matrices": "data",  # of a stack, while they are orthogonalised
+    "chunks": ("pod", "data", "model"),  # of sound: each for itself
+}
+
+_READ, _WRITE, _WHOLE = ("width", "hidden"), ("hidden", "width"), (None, None)
+# Names of an array's last two dimensions, by its field; what is no matrix of a layer (norms, positions) is small and stays whole.
+MATRICES: dict[str, Axes] = {
+    "embedding": ("vocabulary", "width"),
+    "query": ("width", "heads"),
+    "key": ("width", None),
+    "value": ("width", None),
+    "output": ("heads", "width"),
+    "qkv": ("width", "heads"),
+    "gate": _READ,
+    "up": _READ,
+    "first_up": _READ,
+    "second_up": _READ,
+    "convolution_in": _READ,
+    "down": _WRITE,
+    "first_down": _WRITE,
+    "second_down": _WRITE,
+    "convolution_out": _WRITE,
+    "project": _WRITE,
+    "window_in": (None, "hidden"),
+    "window_out": _WRITE,
+    "patch": (None, "width"),
+    "subsample_1": (None, "width"),
+    "subsample_2": _READ,
+    "depthwise": _WHOLE,
+    "rows": _WHOLE,
+    "columns": _WHOLE,
+    "values": _WHOLE,  # the last losses and gradient norms (alhena/pretrain/trouble.py)
+}
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """How many chips along each axis."""
+
+    pod: int = 1
+    data: int = 1
+    model: int = 1
+
+    @property
+    def chips(self) -> int:
+        return self.pod * self.data * self.model
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name}={n}" for name, n in vars(self).items() if n > 1 or name == "data")
+
+
+def make_mesh(shape: Mesh, devices: Any = None) -> jax.sharding.Mesh:
+    """A mesh of real (or simulated) devices; ``devices`` in an order of one's own, by default this process's."""
+    found = np.asarray(jax.devices() if devices is None else devices)
+    if found.size != shape.chips:
+        raise ValueError(f"a mesh of {shape} needs {shape.chips} devices; there are {found.size}")
+    return jax.sharding.Mesh(found.reshape(tuple(vars(shape).values())), tuple(vars(shape)), (AxisType.Auto,) * 3)
+
+
+def on(shape: Mesh | None) -> AbstractContextManager:
+    """``with on(shape): …`` runs what is inside on a mesh of all devices; None: on one device."""
+    return nullcontext() if shape is None else jax.set_mesh(make_mesh(shape))
+
+
+def _mesh() -> Any:
+    """The current mesh, or None: also inside a shard_map, where every chip is alone with its shard."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.manual_axes else mesh
+
+
+def is_on() -> bool:
+    """Whether a mesh is set."""
+    return _mesh() is not None
+
+
+def device() -> AbstractDevice | None:
+    """What the mesh is made of, be it one that is only compiled for; None without a mesh."""
+    return jax.sharding.get_abstract_mesh().abstract_device
+
+
+def spec(axes: Axes) -> PartitionSpec:
+    """The table, looked up."""
+    return PartitionSpec(*(None if name is None else TABLE[name] for name in axes))
+
+
+def axis(name: str) -> str:
+    """The mesh axis along which a dimension of that name is cut, for collectives inside :func:`on_shards`."""
+    cut = TABLE[name]
+    if not isinstance(cut, str):
+        raise ValueError(f"sharding: {name!r} is cut over {cut}; here it has to be one axis of the mesh")
+    return cut
+
+
+def size(name: str) -> int:
+    """Over how many chips a dimension of that name is cut; 1 without a mesh."""
+    mesh, cut = _mesh(), TABLE[name]
+    if mesh is None or cut is None:
+        return 1
+    return int(np.prod([mesh.shape[axis] for axis in ((cut,) if isinstance(cut, str) else cut)]))
+
+
+def names(tree: Any) -> Any:
+    """Axis names of every array of Params, or of anything that holds Params (gradients, optimizer state), found by field.
+
+    Raises ValueError for a matrix whose field is not in :data:`MATRICES`.
+    """
+
+    def name(path: tuple[Any, ...], leaf: Any) -> Axes:
+        fields = [key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)]
+        stacked = ("layers",) if "layers" in fields else ()
+        last = fields[-1] if fields else ""
+        if leaf.ndim - len(stacked) < 2:
+            return (None,) * leaf.ndim
+        if last not in MATRICES or leaf.ndim != len(stacked) + 2:
+            where = jax.tree_util.keystr(path)
+            raise ValueError(f"sharding: {where} {leaf.shape} has no axis names; give its field a line in MATRICES")
+        return stacked + MATRICES[last]
+
+    return jax.tree_util.tree_map_with_path(name, tree)
+
+
+def specs(tree: Any) -> Any:
+    """The PartitionSpec of every array of Params or of what holds Params."""
+    return jax.tree.map(lambda _, axes: spec(axes), tree, names(tree))
+
+
+def batch_specs(batch: Any) -> Any:
+    """The PartitionSpec of every array of a Batch: rows are cut, what is in a row is not."""
+    return jax.tree.map(lambda x: spec(("batch",) + (None,) * (x.ndim - 1)), batch)
+
+
+def place(tree: Tree, parts: Any) -> Tree:
+    """Arrays put where the mesh wants them, cut as a tree of PartitionSpecs says."""
+    if _mesh() is None:
+        return tree
+    mesh = jax.sharding.get_mesh()
+    return jax.tree.map(lambda x, part: jax.device_put(x, NamedSharding(mesh, part)), tree, parts)
+
+
+def abstract(tree: Tree, mesh: jax.sharding.Mesh | AbstractMesh, parts: Any) -> Tree:
+    """Shapes with shardings, for lowering; ``parts`` is a tree of PartitionSpecs. Raises ValueError where something does not divide."""
+
+    def one(path: tuple[Any, ...], leaf: Any, part: PartitionSpec) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(mesh, part)
+        try:
+            sharding.shard_shape(leaf.shape)
+        except ValueError:
+            where = jax.tree_util.keystr(path)
+            raise ValueError(
+                f"{where} {leaf.shape} cannot be cut as {part} on the mesh {dict(mesh.shape)}: choose axes that divide it"
+            ) from None
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree_util.tree_map_with_path(one, tree, parts)
+
+
+def constrain(x: Array, *axes: str | None) -> Array:
+    """``x``, cut along the named axes."""
+    return x if _mesh() is None else jax.lax.with_sharding_constraint(x, spec(axes))
+
+
+def constrain_params(tree: Tree) -> Tree:
+    """Params, or what holds them, cut as the table says."""
+    return tree if _mesh() is None else jax.tree.map(jax.lax.with_sharding_constraint, tree, specs(tree))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _move(x: Array, there: PartitionSpec, back: PartitionSpec, dtype: str) -> Array:
+    """``x`` cut as ``there``; its gradient travels in ``dtype`` and arrives cut as ``back``."""
+    return jax.lax.with_sharding_constraint(x, there)
+
+
+def _move_forward(x: Array, there: PartitionSpec, back: PartitionSpec, dtype: str) -> tuple[Array, None]:
+    return jax.lax.with_sharding_constraint(x, there), None
+
+
+def _move_back(there: PartitionSpec, back: PartitionSpec, dtype: str, _: None, gradient: Array) -> tuple[Array]:
+    return (jax.lax.with_sharding_constraint(gradient.astype(dtype), back).astype(gradient.dtype),)
+
+
+_move.defvjp(_move_forward, _move_back)
+
+
+def whole_rows(x: Float[Array, "B L D"], dtype: str) -> Float[Array, "B L D"]:
+    """What a layer reads, in ``dtype``, with all tokens of a row on each chip; partial gradients are summed as they are scattered."""
+    x = x.astype(dtype)
+    return x if _mesh() is None else _move(x, spec(("batch", None, None)), spec(("batch", "length", None)), dtype)
+
+
+def cut_rows(x: Float[Array, "B L D"], dtype: str) -> Float[Array, "B L D"]:
+    """What a layer writes: partial results are summed as they are scattered over a row's tokens; gradients are gathered in ``dtype``."""
+    return x if _mesh() is None else _move(x, spec(("batch", "length", None)), spec(("batch", None, None)), dtype)
+
+
+def gathered(layer: Tree, dtype: str, keep: str | None = "model") -> Tree:
+    """One layer's weights in ``dtype``, put together but for the mesh axis ``keep``; going back, their gradients are scattered.
+
+    The decoder keeps its heads and hidden units cut over ``model``; the encoders, cut over their patches and chunks instead, keep none.
+    """
+    if _mesh() is None:
+        return layer
+
+    def one(path: tuple[Any, ...], w: Array) -> Array:
+        if w.ndim < 2:
+            return w
+        axes = MATRICES[path[-1].name]
+        whole = PartitionSpec(*(axis if axis == keep else None for axis in spec(axes)))
+        return _move(w.astype(dtype), whole, spec(axes), dtype)
+
+    return jax.tree_util.tree_map_with_path(one, layer)
+
+
+def on_shards(f: Callable[..., Any], inputs: tuple[Axes, ...], outputs: Any) -> Callable[..., Any]:
+    """``f`` on every chip's own shards, cut along the named axes (``outputs``: of one array, or a tuple of several); else ``f`` itself.
+
+    Every mesh axis must cut something that comes out.
+    """
+    if _mesh() is None:
+        return f
+    several = bool(outputs) and isinstance(outputs[0], tuple)
+    out = tuple(spec(axes) for axes in outputs) if several else spec(outputs)
+    # Kernels carry no types of what varies over the mesh, so these are not checked; sharded = single device is tested instead.
+    return jax.shard_map(f, in_specs=tuple(spec(axes) for axes in inputs), out_specs=out, check_vma=False)
