@@ -305,6 +305,38 @@ class Export:
         print(f"{gemma.family_of(c.decoder)} → {self.out}{left}")
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What pre-training a recipe needs on a machine that is not at hand: memory, time, days. For TPUs their own compiler says so.
+
+    alhena plan ultra --on v4:16x16x16 --pods 2          alhena plan nano_2 --on h100:64
+    """
+
+    recipe: Annotated[str, tyro.conf.Positional]  # nano_1, nano_2, pro, ultra or a module of your own under recipes/
+    on: str  # chip and slice: v5e:4x4, v4:8x16x16, h100:64
+    pods: int = 1  # so many slices, joined by the data-centre network
+    mesh: str | None = None  # such as data=4,model=4; None: the fastest that fits
+    rows: int | None = None  # of a step, in place of the recipe's; the tokens of the whole training stay
+    json: Path | None = None  # also write the plan here
+
+    def __call__(self) -> None:
+        from rich.console import Console
+
+        from alhena.artifacts import write_json
+        from alhena.pretrain import plan
+        from alhena.pretrain.machines import machine
+        from alhena.tokens.vocabulary import Vocabulary
+
+        run, where, console = _recipe(self.recipe), machine(self.on, self.pods), Console()
+        c = run.model(Vocabulary(run.text_pieces, run.image_tokenizer.num_codes))
+        training = plan.with_rows(run.pretrain, self.rows) if self.rows else run.pretrain
+        mesh = plan.read_mesh(self.mesh, where) if self.mesh else None
+        found = plan.make_plan(run.name, c, training, where, mesh, console.print)
+        console.print(plan.as_table(found))
+        if self.json:
+            write_json(self.json, plan.as_json(found))
+
+
 Command = (
     Demo
     | Corpus
@@ -317,6 +349,7 @@ Command = (
     | Evaluate
     | Runs
     | Scale
+    | Plan
     | Chat
     | Serve
     | Import

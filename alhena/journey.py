@@ -24,7 +24,7 @@ from alhena.content import Image, read_documents
 from alhena.corpus import starter
 from alhena.corpus.curate import curate
 from alhena.media import decode_image
-from alhena.model import config, image_tokenizer, model
+from alhena.model import config, image_tokenizer, model, sharding
 from alhena.model.weights import load_model, read_config, save_model
 from alhena.pretrain import image_tokenizer as image_training
 from alhena.pretrain import ladder
@@ -62,13 +62,18 @@ def _print_of(folder: Path) -> str:
 
 
 def make_corpus(run: Run, folder: Path) -> None:
-    raw = folder / "raw"
-    stage(raw, "starter corpus", fingerprint("raw", run.corpus), lambda: {"documents": starter.build(raw, run.corpus)})
+    raw, corpus = folder / "raw", run.corpus
+    if corpus is None:
+        raise ValueError(f"{run.name} is trained on documents of your own: put them under {raw} (docs/your-data.md)")
+    stage(raw, "starter corpus", fingerprint("raw", corpus), lambda: {"documents": starter.build(raw, corpus)})
 
 
 def make_curated(run: Run, folder: Path) -> None:
     raw, out = folder / "raw", folder / "curated"
-    stage(out, "curate", fingerprint(_print_of(raw), run.curate), lambda: {"report": curate(raw, out, run.curate)})
+    own = (file for file in sorted(raw.rglob("*")) if run.corpus is None and file.is_file())
+    files = [(str(file.relative_to(raw)), file.stat().st_size) for file in own]
+    origin = fingerprint("own", files) if files else _print_of(raw)
+    stage(out, "curate", fingerprint(origin, run.curate), lambda: {"report": curate(raw, out, run.curate)})
 
 
 def _learn_image_tokenizer(run: Run, curated: Path, out: Path) -> dict[str, Any]:
@@ -152,7 +157,8 @@ def publish(params: model.Params, c: config.Model, tokens: Path, out: Path, fact
 def _beginning(run: Run, tokens: Path) -> tuple[model.Params, config.Model]:
     """The model before its first step."""
     c = run.model(Encoder.load(tokens).vocabulary)
-    return model.init(jax.random.key(run.pretrain.seed), c), c
+    with sharding.on(run.pretrain.mesh):
+        return model.init(jax.random.key(run.pretrain.seed), c), c
 
 
 def replay_base(run: Run, folder: Path, step: int) -> Replayed:

@@ -19,7 +19,7 @@ class Run:
     """From corpus to report card; ``decoder``, ``vision`` and ``audio`` give the model its shape."""
 
     name: str
-    corpus: Starter
+    corpus: Starter | None  # None: raw documents of one's own, under RUN/raw
     curate: Curate
     text_pieces: int  # SentencePiece pieces asked for; a small corpus may yield fewer
     budget: Budget

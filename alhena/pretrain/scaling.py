@@ -15,6 +15,7 @@ al. 2024 found that fit not to have converged, and theirs of the same runs (:dat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -90,6 +91,38 @@ class Law:
 
 HOFFMANN = Law(1.6934, 406.4, 410.7, 0.3392, 0.2849)
 BESIROGLU = Law(1.8172, 482.01, 2085.43, 0.3478, 0.3658)
+
+
+TOKENS_PER_PARAMETER = 20
+
+
+def chinchilla(flops: float) -> tuple[float, float]:
+    """Parameters and tokens by Hoffmann's other two approaches, by which both grow alike: D = 20·N. Chinchilla itself:
+
+    >>> parameters, tokens = chinchilla(5.76e23)
+    >>> f"{parameters / 1e9:.0f} B parameters, {tokens / 1e12:.1f} T tokens"
+    '69 B parameters, 1.4 T tokens'
+    """
+    parameters = math.sqrt(flops / (6 * TOKENS_PER_PARAMETER))
+    return parameters, TOKENS_PER_PARAMETER * parameters
+
+
+@dataclass(frozen=True)
+class Compute:
+    """An assumption about machines: so many chips of so many FLOP/s, for so many days, of which a share reaches the model.
+
+    >>> Compute(chips=4096, flops=275e12, days=10, utilisation=0.5).total
+    4.866048e+23
+    """
+
+    chips: int
+    flops: float
+    days: float
+    utilisation: float = 0.5
+
+    @property
+    def total(self) -> float:
+        return self.chips * self.flops * self.utilisation * self.days * 86_400
 
 
 def _error(theta: np.ndarray, n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

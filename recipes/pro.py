@@ -1,0 +1,29 @@
+"""Pro: its size is not disclosed. It is derived here from compute, by Hoffmann's law, and the assumption is written in code.
+
+The report says that Pro was pre-trained in weeks, with a fraction of Ultra's resources. Assumed: four v5e pods for four weeks.
+"""
+
+from __future__ import annotations
+
+from alhena.model import config
+from alhena.model.sharding import Mesh
+from alhena.pretrain.machines import machine
+from alhena.pretrain.scaling import Compute, chinchilla
+from alhena.run import Run
+from recipes.family import member
+
+MACHINE = machine("v5e:16x16", pods=4)
+PARAMETERS, TOKENS = chinchilla(Compute(MACHINE.chips, MACHINE.chip.flops, days=28).total)  # 45 B on 0.9 T tokens
+
+
+def run() -> Run:
+    return member(
+        "pro",
+        config.Decoder(width=7168, layers=58, heads=56, head_dim=128, hidden=28_672, remat=True),
+        config.Vision(width=1536, layers=24, heads=24, hidden=4096, patch=14, remat=True),
+        config.Audio(width=1536, layers=16, heads=24, hidden=4096, remat=True),
+        tokens=TOKENS,
+        rows=32,
+        rate=8e-4,
+        mesh=Mesh(data=32, model=8),
+    )

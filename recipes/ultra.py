@@ -1,0 +1,29 @@
+"""Ultra: its size is not disclosed. It is derived here from compute, by Hoffmann's law, and the assumption is written in code.
+
+The report says that Ultra was trained on several superpods of 4,096 TPU v4 chips. Assumed: two of them for a hundred days.
+"""
+
+from __future__ import annotations
+
+from alhena.model import config
+from alhena.model.sharding import Mesh
+from alhena.pretrain.machines import machine
+from alhena.pretrain.scaling import Compute, chinchilla
+from alhena.run import Run
+from recipes.family import member
+
+MACHINE = machine("v4:16x16x16", pods=2)
+PARAMETERS, TOKENS = chinchilla(Compute(MACHINE.chips, MACHINE.chip.flops, days=100).total)  # 285 B on 5.7 T tokens
+
+
+def run() -> Run:
+    return member(
+        "ultra",
+        config.Decoder(width=16_384, layers=73, heads=128, head_dim=128, hidden=65_536, remat=True),
+        config.Vision(width=2048, layers=32, heads=16, hidden=8192, patch=14, remat=True),
+        config.Audio(width=2048, layers=24, heads=16, hidden=8192, remat=True),
+        tokens=TOKENS,
+        rows=512,
+        rate=3e-4,
+        mesh=Mesh(pod=2, data=256, model=16),
+    )
