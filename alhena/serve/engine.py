@@ -30,6 +30,7 @@ from alhena.serve.sampler import Sampling, Settings, sample, settings
 from alhena.shapes import Array, Bool, Float, Int
 from alhena.tokens.batch import Batch, Example
 from alhena.tokens.encode import Encoder
+from alhena.tokens.images import code_grid
 from alhena.tokens.loader import plain_batch
 from alhena.tokens.vocabulary import Vocabulary
 
@@ -38,6 +39,7 @@ PATCHES = (0, 64, 128, 256, 512, 1024, 4096, 16384)
 CHUNKS = (0, 1, 2, 4, 8, 32, 128, 1024)
 ROWS = (1, 8, 32)
 GROWTH = (32, 128, 256, 1024, 4096)
+FINE = 1 << 12  # pixels of height, more than a grid has, when only a proportion is asked for
 Finish = Literal["stop", "length"]
 
 
@@ -79,22 +81,23 @@ def _begin(params: model.Params, c: config.Model, slots: int, batch: Batch, rows
 
 
 def _choose(
-    params, c: config.Model, v: Vocabulary, g: _Going, s: Settings, guidance: Array, first: Array, most_codes: int
+    params, c: config.Model, v: Vocabulary, g: _Going, s: Settings, guidance: Array, wish: Array, most_codes: int
 ):
-    """The next token of each row, grammar and guidance applied."""
+    """The next token of each row; grammar, guidance and wishes applied."""
     logits, rows = model.logits(params, c, g.hidden), g.done.shape[0]
     if logits.shape[0] > rows:
         drawing = (g.grammar.phase == grammar.CODES)[:, None]
         with_, without = logits[:rows], logits[rows:]
         logits = jnp.where(drawing, without + guidance[:, None] * (with_ - without), with_)
     may = grammar.allowed(g.grammar, v, most_codes)
-    must_open = (first & (g.step == 0))[:, None]
-    may = jnp.where(must_open, jnp.arange(v.size)[None] == v.control("<boi_out>"), may)
+    phase = g.grammar.phase
+    for i, due in enumerate((g.step == 0, phase == grammar.ROWS, phase == grammar.COLUMNS)):
+        may = jnp.where((due & (wish[:, i] > 0))[:, None], jnp.arange(v.size) == wish[:, i, None], may)
     return sample(jnp.where(may, logits, -jnp.inf), s, g.step)
 
 
-def _advance(params, c, v, g: _Going, s: Settings, guidance, first, limits, most_codes: int) -> _Going:
-    token = _choose(params, c, v, g, s, guidance, first, most_codes)
+def _advance(params, c, v, g: _Going, s: Settings, guidance, wish, limits, most_codes: int) -> _Going:
+    token = _choose(params, c, v, g, s, guidance, wish, most_codes)
     token = jnp.where(g.done, v.pad, token)
     written = g.written.at[:, g.step].set(token)
     done = g.done | (token == v.end) | (g.step + 1 >= limits)
@@ -105,9 +108,9 @@ def _advance(params, c, v, g: _Going, s: Settings, guidance, first, limits, most
 
 
 @partial(jax.jit, static_argnums=(1, 2, 8), donate_argnums=3)
-def _finish(params, c, v, g: _Going, s: Settings, guidance, first, limits, most_codes: int) -> _Going:
+def _finish(params, c, v, g: _Going, s: Settings, guidance, wish, limits, most_codes: int) -> _Going:
     return jax.lax.while_loop(
-        lambda g: ~jnp.all(g.done), lambda g: _advance(params, c, v, g, s, guidance, first, limits, most_codes), g
+        lambda g: ~jnp.all(g.done), lambda g: _advance(params, c, v, g, s, guidance, wish, limits, most_codes), g
     )
 
 
@@ -155,11 +158,20 @@ class Engine:
         extra = (
             settings(samplings),
             jnp.array([s.guidance for s in samplings], jnp.float32),
-            jnp.array([s.image_first for s in samplings]),
+            jnp.array([self._wish(s) for s in samplings], jnp.int32),
             jnp.array([s.max_tokens for s in samplings], jnp.int32),
             self.encoder.budget.drawn_codes,
         )
         return going, extra
+
+    def _wish(self, s: Sampling) -> tuple[int, int, int]:
+        """The first token, and the tokens of a grid's rows and columns, where they are asked for; 0: the model's choice."""
+        v, most = self.encoder.vocabulary, self.encoder.budget.drawn_codes
+        opening = v.control("<boi_out>") if s.image_first else 0
+        if s.aspect is None:
+            return opening, 0, 0
+        rows, columns = code_grid(FINE, round(FINE * s.aspect), most)
+        return opening, v.rows(rows), v.columns(columns)
 
     # ── 2 and 3: read and write ───────────────────────────────────────────────────────────────────────────
 

@@ -21,6 +21,7 @@ class Sampling:
     max_tokens: int = 256
     guidance: float = 1.0  # classifier-free guidance of drawings; 1 is off
     image_first: bool = False  # the answer begins with a picture
+    aspect: float | None = None  # width / height of its pictures; None: as the model likes
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -30,6 +31,7 @@ class Sampling:
             "top_p": 0 < self.top_p <= 1,
             "max_tokens": 1 <= self.max_tokens <= 1 << 20,
             "guidance": 0 <= self.guidance <= 20,
+            "aspect": self.aspect is None or 1 / 8 <= self.aspect <= 8,
         }
         for name, good in bounds.items():
             if not good:

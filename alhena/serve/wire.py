@@ -125,6 +125,18 @@ def _number(config: Mapping[str, Any], name: str, default: float) -> float:
     return float(value)
 
 
+def _aspect(config: Mapping[str, Any], default: float | None) -> float | None:
+    """Width over height of pictures to draw, of ``imageConfig.aspectRatio`` such as 16:9."""
+    where = "generationConfig.imageConfig"
+    ratio = _object(config.get("imageConfig") or {}, where).get("aspectRatio")
+    if ratio is None:
+        return default
+    match = re.fullmatch(r"(\d{1,4}):(\d{1,4})", ratio) if isinstance(ratio, str) else None
+    if match is None or int(match[2]) == 0:
+        raise WireError(400, f"{where}.aspectRatio is {ratio!r}; width and height are wanted, as in 16:9")
+    return int(match[1]) / int(match[2])
+
+
 def read_sampling(body: Any, default: Sampling) -> Sampling:
     """The generationConfig of a request. Raises WireError for what is out of range or not offered."""
     config = _object(_object(body, "the request").get("generationConfig") or {}, "generationConfig")
@@ -147,6 +159,7 @@ def read_sampling(body: Any, default: Sampling) -> Sampling:
             seed=int(_number(config, "seed", default.seed)),
             max_tokens=int(_number(config, "maxOutputTokens", default.max_tokens)),
             image_first=modalities == ["IMAGE"],
+            aspect=_aspect(config, default.aspect),
             stop=tuple(stop),
         )
     except ValueError as error:

@@ -21,12 +21,14 @@ from hypothesis import strategies as st
 
 from alhena.content import Content, Image, Text
 from alhena.media import decode_image
+from alhena.model import model
 from alhena.serve import grammar
 from alhena.serve.api import create_app
 from alhena.serve.chat import chat, read_line
-from alhena.serve.engine import Answer, Engine
+from alhena.serve.engine import Answer, Engine, _finish
 from alhena.serve.sampler import Sampling, sample
 from alhena.serve.sampler import settings as rows_of
+from alhena.tokens.loader import plain_batch
 from alhena.tokens.vocabulary import Vocabulary
 from tests.conftest import picture, sound
 
@@ -109,13 +111,44 @@ def test_streamed_equals_whole_equals_alone(engine, temperature):
         assert [p for p in parts if isinstance(p, Image)] == [p for p in whole.content.parts if isinstance(p, Image)]
 
 
-def test_guidance_of_one_changes_nothing_and_more_does(engine):
+def test_guidance_of_one_changes_nothing(engine):
     prompt = [[Content("user", PROMPTS[0])]]
-    plain, strong = (Sampling(max_tokens=80, image_first=True, guidance=g) for g in (1.0, 9.0))
-    nearly = Sampling(max_tokens=80, image_first=True, guidance=1.0000001)
-    drawn = [engine.generate(prompt, s)[0].content.parts[0] for s in (plain, nearly, strong)]
-    assert all(isinstance(part, Image) for part in drawn)
+    plain, nearly = (Sampling(max_tokens=80, image_first=True, guidance=g) for g in (1.0, 1.0000001))
+    drawn = [engine.generate(prompt, s)[0].content.parts[0] for s in (plain, nearly)]
+    assert isinstance(drawn[0], Image)
     assert drawn[0] == drawn[1]
+
+
+def test_guided_codes_are_those_of_the_guided_logits_of_whole_rows(engine):
+    """Each code drawn is the likeliest by without + g · (with - without), both computed without any cache."""
+    v, strength = engine.encoder.vocabulary, 20.0
+    asked = [engine.encoder.prompt([Content("user", parts)]) for parts in (PROMPTS[1], ())]
+    going, extra = engine._start(asked[:1], [Sampling(max_tokens=70, image_first=True, guidance=strength, aspect=2.0)])
+    written = np.asarray(_finish(engine.params, engine.config, v, going, *extra).written[0])
+    codes = np.flatnonzero([v.is_code(t) for t in written])
+    assert len(codes) == 60
+    written = written[: codes[-1] + 1]
+    batch, places = plain_batch(asked, 128, 64, 0), []
+    for row, example in enumerate(asked):
+        start = len(example.tokens)
+        batch.tokens[row, start : start + len(written)] = written
+        batch.segments[row], batch.positions[row] = np.arange(128) < start + len(written), np.arange(128)
+        places.append(start + codes - 1)
+    hidden = jax.jit(model.forward, static_argnums=1)(engine.params, engine.config, jax.tree.map(jnp.asarray, batch))
+    with_, without = (model.logits(engine.params, engine.config, hidden[row, at]) for row, at in enumerate(places))
+    guided = np.array(without + strength * (with_ - without))[:, v.first_code :]
+    chosen = guided[np.arange(len(codes)), written[codes] - v.first_code]
+    np.testing.assert_allclose(chosen, guided.max(-1), atol=1e-4)
+    assert np.any(np.asarray(with_)[:, v.first_code :].argmax(-1) != written[codes] - v.first_code)
+
+
+@pytest.mark.parametrize(("aspect", "pixels"), [(2.0, (48, 80)), (0.5, (80, 48)), (8.0, (24, 168))])
+def test_pictures_have_the_proportions_asked_for(engine, aspect, pixels):
+    sampling = Sampling(max_tokens=80, image_first=True, aspect=aspect)
+    answer = engine.generate([[Content("user", PROMPTS[0])]], sampling)[0]
+    part = answer.content.parts[0]
+    assert isinstance(part, Image)
+    assert decode_image(part.data).shape[:2] == pixels
 
 
 @pytest.fixture(scope="session")
@@ -159,11 +192,13 @@ def test_the_sdk_generates_streams_and_counts(client, engine):
 
 
 def test_the_sdk_receives_a_picture(client):
-    config = types.GenerateContentConfig(response_modalities=["IMAGE"], max_output_tokens=120)
+    config = types.GenerateContentConfig(
+        response_modalities=["IMAGE"], max_output_tokens=120, image_config=types.ImageConfig(aspect_ratio="16:9")
+    )
     answer = client.models.generate_content(model="starter", contents="Draw a red circle.", config=config)
     blob = answer.candidates[0].content.parts[0].inline_data
     assert blob.mime_type == "image/png"
-    assert decode_image(blob.data).shape[0] % 8 == 0
+    assert decode_image(blob.data).shape[:2] == (48, 80)
 
 
 def test_the_sdk_lists_the_model(client):
@@ -187,6 +222,11 @@ def test_bad_requests_get_googles_errors(client, address):
         answer = httpx.post(url, content=body)
         assert answer.status_code == 400
         assert word in answer.json()["error"]["message"]
+    for ratio in ("wide", "1:0", "100:1", 3):
+        settings = {"imageConfig": {"aspectRatio": ratio}}
+        answer = httpx.post(url, json={"contents": [{"parts": [{"text": "hi"}]}], "generationConfig": settings})
+        assert answer.status_code == 400
+        assert "aspect" in answer.json()["error"]["message"]
     hot = {"contents": [{"parts": [{"text": "hi"}]}], "generationConfig": {"temperature": 99}}
     assert "temperature" in httpx.post(url, json=hot).json()["error"]["message"]
 
