@@ -1,4 +1,4 @@
-"""Cached = full for models with and without windows: prompts shorter and longer than the window, rings that come round."""
+"""Cached = full for models with windows (tests/model/test_model.py has those without): prompts shorter and longer than the window, rings that come round."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tokens() -> np.ndarray:
 
 
 def make(**settings) -> tuple[model.Params, config.Model]:
-    decoder = config.Decoder(width=32, layers=5, heads=4, head_dim=8, hidden=48, rope_stretch=2.0, **settings)
+    decoder = config.Decoder(width=32, layers=3, heads=4, head_dim=8, hidden=48, rope_stretch=2.0, **settings)
     c = config.Model(50, 1, 2, decoder, None, None)
     return jax.jit(model.init, static_argnums=1)(jax.random.key(0), c), c
 
@@ -30,7 +30,6 @@ def make(**settings) -> tuple[model.Params, config.Model]:
 @pytest.mark.parametrize(
     "settings",
     [
-        {},
         {"window": 8, "global_every": 3, "kv_heads": 2},
         {"window": 8, "global_every": 2, "attention_cap": 2.0, "local_rope_base": 100.0},
         {"window": 8, "global_every": 9},
