@@ -23,7 +23,7 @@ from alhena.evaluate.tasks import ANSWERS, Row, chance, reference, verdict
 from alhena.model.weights import read_config
 from alhena.progress import progress_bar
 from alhena.serve.engine import Engine
-from alhena.serve.sampler import Sampling
+from alhena.serve.sampler import DRAWING, Sampling
 
 GROUP = 32
 ANSWER_TOKENS = 32
@@ -62,6 +62,12 @@ def _is_question(document: Document) -> bool:
     return document.contents[-1].role == "model" and len(document.contents) > 1
 
 
+def _sampling(document: Document, seed: int) -> Sampling:
+    """Greedy; drawings with guidance, for the right answer is one."""
+    drawn = any(isinstance(part, Image) for part in document.contents[-1].parts)
+    return Sampling(max_tokens=ANSWER_TOKENS, seed=seed, guidance=DRAWING if drawn else 1.0)
+
+
 def respond(engine: Engine, documents: Sequence[Document], advance=lambda done: None) -> list[Content]:
     """Greedy answers, in batches of documents of one task (prompts of one size)."""
     order = sorted(range(len(documents)), key=lambda i: str(documents[i].facts.get("task")))
@@ -69,7 +75,7 @@ def respond(engine: Engine, documents: Sequence[Document], advance=lambda done: 
     for start in range(0, len(order), GROUP):
         group = order[start : start + GROUP]
         prompts = [documents[i].contents[:-1] for i in group]
-        samplings = [Sampling(max_tokens=ANSWER_TOKENS, seed=i) for i in group]
+        samplings = [_sampling(documents[i], i) for i in group]
         for i, answer in zip(group, engine.generate(prompts, samplings), strict=True):
             out[i] = answer.content
         advance(len(group))

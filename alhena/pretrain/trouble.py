@@ -9,8 +9,8 @@ with the bits of one that never had the trouble. What the data or the learning r
 
 A spike is judged by the last WINDOW good steps of the phase, of median m and median absolute deviation d:
 
-    loss          > m + max(16·d, m/2)      at least one and a half times the usual
-    gradient norm > m + max(32·d, 4·m)      at least five times the usual (it is clipped anyway)
+    loss          > m + max(16·d, m/2, ½)   at least one and a half times the usual, and half a nat more
+    gradient norm > m + max(32·d, 4·m, 1)   at least five times the usual (it is clipped anyway)
 
 Before there are WINDOW good steps nothing is a spike. PaLM (Chowdhery et al. 2022) skipped batches around spikes by hand.
 """
@@ -32,6 +32,7 @@ from alhena.tokens.batch import Batch
 WINDOW = 64
 IN_A_ROW = 3
 DEVIATIONS, LEAST = (16.0, 32.0), (0.5, 4.0)  # of the loss and of the gradient norm: times d, and at least times m
+NEAR_ZERO = (0.5, 1.0)  # where a training has learned all, the next hard example is many times the usual and no spike
 
 
 @jax.tree_util.register_dataclass
@@ -58,6 +59,7 @@ def limits(recent: Recent) -> Float[Array, 2]:
     middle = jnp.median(recent.values, axis=1)
     deviation = jnp.median(jnp.abs(recent.values - middle[:, None]), axis=1)
     room = jnp.maximum(jnp.array(DEVIATIONS) * deviation, jnp.array(LEAST) * middle)
+    room = jnp.maximum(room, jnp.array(NEAR_ZERO))
     return jnp.where(recent.good >= WINDOW, middle + room, jnp.inf)
 
 

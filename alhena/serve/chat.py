@@ -21,7 +21,7 @@ from alhena.content import MEDIA, Content, Image, Part, Text
 from alhena.corpus.readers import MIMES
 from alhena.media import decode_image
 from alhena.serve.engine import Answer, Engine
-from alhena.serve.sampler import Sampling
+from alhena.serve.sampler import DRAWING, Sampling
 
 HELP = """Write a question; write paths of files into it to show or play them (png, jpg, webp, wav, flac, mp3, ogg, mp4, webm).
 /reset begins a new conversation   /help shows this   /quit leaves"""
@@ -89,7 +89,10 @@ def turn(engine: Engine, contents: list[Content], console: Console, folder: Path
 
 
 def chat(
-    folder: Path, ask: str | None = None, pictures: Path = Path("."), sampling: Sampling = Sampling(max_tokens=128)
+    folder: Path,
+    ask: str | None = None,
+    pictures: Path = Path("."),
+    sampling: Sampling = Sampling(max_tokens=128, guidance=DRAWING),
 ) -> None:
     """Talks until ``/quit`` or the end of input; with ``ask``, answers once."""
     console, engine = Console(), Engine.load(folder)

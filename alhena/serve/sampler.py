@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from alhena.shapes import Array, Float, Int
 
+DRAWING = 3.0  # guidance where a picture is asked for
+
 
 @dataclass(frozen=True)
 class Sampling:

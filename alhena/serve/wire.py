@@ -18,7 +18,7 @@ from typing import Any
 from alhena.content import Audio, Content, Image, Part, Role, Text, Video
 from alhena.media import decode_audio, decode_image, decode_video
 from alhena.serve.engine import Answer
-from alhena.serve.sampler import Sampling
+from alhena.serve.sampler import DRAWING, Sampling
 
 MOST_CONTENTS, MOST_PARTS, MOST_TEXT = 512, 256, 1 << 20
 KINDS: dict[str, type[Image | Audio | Video]] = {"image": Image, "audio": Audio, "video": Video}
@@ -158,6 +158,7 @@ def read_sampling(body: Any, default: Sampling) -> Sampling:
             top_p=_number(config, "topP", default.top_p),
             seed=int(_number(config, "seed", default.seed)),
             max_tokens=int(_number(config, "maxOutputTokens", default.max_tokens)),
+            guidance=DRAWING if "IMAGE" in modalities else default.guidance,
             image_first=modalities == ["IMAGE"],
             aspect=_aspect(config, default.aspect),
             stop=tuple(stop),

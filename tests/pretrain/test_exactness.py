@@ -201,6 +201,15 @@ def test_a_spike_is_what_the_definition_says():
         assert (int(after.good), int(after.skipped)) == (WINDOW + good, 1 - good)
 
 
+def test_a_hard_example_is_no_spike_where_all_is_learned():
+    recent, once = nothing_yet(), jax.jit(judge)
+    for _ in range(WINDOW):
+        recent = once(recent, 0.002, 0.01)[1]
+    assert bool(once(recent, 0.4, 0.9)[0])  # two hundred times the usual
+    assert not bool(once(recent, 0.6, 0.01)[0])
+    assert not bool(once(recent, 0.002, 1.1)[0])
+
+
 @pytest.mark.parametrize("how", ["flip", "half", "gone"])
 def test_a_damaged_checkpoint_is_noticed_whichever_file_it_is(tmp_path, how):
     state = lambda k: {"a": jnp.arange(3000.0) + k, "b": jnp.full((3,), k)}  # noqa: E731
