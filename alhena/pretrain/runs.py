@@ -65,19 +65,19 @@ def table(runs: Sequence[Trained]) -> Table:
     """One row a training: last losses in nats per token, by modality and of validation (mean over its sources)."""
     there = _modalities(runs)
     out = Table(box=None)
-    out.add_column("training", overflow="fold")
-    for name in ("model", "steps", *there, "validation", "goodput", "warnings"):
+    out.add_column("training", overflow="fold", min_width=20)
+    for name in (*there, "validation", "goodput"):
         out.add_column(name, justify="right", no_wrap=True)
     for r in runs:
         losses, held, spent = r.train[-1]["loss_by_modality"], r.validation, goodput(r.folder)
+        model = (
+            f"{r.facts['title']}, {r.facts['parameters'] / 1e6:.2f} M, step {r.train[-1]['step']}/{r.facts['steps']}"
+        )
         out.add_row(
-            f"{r.folder}\n[dim]{r.facts['title']}[/dim]",
-            f"{r.facts['parameters'] / 1e6:.2f} M",
-            f"{r.train[-1]['step']}/{r.facts['steps']}",
+            "\n".join([str(r.folder), f"[dim]{model}[/dim]", *(f"[yellow]{w}[/yellow]" for w in r.warnings)]),
             *[f"{losses[m]:.2f}" if m in losses else "–" for m in there],
             f"{_mean(held[-1]):.2f}" if held else "–",
             f"{100 * spent.share:.1f} %" if spent else "–",
-            "\n".join(r.warnings) or "–",
         )
     return out
 

@@ -72,6 +72,9 @@ def test_runs_are_listed_and_drawn(tiny, data, tmp_path):
     for words in ("a run called one", "8/8", "5/8", "3 skipped", f"{model.count(params) / 1e6:.2f} M", " %"):
         assert words in text
     assert f"{last['loss_by_modality']['text']:.2f}" in text
+    narrow = Console(file=io.StringIO(), width=80)
+    narrow.print(runs.table(found))
+    assert all(name in narrow.file.getvalue() for name in ("training", "text", "validation", "goodput"))
     runs.draw(found, tmp_path / "plots" / "losses.png")
     assert (tmp_path / "plots" / "losses.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="no training has logged anything there"):
