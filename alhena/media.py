@@ -19,6 +19,9 @@ import numpy as np
 import soundfile
 import soxr
 from PIL import Image as Pillow
+from PIL import UnidentifiedImageError
+
+from alhena.content import Audio, Image, Part, Video
 
 SAMPLE_RATE = 16_000
 
@@ -61,6 +64,8 @@ def decode_image(data: bytes, limits: Limits = LIMITS) -> np.ndarray:
                     layer = image.convert("RGBA")
                     image = Pillow.alpha_composite(Pillow.new("RGBA", layer.size, "white"), layer)
                 return np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError:
+        raise ValueError("the image cannot be decoded: it is no PNG, JPEG, WebP, GIF or BMP, or cut off") from None
     except (OSError, SyntaxError, EOFError, Pillow.DecompressionBombError, Warning) as error:
         raise ValueError(f"the image cannot be decoded: {error}") from None
 
@@ -168,3 +173,13 @@ def encode_video(frames: Sequence[np.ndarray], per_second: int) -> bytes:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
     return out.getvalue()
+
+
+def check(part: Part) -> None:
+    """Raises ValueError that says why when a part is media and does not decode."""
+    if isinstance(part, Image):
+        decode_image(part.data)
+    elif isinstance(part, Audio):
+        decode_audio(part.data)
+    elif isinstance(part, Video):
+        decode_video(part.data, 2)

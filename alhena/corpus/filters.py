@@ -15,8 +15,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from alhena.content import Audio, Document, Image, Text, Video
-from alhena.media import decode_audio, decode_image, decode_video
+from alhena.content import Document, Text
+from alhena.media import check
 
 Reason = tuple[str, str]  # reason, particulars
 Blocked = Callable[[Document], str | None]
@@ -28,15 +28,9 @@ def valid(document: Document) -> Reason | None:
         return "empty", "no text and no media"
     for number, part in enumerate(document.parts):
         try:
-            if isinstance(part, Text):
-                if "\0" in part.text or not _is_unicode(part.text):
-                    return "broken text", f"part {number} holds NUL or half a surrogate pair"
-            elif isinstance(part, Image):
-                decode_image(part.data)
-            elif isinstance(part, Audio):
-                decode_audio(part.data)
-            elif isinstance(part, Video):
-                decode_video(part.data, 2)
+            if isinstance(part, Text) and ("\0" in part.text or not _is_unicode(part.text)):
+                return "broken text", f"part {number} holds NUL or half a surrogate pair"
+            check(part)
         except ValueError as error:
             return f"{type(part).__name__.lower()} does not decode", f"part {number}: {error}"
     texts = [part.text for part in document.parts if isinstance(part, Text)]

@@ -19,7 +19,7 @@ from rich.text import Text as Line
 
 from alhena.content import MEDIA, Content, Image, Part, Text
 from alhena.corpus.readers import MIMES
-from alhena.media import decode_image
+from alhena.media import check, decode_image
 from alhena.serve.engine import Answer, Engine
 from alhena.serve.sampler import DRAWING, Sampling
 
@@ -29,7 +29,7 @@ KINDS = {suffix: (kind, mime) for kind, suffixes in MIMES.items() for suffix, mi
 
 
 def read_line(line: str) -> tuple[Part, ...]:
-    """Parts of a line: media files first, then the words. Raises ValueError for a named file that is not there.
+    """Parts of a line: media files first, then the words. Raises ValueError that names a file that is not there or does not decode.
 
     >>> read_line("What is this?")
     (Text(text='What is this?'),)
@@ -46,6 +46,10 @@ def read_line(line: str) -> tuple[Part, ...]:
             raise ValueError(f"{word}: there is no such file here")
         kind, mime = KINDS[path.suffix.lower()]
         media.append(MEDIA[kind](path.read_bytes(), mime))
+        try:
+            check(media[-1])
+        except ValueError as error:
+            raise ValueError(f"{word}: {error}") from None
         line = re.sub(r"""["']?""" + re.escape(word) + r"""["']?""", "", line, count=1)
     text = " ".join(line.split())
     return (*media, Text(text)) if text else tuple(media)

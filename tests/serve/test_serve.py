@@ -238,6 +238,12 @@ def test_chat_reads_files_and_saves_drawings(smoke, tmp_path, capsys, monkeypatc
     assert parts[1] == Text("What is ?")
     with pytest.raises(ValueError, match=r"gone.png: there is no such file"):
         read_line("gone.png what?")
+    (tmp_path / "cut.png").write_bytes(picture(1).data[:40])
+    with pytest.raises(ValueError, match=r"cut.png: the image cannot be decoded"):
+        read_line(f"What is {tmp_path / 'cut.png'}?")
+    (tmp_path / "none.wav").touch()
+    with pytest.raises(ValueError, match=r"none.wav: the sound is empty"):
+        read_line(f"Transcribe. {tmp_path / 'none.wav'}")
     chat(smoke / "models" / "assistant", "Draw a red circle.", tmp_path, Sampling(max_tokens=100, image_first=True))
     assert decode_image((tmp_path / "alhena-001.png").read_bytes()).ndim == 3
     assert "saved as" in capsys.readouterr().out
