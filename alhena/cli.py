@@ -320,6 +320,7 @@ class Plan:
     json: Path | None = None  # also write the plan here
 
     def __call__(self) -> None:
+        import jax
         from rich.console import Console
 
         from alhena.artifacts import write_json
@@ -327,6 +328,7 @@ class Plan:
         from alhena.pretrain.machines import machine
         from alhena.tokens.vocabulary import Vocabulary
 
+        jax.config.update("jax_platforms", "cpu")  # nothing runs here: the machine planned for is only described
         run, where, console = _recipe(self.recipe), machine(self.on, self.pods), Console()
         c = run.model(Vocabulary(run.text_pieces, run.image_tokenizer.num_codes))
         training = plan.with_rows(run.pretrain, self.rows) if self.rows else run.pretrain

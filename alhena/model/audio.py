@@ -123,7 +123,7 @@ def encode(
     table = rope_table(jnp.arange(T // 4)[None], c.width // c.heads, 1_000.0)
 
     def layer(x, w):
-        return _layer(sharding.gathered(w, dtype, keep=None), x, valid, table, c, dtype), None
+        return _layer(sharding.gathered(w, dtype), x, valid, table, c, dtype), None
 
     if c.remat:
         layer = jax.checkpoint(layer, prevent_cse=False)

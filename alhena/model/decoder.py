@@ -77,29 +77,32 @@ def _tables(positions: Int[Array, "B L"], c: config.Decoder) -> tuple[Array, Arr
     return far, far if c.window is None else rope_table(positions, c.head_dim, c.local_rope_base or c.rope_base)
 
 
+def _product(x: Float[Array, "... I"], w: Weight, dtype: str) -> Float[Array, "... O"]:
+    return einsum("...i,io->...o", x, w, dtype)
+
+
 def _projections(w: Layers, x: Float[Array, "B L D"], table: Float[Array, "B L H"], c: config.Decoder, dtype: str):
     B, L, _ = x.shape
-    x = sharding.whole_rows(x, dtype)
-    q = einsum("...i,io->...o", x, w.query, dtype).reshape(B, L, c.heads, c.head_dim)
-    k = einsum("...i,io->...o", x, w.key, dtype).reshape(B, L, c.kv_heads, c.head_dim)
-    v = einsum("...i,io->...o", x, w.value, dtype).reshape(B, L, c.kv_heads, c.head_dim)
+    weights, heads = (w.query, w.key, w.value), (c.heads, c.kv_heads, c.kv_heads)
+    sides = tuple("heads" if n > 1 else None for n in heads)
+    some = sharding.spread(partial(_product, dtype=dtype), x, weights, sides, dtype)
+    q, k, v = (a.reshape(B, L, n, c.head_dim) for a, n in zip(some, heads, strict=True))
     q, k = _norm(q, w.query_norm), _norm(k, w.key_norm)
     return rope(q, table), rope(k, table), v
 
 
 def _mlp(w: Layers, x: Float[Array, "B L D"], dtype: str) -> Float[Array, "B L D"]:
-    h = sharding.whole_rows(rms_norm(x, w.mlp_norm), dtype)
-    h = gated(einsum("...i,io->...o", h, w.gate, dtype), einsum("...i,io->...o", h, w.up, dtype))
-    out = sharding.cut_rows(einsum("...i,io->...o", h, w.down, dtype), dtype)
-    return x + _norm(out, w.mlp_post_norm)
+    product = partial(_product, dtype=dtype)
+    gate, up = sharding.spread(product, rms_norm(x, w.mlp_norm), (w.gate, w.up), ("hidden", "hidden"), dtype)
+    return x + _norm(sharding.gather_sum(product, gated(gate, up), w.down, dtype), w.mlp_post_norm)
 
 
 def _attention_out(
     w: Layers, x: Float[Array, "B L D"], heads: Float[Array, "B L N H"], dtype: str
 ) -> Float[Array, "B L D"]:
     B, L = x.shape[:2]
-    out = einsum("...i,io->...o", heads.reshape(B, L, -1), w.output, dtype)
-    return x + _norm(sharding.cut_rows(out, dtype), w.attention_post_norm)
+    out = sharding.gather_sum(partial(_product, dtype=dtype), heads.reshape(B, L, -1), w.output, dtype)
+    return x + _norm(out, w.attention_post_norm)
 
 
 def run(
@@ -119,7 +122,6 @@ def run(
 
     def layer(carried, inputs):
         (x, cache), (w, see_all, places) = carried, inputs
-        w = sharding.gathered(w, dtype)
         table = jnp.where(see_all, far, near)
         q, k, v = _projections(w, rms_norm(x, w.attention_norm), table, c, dtype)
         cache = tuple(ring.fill(kept, places[i], k, v, last) for i, kept in enumerate(cache))

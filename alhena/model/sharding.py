@@ -29,6 +29,7 @@ from alhena.shapes import Array, Float
 
 Tree = TypeVar("Tree")
 Axes = tuple[str | None, ...]
+Product = Callable[[Array, Any], Array]
 
 TABLE: dict[str, str | tuple[str, ...] | None] = {
     "batch": ("pod", "data"),
@@ -204,48 +205,68 @@ def constrain_params(tree: Tree) -> Tree:
     return tree if _mesh() is None else jax.tree.map(jax.lax.with_sharding_constraint, tree, specs(tree))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _move(x: Array, there: PartitionSpec, back: PartitionSpec, dtype: str) -> Array:
-    """``x`` cut as ``there``; its gradient travels in ``dtype`` and arrives cut as ``back``."""
-    return jax.lax.with_sharding_constraint(x, there)
+def _fetch(w: Array, side: int, dtype: str) -> Array:
+    """Inside :func:`on_shards`: a weight's width put together, in ``dtype``; going back, its gradient is summed and cut again."""
+    return jax.lax.all_gather(w.astype(dtype), axis("width"), axis=side, tiled=True)
 
 
-def _move_forward(x: Array, there: PartitionSpec, back: PartitionSpec, dtype: str) -> tuple[Array, None]:
-    return jax.lax.with_sharding_constraint(x, there), None
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _sum(x: Array, dtype: str) -> Array:
+    """Inside :func:`on_shards`: partial results summed as they are cut over a row's tokens; the gradient is gathered in ``dtype``."""
+    return jax.lax.psum_scatter(x, axis("length"), scatter_dimension=1, tiled=True)
 
 
-def _move_back(there: PartitionSpec, back: PartitionSpec, dtype: str, _: None, gradient: Array) -> tuple[Array]:
-    return (jax.lax.with_sharding_constraint(gradient.astype(dtype), back).astype(gradient.dtype),)
+def _sum_forward(x: Array, dtype: str) -> tuple[Array, None]:
+    return _sum(x, dtype), None
 
 
-_move.defvjp(_move_forward, _move_back)
+def _sum_back(dtype: str, _: None, gradient: Array) -> tuple[Array]:
+    return (jax.lax.all_gather(gradient.astype(dtype), axis("length"), axis=1, tiled=True).astype(gradient.dtype),)
 
 
-def whole_rows(x: Float[Array, "B L D"], dtype: str) -> Float[Array, "B L D"]:
-    """What a layer reads, in ``dtype``, with all tokens of a row on each chip; partial gradients are summed as they are scattered."""
-    x = x.astype(dtype)
-    return x if _mesh() is None else _move(x, spec(("batch", None, None)), spec(("batch", "length", None)), dtype)
+_sum.defvjp(_sum_forward, _sum_back)
 
 
-def cut_rows(x: Float[Array, "B L D"], dtype: str) -> Float[Array, "B L D"]:
-    """What a layer writes: partial results are summed as they are scattered over a row's tokens; gradients are gathered in ``dtype``."""
-    return x if _mesh() is None else _move(x, spec(("batch", "length", None)), spec(("batch", None, None)), dtype)
+def spread(
+    product: Product, x: Float[Array, "B L D"], weights: tuple[Any, ...], sides: Axes, dtype: str
+) -> list[Array]:
+    """``x`` times each of the weights ``[D, side]``. On a mesh every chip takes the whole row times its part of the sides."""
+    if _mesh() is None:
+        return [product(x, w) for w in weights]
+
+    def local(x: Array, *parts: Array) -> tuple[Array, ...]:
+        row = jax.lax.all_gather(x, axis("length"), axis=1, tiled=True)
+        return tuple(product(row, _fetch(w, 0, dtype)) for w in parts)
+
+    inputs = (("batch", "length", None), *(("width", side) for side in sides))
+    return on_shards(local, inputs, tuple(("batch", None, side) for side in sides))(x.astype(dtype), *weights)
 
 
-def gathered(layer: Tree, dtype: str, keep: str | None = "model") -> Tree:
-    """One layer's weights in ``dtype``, put together but for the mesh axis ``keep``; going back, their gradients are scattered.
+def gather_sum(product: Product, x: Float[Array, "B L F"], w: Any, dtype: str) -> Float[Array, "B L D"]:
+    """``x`` times a weight ``[F, D]``. On a mesh every chip has its part of F; the parts are summed, and cut over the row's tokens."""
+    if _mesh() is None:
+        return product(x, w)
+    local = lambda x, w: _sum(product(x, _fetch(w, 1, dtype)), dtype)  # noqa: E731
+    return on_shards(local, (("batch", None, "hidden"), ("hidden", "width")), ("batch", "length", None))(x, w)
 
-    The decoder keeps its heads and hidden units cut over ``model``; the encoders, cut over their patches and chunks instead, keep none.
-    """
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _whole(w: Array, cut: PartitionSpec) -> Array:
+    return jax.lax.with_sharding_constraint(w, PartitionSpec())
+
+
+_whole.defvjp(
+    lambda w, cut: (_whole(w, cut), None), lambda cut, _, gradient: (jax.lax.with_sharding_constraint(gradient, cut),)
+)
+
+
+def gathered(layer: Tree, dtype: str) -> Tree:
+    """One layer's weights whole and in ``dtype``, for the encoders, which are cut over patches and chunks instead."""
     if _mesh() is None:
         return layer
 
     def one(path: tuple[Any, ...], w: Array) -> Array:
-        if w.ndim < 2:
-            return w
-        axes = MATRICES[path[-1].name]
-        whole = PartitionSpec(*(axis if axis == keep else None for axis in spec(axes)))
-        return _move(w.astype(dtype), whole, spec(axes), dtype)
+        return w if w.ndim < 2 else _whole(w.astype(dtype), spec(MATRICES[path[-1].name]))
 
     return jax.tree_util.tree_map_with_path(one, layer)
 

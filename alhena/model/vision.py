@@ -96,7 +96,7 @@ def encode(
     mask = sharding.constrain(images[:, :, None] == images[:, None, :], "batch", "length", None)
 
     def layer(x, w):
-        w = sharding.gathered(w, dtype, keep=None)
+        w = sharding.gathered(w, dtype)
         qkv = einsum("...i,io->...o", rms_norm(x, w.attention_norm), w.qkv, dtype).astype(dtype)
         q, k, v = jnp.split(qkv.reshape(B, P, 3 * c.heads, -1), 3, axis=2)
         k, v = (sharding.constrain(a, "batch", None, None, None) for a in (k, v))
