@@ -76,13 +76,13 @@ def estimate(c: config.Model, sizes: Sizes, shape: Shape, mesh: Mesh, where: Mac
     }
     share, part = (data - 1) / data, (model - 1) / model
     stacks = (sizes.layers + sizes.vision + sizes.audio) / model
-    # Weights: gathered in bf16 for each pass, gradients scattered once. Tokens: gathered in bf16 and scattered in float32, twice a layer
-    # and pass, of which there are three (forward, forward again, backward).
+    # Weights: gathered in bf16 forward and backward, gradients scattered once. Tokens, twice a layer in each of three passes (forward,
+    # forward again, backward): gathered in bf16; results scattered in float32, gradients in bf16.
     over_data = {"all-gather": (4 * stacks + 6 * table) * share, "reduce-scatter": (2 * stacks + 8 * table) * share}
     over_data |= {"all-to-all": 8 * stacks / data * share}  # Muon's matrices, there and back
     over_model = {
         "all-gather": 12 * d.layers * tokens * d.width * part,
-        "reduce-scatter": 24 * d.layers * tokens * d.width * part,
+        "reduce-scatter": 20 * d.layers * tokens * d.width * part,
     }
     inside = {kind: sent + over_model.get(kind, 0.0) for kind, sent in over_data.items()}
     between = {"all-reduce": 2 * 4 * sizes.all / (data * model) * (mesh.pod - 1) / mesh.pod} if mesh.pod > 1 else {}
