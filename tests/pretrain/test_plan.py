@@ -1,27 +1,23 @@
-"""Planning: every member of the family lowers on the mesh of its machine; the cost model and the TPU's compiler agree where both speak."""
+"""Planning: every member of the family lowers on the mesh of its machine; what does not fit, and what is not known, is told."""
 
 from __future__ import annotations
 
 import importlib
-from dataclasses import replace
-from pathlib import Path
 
 import jax
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-from alhena.artifacts import read_json
 from alhena.model import config, model
 from alhena.model.sharding import Mesh
 from alhena.pretrain import plan
-from alhena.pretrain.cost import estimate, model_flops
+from alhena.pretrain.cost import model_flops
 from alhena.pretrain.machines import GIB, machine
 from alhena.run import Run
 from alhena.tokens.loader import Shape
 from alhena.tokens.vocabulary import Vocabulary
 
 FAMILY = {"nano_1": 1.8e9, "nano_2": 3.25e9, "pro": None, "ultra": None}
-RESULTS = sorted((Path(__file__).parents[2] / "benchmarks" / "results").glob("plan_*.json"))
 
 
 def member(name: str) -> tuple[Run, config.Model]:
@@ -49,22 +45,6 @@ def test_every_member_lowers_on_the_mesh_of_its_recipe(name):
     mesh = AbstractMesh(tuple(vars(shape).values()), tuple(vars(shape)), (AxisType.Auto,) * 3, abstract_device=device)
     text = plan.lower(c, run.pretrain, mesh).as_text()
     assert "splash" in text and f"num_partitions = {shape.chips}" in text
-
-
-@pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
-def test_the_cost_model_agrees_with_the_compiler(file):
-    """Recorded compilations against arithmetic: products closely, memory and bytes within a half (the compiler fuses and copies)."""
-    found = read_json(file)
-    if not found["compiled"] or found["over"]:
-        return
-    run, c = member(found["recipe"].replace("-", "_"))
-    on, _, pods = found["machine"].partition(" × ")
-    where, mesh = machine(on, int(pods or 1)), Mesh(**found["mesh"])
-    shape = replace(run.pretrain.shape, rows=found["tokens_per_step"] // run.pretrain.shape.tokens)
-    guess = estimate(c, plan.sizes(c, run.pretrain, mesh), shape, mesh, where)
-    assert guess.flops == pytest.approx(found["flops"], rel=0.15)
-    assert guess.bytes == pytest.approx(sum(found["hbm"].values()), rel=0.5)
-    assert sum(guess.inside.values()) == pytest.approx(sum(found["inside"].values()), rel=0.5)
 
 
 def test_model_flops_are_six_per_parameter_and_token_and_the_scores():
