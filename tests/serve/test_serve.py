@@ -240,7 +240,7 @@ def test_chat_reads_files_and_saves_drawings(smoke, tmp_path, capsys, monkeypatc
         read_line("gone.png what?")
     (tmp_path / "cut.png").write_bytes(picture(1).data[:40])
     with pytest.raises(ValueError, match=r"cut.png: the image cannot be decoded"):
-        read_line(f"What is {tmp_path / 'cut.png'}?")
+        read_line(f"What is this? {tmp_path / 'cut.png'}")
     (tmp_path / "none.wav").touch()
     with pytest.raises(ValueError, match=r"none.wav: the sound is empty"):
         read_line(f"Transcribe. {tmp_path / 'none.wav'}")
