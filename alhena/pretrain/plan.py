@@ -139,6 +139,7 @@ def topology_mesh(where: Machine, mesh: Mesh) -> jax.sharding.Mesh:
     if find_spec("libtpu") is None:
         raise ValueError("planning for TPUs needs their compiler: pip install 'alhena[plan]'")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or it asks the network whether this is a TPU machine
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # two plans may be made at once: no device is taken
     from jax.experimental import mesh_utils, topologies
 
     try:
@@ -146,14 +147,17 @@ def topology_mesh(where: Machine, mesh: Mesh) -> jax.sharding.Mesh:
             where.topology, platform="tpu", num_slices=where.pods, chip_config_name=where.chip.tpu_config
         )
     except jax.errors.JaxRuntimeError as error:
-        raise ValueError(
-            f"--on {where.topology}: the compiler knows no such slice ({str(error).splitlines()[0]})"
-        ) from None
+        said = str(error).splitlines()[0]
+        if not said.startswith("INVALID_ARGUMENT"):
+            raise ValueError(f"the TPU's compiler does not start: {said}") from None
+        raise ValueError(f"--on {where.topology}: the compiler knows no such slice ({said})") from None
     shape = (mesh.data, mesh.model)
     if where.pods == 1:
-        devices = mesh_utils.create_device_mesh((1, *shape), described.devices)
+        devices = mesh_utils.create_device_mesh((1, *shape), described.devices, allow_split_physical_axes=True)
     else:
-        devices = mesh_utils.create_hybrid_device_mesh((1, *shape), (where.pods, 1, 1), described.devices)
+        devices = mesh_utils.create_hybrid_device_mesh(
+            (1, *shape), (where.pods, 1, 1), described.devices, allow_split_physical_axes=True
+        )
     return sharding.make_mesh(mesh, devices)
 
 
