@@ -17,6 +17,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from alhena.memory import use_large_pages
+
 Folder = Annotated[Path, tyro.conf.Positional]
 DEFAULT = Path("runs/starter")
 
@@ -380,6 +382,7 @@ def _prepare() -> None:
 
 def main() -> None:
     """Entry point: one clear line for every foreseeable error, no traceback."""
+    use_large_pages()
     command = tyro.cli(Command, prog="alhena", description=__doc__)
     try:
         _prepare()

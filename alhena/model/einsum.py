@@ -10,12 +10,14 @@ Int4 keeps two 4-bit values a byte along the contracted dimension, with one scal
     w [I, O]  ──►  packed uint8 [I/2, O],  scales float32 [I/group, O]        w ≈ (q - 8) · scale, q in 0..15
 
 Activations are flattened to 2-D and each product contracts one dimension: the form XLA's CPU backend runs at full rate. On a mesh
-they keep their shape, since rows and tokens are cut along different axes.
+they keep their shape, since rows and tokens are cut along different axes. Going back, the slopes are rounded to the operands' type too.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -57,14 +59,59 @@ def dense(w: Weight) -> Float[Array, "*layers I O"]:
     return dequantise(w) if isinstance(w, Int4) else w
 
 
+def _dot(a: Array, b: Array, over: tuple[tuple[int, ...], tuple[int, ...]]) -> Array:
+    return jax.lax.dot_general(a, b, (over, ((), ())), preferred_element_type=jnp.float32)
+
+
+def _turned(x: Float[Array, "R C"]) -> Float[Array, "C R"]:
+    """The transposed matrix, in a form that XLA does not fold into the product that uses it."""
+    rows, columns = x.shape
+    return x.reshape(-1, math.gcd(rows, 8), columns).transpose(2, 0, 1).reshape(columns, rows)
+
+
+def outer_sum(x: Float[Array, "*rows I"], y: Float[Array, "*rows O"]) -> Float[Array, "I O"]:
+    """Sum over rows of their outer products: the slopes of a weight between ``x`` and what has the slopes ``y``.
+
+    XLA's CPU backend runs a product over the first dimension of both at a third of its rate (bfloat16) or two (float32), so the
+    narrower side is turned first (benchmarks/bench_step.py).
+    """
+    if x.ndim > 2 or jax.default_backend() != "cpu":
+        rows = tuple(range(x.ndim - 1))
+        return _dot(x, y, (rows, rows))
+    if x.shape[1] <= y.shape[1]:
+        return _dot(_turned(x), y, ((1,), (0,)))
+    return _turned(_dot(_turned(y), x, ((1,), (0,))))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _project(x: Float[Array, "*rows I"], w: Float[Array, "I O"], dtype: str) -> Float[Array, "*rows O"]:
+    return _dot(x.astype(dtype), w.astype(dtype), ((x.ndim - 1,), (0,)))
+
+
+def _keep(x, w, dtype):
+    operands = x.astype(dtype), w.astype(dtype)
+    return _project(*operands, dtype), (*operands, x[:0], w[:0])
+
+
+def _slopes(dtype, kept, d):
+    x, w, *like = kept
+    d = d.astype(dtype)
+    d_x, d_w = _dot(d, w, ((d.ndim - 1,), (1,))), outer_sum(x, d)
+    return tuple(a.astype(b.dtype) for a, b in zip((d_x, d_w), like, strict=True))
+
+
+_project.defvjp(_keep, _slopes)
+
+
 def einsum(spec: str, x: Float[Array, "... I"], w: Weight, dtype: str = "float32") -> Float[Array, "... O"]:
     """``x`` times a weight: operands in ``dtype``, result accumulated and returned in float32."""
-    contracted = {"...i,io->...o": 0, "...i,oi->...o": 1}
-    if spec not in contracted:
-        raise ValueError(f"einsum {spec!r}; a weight is applied by one of {', '.join(contracted)}")
-    flat = (x if sharding.is_on() else x.reshape(-1, x.shape[-1])).astype(dtype)
-    dims = (((flat.ndim - 1,), (contracted[spec],)), ((), ()))
-    out = jax.lax.dot_general(flat, dense(w).astype(dtype), dims, preferred_element_type=jnp.float32)
+    flat = x if sharding.is_on() else x.reshape(-1, x.shape[-1])
+    if spec == "...i,io->...o":
+        out = _project(flat, dense(w), dtype)
+    elif spec == "...i,oi->...o":
+        out = _dot(flat.astype(dtype), dense(w).astype(dtype), ((flat.ndim - 1,), (1,)))
+    else:
+        raise ValueError(f"einsum {spec!r}; a weight is applied by one of ...i,io->...o, ...i,oi->...o")
     return out.reshape(*x.shape[:-1], -1)
 
 

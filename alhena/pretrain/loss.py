@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from alhena.model import config, model, sharding
 from alhena.model.codes import Factors, collapse, collapse_part, expand, expand_part, part_ids
-from alhena.model.einsum import dense
+from alhena.model.einsum import dense, outer_sum
 from alhena.model.layers import rms_norm
 from alhena.shapes import Array, Float, Int
 from alhena.tokens.batch import Batch, Modality
@@ -57,8 +57,7 @@ def _chunk(
     slope = slope * weights[:, None]
     slope = (collapse(slope, factors) if axis is None else collapse_part(slope, factors, axis)).astype(dtype)
     d_hidden = jax.lax.dot_general(slope, e, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-    d_embedding = jax.lax.dot_general(slope, h, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-    return loss, nats, d_hidden, d_embedding
+    return loss, nats, d_hidden, outer_sum(slope, h)
 
 
 def _on_shards(hidden, embedding, targets, weights, dtype: str, cap: float | None, factors: Factors | None):
