@@ -58,7 +58,7 @@ def lookup_on_mesh(embedding: Weight, ids: Int[Array, "B L"], factors: Factors |
             place = wanted - jax.lax.axis_index(model) * part.shape[0]
             here = (place >= 0) & (place < part.shape[0])
             found += jnp.where(here[..., None], part[jnp.where(here, place, 0)], 0)
-        return jax.lax.psum_scatter(found, model, scatter_dimension=1, tiled=True)
+        return sharding.scatter(found)
 
     inputs = (("vocabulary", "width"), ("batch", None))
     return sharding.on_shards(local, inputs, ("batch", "length", None))(embedding, ids)

@@ -120,18 +120,24 @@ def run(
     cache = () if slots is None else ring.empty(c, x.shape[0], slots, dtype)
     attention = partial(causal_attention, segments=segments, window=c.window, scale=c.score_scale, cap=c.attention_cap)
 
+    kept = (
+        dtype if c.remat else x.dtype
+    )  # going back, what enters the layers is all there is of them: at most numbers of ``dtype``
+
     def layer(carried, inputs):
         (x, cache), (w, see_all, places) = carried, inputs
+        x = x.astype(jnp.float32)
         table = jnp.where(see_all, far, near)
         q, k, v = _projections(w, rms_norm(x, w.attention_norm), table, c, dtype)
         cache = tuple(ring.fill(kept, places[i], k, v, last) for i, kept in enumerate(cache))
         heads = attention(*(a.astype(dtype) for a in (q, k, v)), everywhere=see_all, packed=slots is None)
-        return (_mlp(w, _attention_out(w, x, heads, dtype), dtype), cache), None
+        return (_mlp(w, _attention_out(w, x, heads, dtype), dtype).astype(kept), cache), None
 
     if c.remat:
         layer = jax.checkpoint(layer, prevent_cse=False)
     unroll = c.layers if c.layers <= UNROLL_UP_TO else 1
-    return jax.lax.scan(layer, (x, cache), (layers, is_global(c), ring.places(c)), unroll=unroll)[0]
+    x, cache = jax.lax.scan(layer, (x.astype(kept), cache), (layers, is_global(c), ring.places(c)), unroll=unroll)[0]
+    return x.astype(jnp.float32), cache
 
 
 def step(

@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
@@ -68,8 +69,13 @@ MATRICES: dict[str, Axes] = {
     "subsample_1": (None, "width"),
     "subsample_2": _READ,
     "depthwise": _WHOLE,
+    "kernel_1": _WHOLE,
+    "kernel_2": _WHOLE,
+    "subsampled": (None, "width"),
+    "distance": _READ,
     "rows": _WHOLE,
     "columns": _WHOLE,
+    "squares": _WHOLE,
     "values": _WHOLE,  # the last losses and gradient norms (alhena/pretrain/trouble.py)
 }
 
@@ -210,21 +216,36 @@ def _fetch(w: Array, side: int, dtype: str) -> Array:
     return jax.lax.all_gather(w.astype(dtype), axis("width"), axis=side, tiled=True)
 
 
+def _gather(x: Float[Array, "B l D"]) -> Float[Array, "B L D"]:
+    return jax.lax.all_gather(x, axis("length"), axis=1, tiled=True)
+
+
+def scatter(x: Float[Array, "B L D"]) -> Float[Array, "B l D"]:
+    """Summed over chips and cut over tokens, row by row: over any dimension but the first the TPU's compiler does not scatter, but
+    sums everything everywhere and cuts afterwards."""
+    some = [jax.lax.psum_scatter(row, axis("length"), scatter_dimension=0, tiled=True) for row in x]
+    return jnp.stack(some)
+
+
+@jax.custom_vjp
+def _join(x: Float[Array, "B l D"]) -> Float[Array, "B L D"]:
+    """Inside :func:`on_shards`: rows put together; their gradient is summed and cut again."""
+    return _gather(x)
+
+
+_join.defvjp(lambda x: (_gather(x), None), lambda _, slopes: (scatter(slopes),))
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _sum(x: Array, dtype: str) -> Array:
-    """Inside :func:`on_shards`: partial results summed as they are cut over a row's tokens; the gradient is gathered in ``dtype``."""
-    return jax.lax.psum_scatter(x, axis("length"), scatter_dimension=1, tiled=True)
+def _sum(x: Float[Array, "B L D"], dtype: str) -> Float[Array, "B l D"]:
+    """Inside :func:`on_shards`: partial results summed in ``dtype`` as they are cut over a row's tokens; the gradient is gathered in it."""
+    return scatter(x.astype(dtype)).astype(x.dtype)
 
 
-def _sum_forward(x: Array, dtype: str) -> tuple[Array, None]:
-    return _sum(x, dtype), None
-
-
-def _sum_back(dtype: str, _: None, gradient: Array) -> tuple[Array]:
-    return (jax.lax.all_gather(gradient.astype(dtype), axis("length"), axis=1, tiled=True).astype(gradient.dtype),)
-
-
-_sum.defvjp(_sum_forward, _sum_back)
+_sum.defvjp(
+    lambda x, dtype: (_sum(x, dtype), None),
+    lambda dtype, _, slopes: (_gather(slopes.astype(dtype)).astype(slopes.dtype),),
+)
 
 
 def spread(
@@ -235,7 +256,7 @@ def spread(
         return [product(x, w) for w in weights]
 
     def local(x: Array, *parts: Array) -> tuple[Array, ...]:
-        row = jax.lax.all_gather(x, axis("length"), axis=1, tiled=True)
+        row = _join(x)
         return tuple(product(row, _fetch(w, 0, dtype)) for w in parts)
 
     inputs = (("batch", "length", None), *(("width", side) for side in sides))
