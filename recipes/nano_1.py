@@ -18,7 +18,7 @@ def run() -> Run:
         "nano-1",
         config.Decoder(width=2048, layers=18, heads=16, head_dim=128, hidden=8192, remat=True),
         config.Vision(width=768, layers=12, heads=12, hidden=2048, patch=14, remat=True),
-        config.Audio(width=768, layers=8, heads=12, hidden=2048, remat=True),
+        config.Usm(width=768, layers=6, heads=12, hidden=3072, remat=True),
         tokens=TOKENS,
         rows=16,
         rate=2e-3,

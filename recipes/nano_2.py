@@ -14,7 +14,7 @@ def run() -> Run:
         "nano-2",
         config.Decoder(width=2560, layers=25, heads=20, head_dim=128, hidden=10_240, remat=True),
         config.Vision(width=768, layers=12, heads=12, hidden=2048, patch=14, remat=True),
-        config.Audio(width=1024, layers=8, heads=16, hidden=2816, remat=True),
+        config.Usm(width=1024, layers=6, heads=16, hidden=4096, remat=True),
         tokens=TOKENS,
         rows=8,
         rate=1.5e-3,

@@ -21,7 +21,7 @@ def run() -> Run:
         "pro",
         config.Decoder(width=7168, layers=58, heads=56, head_dim=128, hidden=28_672, remat=True),
         config.Vision(width=1536, layers=24, heads=24, hidden=4096, patch=14, remat=True),
-        config.Audio(width=1536, layers=16, heads=24, hidden=4096, remat=True),
+        config.Usm(width=1536, layers=16, heads=24, hidden=6144, remat=True),
         tokens=TOKENS,
         rows=32,
         rate=8e-4,

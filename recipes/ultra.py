@@ -21,7 +21,7 @@ def run() -> Run:
         "ultra",
         config.Decoder(width=16_384, layers=73, heads=128, head_dim=128, hidden=65_536, remat=True),
         config.Vision(width=2048, layers=32, heads=16, hidden=8192, patch=14, remat=True),
-        config.Audio(width=2048, layers=24, heads=16, hidden=8192, remat=True),
+        config.Usm(width=2048, layers=24, heads=16, hidden=8192, remat=True),
         tokens=TOKENS,
         rows=512,
         rate=3e-4,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 CODES_STRIDE = 8  # pixels per image code, each way
 
@@ -43,6 +45,8 @@ class Vision:
     hidden: int
     patch: int = 8
     pool: int = 2
+    side: int = 128  # most rows and columns of patches
+    plain: bool = False  # SigLIP's layers and positions (alhena/model/vision.py)
     remat: bool = False
 
     @property
@@ -76,6 +80,26 @@ class Audio:
     def tokens(self, frames: int) -> int:
         """Soft tokens of a chunk with that many valid frames."""
         return math.ceil(frames / self.frames_per_token)
+
+
+@dataclass(frozen=True)
+class Usm(Audio):
+    """The conformer of the Universal Speech Model (alhena/model/usm.py): attention to what is near, in sounds of any length."""
+
+    chunk: int = 1024
+    stack: int = 4
+    channels: tuple[int, int] = (128, 32)  # of the two convolutions
+    block: int = 12  # queries that share a window of keys
+    left: int = 13  # vectors that a query sees, its own among them
+    right: int = 0  # and of those after it
+    cap: float = 50.0  # scores s become cap·tanh(s / cap)
+
+
+def audio(settings: Mapping[str, Any]) -> Audio:
+    """The settings of an audio encoder, from the fields of one. Raises TypeError for fields that none has."""
+    if "channels" not in settings:
+        return Audio(**settings)
+    return Usm(**{**settings, "channels": tuple(settings["channels"])})
 
 
 @dataclass(frozen=True)

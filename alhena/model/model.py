@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 
-from alhena.model import audio, config, decoder, sharding, vision
+from alhena.model import audio, config, decoder, sharding, usm, vision
 from alhena.model.codes import expand, lookup, lookup_on_mesh, num_rows
 from alhena.model.einsum import Weight, einsum
 from alhena.model.layers import rms_norm, zeros
@@ -30,9 +31,14 @@ class Params:
         Weight  # [R, D], a row for each id but image codes (alhena/model/codes.py); tied: it also gives the logits
     )
     vision: vision.Vision | None
-    audio: audio.Audio | None
+    audio: audio.Audio | usm.Usm | None
     layers: decoder.Layers
     norm: Array  # [D]
+
+
+def _ears(c: config.Audio) -> ModuleType:
+    """The module of the audio encoder."""
+    return usm if isinstance(c, config.Usm) else audio
 
 
 @partial(jax.jit, static_argnums=1)
@@ -47,7 +53,7 @@ def init(key: Array, c: config.Model) -> Params:
     params = Params(
         embedding=(jax.random.normal(keys[0], (num_rows(c.vocabulary, c.code_factors), D)) + shared) * D**-0.5,
         vision=vision.init(keys[1], c.vision, D) if c.vision else None,
-        audio=audio.init(keys[2], c.audio, D) if c.audio else None,
+        audio=_ears(c.audio).init(keys[2], c.audio, D) if c.audio else None,
         layers=decoder.init(keys[3], c.decoder),
         norm=zeros(D),
     )
@@ -75,7 +81,7 @@ def embed(params: Params, c: config.Model, batch: Batch) -> Float[Array, "B L D"
         )
         x = _fill(x, batch.tokens == c.image_token, seen)
     if c.audio and params.audio and batch.frames.shape[1]:
-        heard, valid = audio.encode(params.audio, batch.frames, batch.frame_lengths, c.audio, c.compute)
+        heard, valid = _ears(c.audio).encode(params.audio, batch.frames, batch.frame_lengths, c.audio, c.compute)
         order = jnp.argsort(~valid, axis=1, stable=True)  # valid vectors first, in order
         x = _fill(x, batch.tokens == c.audio_token, jnp.take_along_axis(heard, order[..., None], 1))
     return x

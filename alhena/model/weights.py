@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -112,8 +112,12 @@ def read_config(folder: Path) -> tuple[config.Model, dict[str, Any]]:
     stored = read_json(folder / "model.json")
     try:
         parts = dict(stored["config"])
-        kinds = {"decoder": config.Decoder, "vision": config.Vision, "audio": config.Audio}
-        parts |= {name: parts[name] and kind(**parts[name]) for name, kind in kinds.items()}
+        kinds: dict[str, Callable[..., Any]] = {
+            "decoder": lambda fields: config.Decoder(**fields),
+            "vision": lambda fields: config.Vision(**fields),
+            "audio": config.audio,
+        }
+        parts |= {name: parts[name] and read(parts[name]) for name, read in kinds.items()}
         parts["code_factors"] = parts["code_factors"] and tuple(parts["code_factors"])
         return config.Model(**parts), stored["facts"]
     except (KeyError, TypeError) as error:

@@ -18,6 +18,9 @@ from alhena.pretrain.muon import scale_by_muon
 from alhena.shapes import Array
 
 
+NO_MATRICES = ("embedding", "rows", "columns", "squares", "depthwise")
+
+
 @dataclass(frozen=True)
 class Optimizer:
     rate: float = 4e-3
@@ -57,13 +60,13 @@ def schedule(settings: Optimizer, steps: int) -> optax.Schedule:
 def _kinds(params: Any) -> Any:
     """Which weights Muon takes: the matrices inside the layers and encoders, each layer's for itself.
 
-    Embeddings, norm scales, positions and depthwise kernels go to Adam.
+    Embeddings, norm scales, biases, positions and depthwise kernels go to Adam.
     """
 
     def kind(path: tuple[Any, ...], leaf: Array) -> str:
         name = jax.tree_util.keystr(path)
-        small = leaf.ndim < 2 or any(word in name for word in ("embedding", "norm", "rows", "columns", "depthwise"))
-        return "adam" if small else "muon"
+        vector = leaf.ndim - (".layers" in name) < 2
+        return "adam" if vector or any(word in name for word in NO_MATRICES) else "muon"
 
     return jax.tree_util.tree_map_with_path(kind, params)
 

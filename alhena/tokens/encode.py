@@ -93,7 +93,7 @@ class Encoder:
     def _sound(self, out: _Stream, samples: np.ndarray) -> None:
         v = self.vocabulary
         samples = samples[: int(self.budget.audio_seconds * SAMPLE_RATE)]
-        frames, lengths = chunk(log_mel(samples, self.audio.mels), self.audio)
+        frames, lengths = chunk(log_mel(samples, self.audio), self.audio)
         count = sum(self.audio.tokens(int(n)) for n in lengths)
         out.add([v.control("<boa>"), *[v.control("<aud>")] * count, v.control("<eoa>")], 0)
         out.frames.append(frames)
@@ -227,7 +227,7 @@ class Encoder:
             data = (folder / "text.model").read_bytes()
             pieces = TextPieces.from_bytes(data)
             vocabulary = Vocabulary(settings["num_text"], settings["num_codes"])
-            parts = config.Vision(**settings["vision"]), config.Audio(**settings["audio"]), Budget(**settings["budget"])
+            parts = config.Vision(**settings["vision"]), config.audio(settings["audio"]), Budget(**settings["budget"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"{folder / 'vocabulary.json'}: not a vocabulary of Alhena ({error})") from None
         except (FileNotFoundError, ValueError) as error:

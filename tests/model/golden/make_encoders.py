@@ -1,0 +1,73 @@
+"""Makes the golden numbers of ``tests/model/test_encoders.py``: tiny random encoders of the reference implementation, and their outputs.
+
+python -m pip install torch transformers       (for this script alone)
+python tests/model/golden/make_encoders.py     writes siglip.npz, usm.npz and log_mel.npz beside it
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import (
+    Gemma3nAudioConfig,
+    Gemma3nAudioEncoder,
+    Gemma3nAudioFeatureExtractor,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+HERE = Path(__file__).parent
+RNG = np.random.default_rng(0)
+
+
+def scrambled(model: torch.nn.Module) -> dict[str, np.ndarray]:
+    """Random weights, norms and biases too: a scale of one or a bias of zero would hide that it is missing."""
+    for name, weight in model.named_parameters():
+        near = 1.0 if name.endswith("norm.weight") or "layer_norm" in name and name.endswith("weight") else 0.0
+        torch.nn.init.normal_(weight, mean=near, std=0.2)
+    return {f"weights/{name}": weight.detach().numpy() for name, weight in model.eval().named_parameters()}
+
+
+def siglip() -> None:
+    settings = SiglipVisionConfig(
+        hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=3, image_size=32, patch_size=8,
+        vision_use_head=False,
+    )  # fmt: skip
+    model = SiglipVisionModel(settings)
+    weights = scrambled(model)
+    pixels = RNG.integers(0, 256, (2, 32, 32, 3), np.uint8)
+    with torch.no_grad():
+        seen = model(torch.from_numpy(pixels.transpose(0, 3, 1, 2) / np.float32(127.5) - 1)).last_hidden_state
+    np.savez_compressed(HERE / "siglip.npz", pixels=pixels, seen=seen.numpy(), **weights)
+
+
+def usm() -> None:
+    settings = Gemma3nAudioConfig(
+        hidden_size=24, conf_num_attention_heads=3, conf_num_hidden_layers=3, input_feat_size=16, conf_attention_chunk_size=4,
+        conf_attention_context_left=5, conf_attention_context_right=2, conf_attention_logit_cap=3.0, conf_conv_kernel_size=5,
+        conf_reduction_factor=2, sscp_conv_channel_size=[6, 4],
+    )  # fmt: skip
+    model = Gemma3nAudioEncoder(settings)
+    weights = scrambled(model)
+    frames, lengths = RNG.standard_normal((2, 60, 16)).astype(np.float32), np.array([60, 37])
+    void = torch.from_numpy(np.arange(60)[None] >= lengths[:, None])
+    with torch.no_grad():
+        heard = model(torch.from_numpy(frames), void).last_hidden_state
+    np.savez_compressed(HERE / "usm.npz", frames=frames, lengths=lengths, heard=heard.numpy(), **weights)
+
+
+def log_mel() -> None:
+    time = np.arange(8000) / 16_000
+    sound = 0.3 * np.sin(2 * np.pi * (200 + 3000 * time) * time) + 0.05 * RNG.standard_normal(8000)
+    sound = np.concatenate([sound, np.zeros(1600)]).astype(np.float32)
+    features = Gemma3nAudioFeatureExtractor()(sound, pad_to_multiple_of=None, return_tensors="np")["input_features"][0]
+    np.savez_compressed(HERE / "log_mel.npz", sound=sound, features=features)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    siglip()
+    usm()
+    log_mel()
