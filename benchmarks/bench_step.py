@@ -269,8 +269,6 @@ def compare(bench: Bench, size: str, length: int, precision: Precision) -> dict:
 
 
 def main(bench: Bench) -> None:
-    if bench.worker:
-        return work(bench.worker)
     rows = []
     for precision in bench.precisions:
         for size in bench.sizes:
@@ -288,4 +286,5 @@ def main(bench: Bench) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Bench, description=__doc__))
+    bench = tyro.cli(Bench, description=__doc__)
+    work(bench.worker) if bench.worker else main(bench)

@@ -23,7 +23,7 @@ CONTEXT = 32_768
 PATCHES = 4096  # of a row: four images of 256 tokens, or sixteen frames of 64
 CHUNKS = 32  # of a row: 5½ minutes of sound
 ROWS = 2**18  # of the embedding: divides over any number of chips that is a power of two
-IMAGES = config.ImageTokenizer(structure=(8, 8), colour=(8, 8), width=256)
+IMAGES = config.ImageTokenizer(structure=(8, 8), colour=(8, 8), width=256, seeing=2, painting=4)
 BUDGET = Budget(image_tokens=256, frame_tokens=64, clip_frames=64, audio_seconds=300, drawn_codes=1024)
 
 GENERAL = {

@@ -109,17 +109,17 @@ def _layer(w: Layers, x: Float[Array, "X T E"], valid: Bool[Array, "X T"], table
     return rms_norm(x, w.last_norm)
 
 
-def encode(
-    params: Audio, frames: Float[Array, "B C T M"], lengths: Int[Array, "B C"], c: config.Audio, dtype: str
-) -> tuple[Float[Array, "B A D"], Bool[Array, "B A"]]:
-    """Chunks to A = C·T / (4·stack) vectors a row, and which of them are valid."""
-    B, C, T, M = frames.shape
-    inside = jnp.arange(T) < lengths[..., None]
-    x = jnp.where(inside[..., None], frames, 0).astype(jnp.float32).reshape(B * C, T, M)
+def hear(
+    params: Audio, frames: Float[Array, "X T M"], lengths: Int[Array, X], c: config.Audio, dtype: str
+) -> tuple[Float[Array, "X t E"], Bool[Array, "X t"]]:
+    """A vector for every four frames of each chunk, and whether it is of valid ones (zero where not)."""
+    T = frames.shape[1]
+    inside = jnp.arange(T) < lengths[:, None]
+    x = jnp.where(inside[..., None], frames, 0).astype(jnp.float32)
     x = sharding.constrain(x, "chunks", None, None)
     x = jax.nn.silu(_halve(x, params.subsample_1, dtype))
     x = jax.nn.silu(_halve(x, params.subsample_2, dtype))
-    valid = inside.reshape(B * C, T)[:, ::4]
+    valid = inside[:, ::4]
     table = rope_table(jnp.arange(T // 4)[None], c.width // c.heads, 1_000.0)
 
     def layer(x, w):
@@ -128,6 +128,14 @@ def encode(
     if c.remat:
         layer = jax.checkpoint(layer, prevent_cse=False)
     x, _ = jax.lax.scan(layer, x, params.layers, unroll=c.layers if c.layers <= 4 else 1)
-    x = jnp.where(valid[:, :, None], x, 0).reshape(B, C * T // c.frames_per_token, -1)
-    vectors = einsum("...i,io->...o", x, params.project, dtype)
-    return vectors, inside.reshape(B, C * T)[:, :: c.frames_per_token]
+    return jnp.where(valid[:, :, None], x, 0), valid
+
+
+def encode(
+    params: Audio, frames: Float[Array, "B C T M"], lengths: Int[Array, "B C"], c: config.Audio, dtype: str
+) -> tuple[Float[Array, "B A D"], Bool[Array, "B A"]]:
+    """Chunks to A = C·T / (4·stack) vectors a row, and which of them are valid."""
+    B, C, T, M = frames.shape
+    x, valid = hear(params, frames.reshape(B * C, T, M), lengths.reshape(-1), c, dtype)
+    vectors = einsum("...i,io->...o", x.reshape(B, C * T // c.frames_per_token, -1), params.project, dtype)
+    return vectors, valid[:, :: c.stack].reshape(B, -1)

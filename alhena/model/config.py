@@ -106,12 +106,15 @@ def audio(settings: Mapping[str, Any]) -> Audio:
 class ImageTokenizer:
     """Convolutional autoencoder with finite scalar quantisation: the levels give the codebook, one code per 8×8 pixels.
 
-    ``structure`` says what there is to see in a cell whatever its colours, ``colour`` in which colours.
+    ``structure`` says what there is to see in a cell whatever its colours, ``colour`` in which colours. With ``seeing`` 0 the encoder
+    sees each cell alone; each residual block of it looks one cell further.
     """
 
     structure: tuple[int, ...]
     colour: tuple[int, ...]
     width: int
+    seeing: int = 0  # residual blocks of the encoder
+    painting: int = 2  # and of the decoder
 
     @property
     def levels(self) -> tuple[int, ...]:

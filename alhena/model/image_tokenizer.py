@@ -1,10 +1,10 @@
 """Image tokeniser: an autoencoder with finite scalar quantisation (FSQ, Mentzer et al. 2023), one code for 8×8 pixels.
 
-    image [n, H, W, 3] ─ 8×8 cells ─ MLP ─ 4 numbers, rounded to a few levels each ─► codes [n, H/8, W/8]
+    image [n, H, W, 3] ─ 8×8 cells ─ MLP ─ residual 3×3 blocks ─ 4 numbers, rounded to a few levels each ─► codes [n, H/8, W/8]
     codes ─ levels ─ linear ─ residual 3×3 blocks ─ linear ─ 8×8 cells ─► image
 
-The encoder sees each cell alone, so equal cells have equal codes and a language model can learn them; the decoder looks at the
-neighbours and draws smooth edges.
+The decoder looks at a cell's neighbours and draws smooth edges. The small encoder has no blocks and sees each cell alone, so equal cells
+have equal codes, which a small language model can learn; the large one looks around and says more (docs/results.md has both).
 """
 
 from __future__ import annotations
@@ -23,7 +23,16 @@ from alhena.model.weights import read_tree, write_tree
 from alhena.shapes import Array, Float, Int
 
 STRIDE = config.CODES_STRIDE
-BLOCKS = 2
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Blocks:
+    """Residual 3×3 blocks."""
+
+    norms: Array  # [blocks, W]
+    wide: Array  # [blocks, 9·W, W]
+    narrow: Array  # [blocks, W, W]
 
 
 @jax.tree_util.register_dataclass
@@ -31,25 +40,27 @@ BLOCKS = 2
 class Params:
     cells: Array  # [192, W]
     hidden: Array  # [W, W]
+    seeing: Blocks | None  # None: each cell alone
     to_levels: Array  # [W, number of levels]
     from_levels: Array  # [number of levels, W]
-    norms: Array  # [BLOCKS, W]
-    wide: Array  # [BLOCKS, 9·W, W]
-    narrow: Array  # [BLOCKS, W, W]
+    painting: Blocks
     last_norm: Array  # [W]
     pixels: Array  # [W, 192]
 
 
+def _blocks(wide: Array, narrow: Array, n: int, W: int) -> Blocks:
+    return Blocks(zeros(n, W), matrix(wide, n, 9 * W, W), matrix(narrow, n, W, W, gain=0.5))
+
+
 def init(key: Array, c: config.ImageTokenizer) -> Params:
-    keys, W, values = jax.random.split(key, 7), c.width, STRIDE * STRIDE * 3
+    keys, W, values = jax.random.split(key, 9), c.width, STRIDE * STRIDE * 3
     return Params(
         cells=matrix(keys[0], values, W),
         hidden=matrix(keys[1], W, W),
+        seeing=_blocks(keys[7], keys[8], c.seeing, W) if c.seeing else None,
         to_levels=matrix(keys[2], W, len(c.levels)),
         from_levels=matrix(keys[3], len(c.levels), W),
-        norms=zeros(BLOCKS, W),
-        wide=matrix(keys[4], BLOCKS, 9 * W, W),
-        narrow=matrix(keys[5], BLOCKS, W, W, gain=0.5),
+        painting=_blocks(keys[4], keys[5], c.painting, W),
         last_norm=zeros(W),
         pixels=matrix(keys[6], W, values),
     )
@@ -74,6 +85,16 @@ def to_level_values(codes: Int[Array, ...], c: config.ImageTokenizer) -> Float[A
     return ((codes[..., None] // places) % jnp.array(c.levels, jnp.int32)).astype(jnp.float32)
 
 
+def _look_around(blocks: Blocks, x: Float[Array, "n h w W"]) -> Float[Array, "n h w W"]:
+    n, h, w, _ = x.shape
+    for norm, wide, narrow in zip(blocks.norms, blocks.wide, blocks.narrow, strict=True):
+        y = jnp.pad(rms_norm(x, norm), ((0, 0), (1, 1), (1, 1), (0, 0)))
+        near = [y[:, a : a + h, b : b + w] for a in range(3) for b in range(3)]
+        y = jax.nn.gelu(jnp.concatenate(near, -1).reshape(n * h * w, -1) @ wide) @ narrow
+        x = x + y.reshape(x.shape)
+    return x
+
+
 def levels_of(params: Params, c: config.ImageTokenizer, images: Float[Array, "n H W 3"]) -> Float[Array, "n h w d"]:
     """Quantised levels of images in -1..1 whose sides are multiples of 8."""
     n, height, width, _ = images.shape
@@ -81,6 +102,8 @@ def levels_of(params: Params, c: config.ImageTokenizer, images: Float[Array, "n 
     cells = images.reshape(n, h, STRIDE, w, STRIDE, 3).transpose(0, 1, 3, 2, 4, 5).reshape(n * h * w, -1)
     x = jax.nn.gelu(cells @ params.cells)
     x = x + jax.nn.gelu(x @ params.hidden)
+    if params.seeing is not None:
+        x = _look_around(params.seeing, x.reshape(n, h, w, -1)).reshape(x.shape)
     return quantise(x @ params.to_levels, c).reshape(n, h, w, -1)
 
 
@@ -88,12 +111,7 @@ def paint(params: Params, c: config.ImageTokenizer, levels: Float[Array, "n h w 
     """Images, about -1..1, from levels."""
     n, h, w, d = levels.shape
     centred = levels / (jnp.array(c.levels, jnp.float32) - 1) * 2 - 1
-    x = (centred.reshape(-1, d) @ params.from_levels).reshape(n, h, w, -1)
-    for i in range(BLOCKS):
-        y = jnp.pad(rms_norm(x, params.norms[i]), ((0, 0), (1, 1), (1, 1), (0, 0)))
-        near = [y[:, a : a + h, b : b + w] for a in range(3) for b in range(3)]
-        y = jax.nn.gelu(jnp.concatenate(near, -1).reshape(n * h * w, -1) @ params.wide[i]) @ params.narrow[i]
-        x = x + y.reshape(x.shape)
+    x = _look_around(params.painting, (centred.reshape(-1, d) @ params.from_levels).reshape(n, h, w, -1))
     cells = rms_norm(x, params.last_norm).reshape(n * h * w, -1) @ params.pixels
     return cells.reshape(n, h, w, STRIDE, STRIDE, 3).transpose(0, 1, 3, 2, 4, 5).reshape(n, h * STRIDE, w * STRIDE, 3)
 
@@ -135,7 +153,8 @@ def load(folder: Path) -> tuple[Params, config.ImageTokenizer]:
     """Raises ValueError that names the file when it is missing or of another tokeniser."""
     stored = read_json(folder / "image_tokenizer.json")
     try:
-        c = config.ImageTokenizer(tuple(stored["structure"]), tuple(stored["colour"]), stored["width"])
+        levels = {name: tuple(stored[name]) for name in ("structure", "colour")}
+        c = config.ImageTokenizer(**(stored | levels))
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'image_tokenizer.json'}: not an image tokeniser's settings ({error})") from None
     return read_tree(folder / "image_tokenizer.safetensors", jax.eval_shape(lambda: init(jax.random.key(0), c))), c

@@ -165,21 +165,23 @@ def _layer(w: Layers, x: Float[Array, "X T E"], valid: Bool[Array, "X T"], c: co
     x = jnp.where(valid[..., None], x, 0)
     value, gate = jnp.split(einsum("...i,io->...o", rms_norm(x, w.convolution_norm), w.convolution_in, dtype), 2, -1)
     h = jnp.pad(value * jax.nn.sigmoid(gate), ((0, 0), (c.kernel - 1, 0), (0, 0)))
-    h = sum(h[:, i : i + x.shape[1]] * w.depthwise[i] for i in range(c.kernel))
-    h = jax.nn.silu(rms_norm(h, w.depthwise_norm))
+    near = jnp.stack([h[:, i : i + x.shape[1]] for i in range(c.kernel)])
+    h = jax.nn.silu(rms_norm(jnp.einsum("kxte,ke->xte", near, w.depthwise), w.depthwise_norm))
     x = x + einsum("...i,io->...o", h, w.convolution_out, dtype)
     x = _mlp(x, w.second_norm, w.second_up, w.second_down, w.second_post_norm, dtype)
     return rms_norm(x, w.last_norm)
 
 
-def features(
+def hear(
     params: Usm, frames: Float[Array, "X T M"], lengths: Int[Array, X], c: config.Usm, dtype: str
 ) -> tuple[Float[Array, "X t E"], Bool[Array, "X t"]]:
-    """A vector for every 4·stack frames of each sound, and whether it is of valid frames (zero where not)."""
-    x = sharding.constrain(frames[..., None].astype(jnp.float32), "chunks", None, None, None)
+    """A vector for every four frames of each sound, and whether it is of valid ones (zero where not)."""
+    inside = jnp.arange(frames.shape[1]) < lengths[:, None]
+    x = jnp.where(inside[..., None], frames, 0).astype(jnp.float32)[..., None]
+    x = sharding.constrain(x, "chunks", None, None, None)
     x = _halve(_halve(x, params.kernel_1, params.scale_1), params.kernel_2, params.scale_2)
     x = einsum("...i,io->...o", x.reshape(*x.shape[:2], -1), params.subsampled, dtype)
-    valid = jnp.arange(0, frames.shape[1], 4) < lengths[:, None]
+    valid = inside[:, ::4]
 
     def layer(x, w):
         return _layer(sharding.gathered(w, dtype), x, valid, c, dtype), None
@@ -187,7 +189,6 @@ def features(
     if c.remat:
         layer = jax.checkpoint(layer, prevent_cse=False)
     x, _ = jax.lax.scan(layer, x, params.layers, unroll=c.layers if c.layers <= 4 else 1)
-    x, valid = x[:, :: c.stack], valid[:, :: c.stack]
     return jnp.where(valid[..., None], x, 0), valid
 
 
@@ -196,7 +197,6 @@ def encode(
 ) -> tuple[Float[Array, "B A D"], Bool[Array, "B A"]]:
     """Chunks to A = C·T / (4·stack) vectors a row, and which of them are valid."""
     B, C, T, M = frames.shape
-    inside = jnp.arange(T) < lengths[..., None]
-    frames = jnp.where(inside[..., None], frames, 0).reshape(B * C, T, M)
-    x, valid = features(params, frames, lengths.reshape(-1), c, dtype)
+    x, valid = hear(params, frames.reshape(B * C, T, M), lengths.reshape(-1), c, dtype)
+    x, valid = x[:, :: c.stack], valid[:, :: c.stack]
     return einsum("...i,io->...o", x.reshape(B, -1, c.width), params.project, dtype), valid.reshape(B, -1)

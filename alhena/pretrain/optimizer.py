@@ -17,7 +17,6 @@ import optax
 from alhena.pretrain.muon import scale_by_muon
 from alhena.shapes import Array
 
-
 NO_MATRICES = ("embedding", "rows", "columns", "squares", "depthwise")
 
 
