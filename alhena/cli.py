@@ -103,9 +103,11 @@ class Pretrain(_Staged):
     """Train the base model on the encoded corpus; continues from the last checkpoint."""
 
     def __call__(self) -> None:
-        from alhena.journey import make_base
+        from alhena.journey import make_base, make_ears
 
-        make_base(_recipe(self.recipe), self.folder)
+        run = _recipe(self.recipe)
+        make_ears(run, self.folder)
+        make_base(run, self.folder)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The journey, stage by stage: each reads the artefact of the one before it, writes its own, and is not repeated when it is whole.
 
-    corpus → curate → tokenise → pretrain → tune → compress → evaluate
+    corpus → curate → tokenise (→ listen) → pretrain → tune → compress → evaluate
 
 A stage's fingerprint is made of its settings and of the fingerprint before it, so a changed recipe repeats just what it must.
 """
@@ -11,6 +11,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from alhena.corpus import starter
 from alhena.corpus.curate import curate
 from alhena.media import decode_image
 from alhena.model import config, image_tokenizer, model, sharding
-from alhena.model.weights import load_model, read_config, save_model
+from alhena.model.weights import load_model, read_config, read_tree, save_model, write_tree
 from alhena.pretrain import image_tokenizer as image_training
 from alhena.pretrain import ladder
+from alhena.pretrain.best_rq import listen
 from alhena.pretrain.loop import open_examples, train, validate
 from alhena.pretrain.replay import Replayed, replay
 from alhena.pretrain.scaling import Law
@@ -39,6 +41,7 @@ from alhena.tokens.vocabulary import Vocabulary
 
 CONSOLE = Console()
 BASE, ASSISTANT, NANO = "base", "assistant", "nano"
+EARS = "listen"
 _KEPT = ("text.model", "vocabulary.json", "image_tokenizer.json", "image_tokenizer.safetensors")
 
 
@@ -154,16 +157,36 @@ def publish(params: model.Params, c: config.Model, tokens: Path, out: Path, fact
     save_model(out, params, c, facts)
 
 
-def _beginning(run: Run, tokens: Path) -> tuple[model.Params, config.Model]:
+def _beginning(run: Run, folder: Path) -> tuple[model.Params, config.Model]:
     """The model before its first step."""
-    c = run.model(Encoder.load(tokens).vocabulary)
+    c = run.model(Encoder.load(folder / "tokens").vocabulary)
     with sharding.on(run.pretrain.mesh):
-        return model.init(jax.random.key(run.pretrain.seed), c), c
+        params = model.init(jax.random.key(run.pretrain.seed), c)
+        if run.listen is None:
+            return params, c
+        return replace(params, audio=read_tree(folder / EARS / "audio.safetensors", params.audio)), c
+
+
+def make_ears(run: Run, folder: Path) -> None:
+    """The audio encoder, taught by sound alone, if the recipe says so."""
+    tokens, out, t = folder / "tokens", folder / EARS, run.listen
+    if t is None:
+        return
+
+    def work() -> dict[str, Any]:
+        c = run.model(Encoder.load(tokens).vocabulary)
+        params = model.init(jax.random.key(run.pretrain.seed), c)
+        assert c.audio is not None and params.audio is not None
+        ears, facts = listen(params.audio, c.audio, t, open_examples(tokens / "train"), out / "checkpoints")
+        write_tree(out / "audio.safetensors", ears)
+        return facts
+
+    stage(out, "listen", fingerprint(_print_of(tokens), t, run.audio), work)
 
 
 def replay_base(run: Run, folder: Path, step: int) -> Replayed:
     """Pre-training up to ``step`` done again from a kept checkpoint, compared with what was recorded."""
-    params, c = _beginning(run, folder / "tokens")
+    params, c = _beginning(run, folder)
     return replay(params, c, run.pretrain, folder / "tokens" / "train", folder / "pretrain", step)
 
 
@@ -179,7 +202,7 @@ def make_base(run: Run, folder: Path) -> None:
     tokens, out = folder / "tokens", folder / "pretrain"
 
     def work() -> dict[str, Any]:
-        params, c = _beginning(run, tokens)
+        params, c = _beginning(run, folder)
         facts = {
             "parameters": model.count(params),
             "tokens_seen": run.pretrain.steps * run.pretrain.shape.rows * run.pretrain.shape.tokens,
@@ -189,7 +212,7 @@ def make_base(run: Run, folder: Path) -> None:
         publish(params, c, tokens, folder / "models" / BASE, {"name": BASE, **facts})
         return facts
 
-    stage(out, "pretrain", fingerprint(_print_of(tokens), run.pretrain, run.decoder, run.compute), work)
+    stage(out, "pretrain", fingerprint(_print_of(tokens), run.pretrain, run.decoder, run.compute, run.listen), work)
 
 
 def make_assistant(run: Run, folder: Path) -> None:
@@ -246,7 +269,7 @@ def make_report(run: Run, folder: Path) -> None:
     stage(out, "evaluate", fingerprint(_print_of(folder / "compress")), lambda: report_card(test, models, out))
 
 
-STAGES = (make_corpus, make_curated, make_tokens, make_base, make_assistant, make_nano, make_report)
+STAGES = (make_corpus, make_curated, make_tokens, make_ears, make_base, make_assistant, make_nano, make_report)
 
 
 def travel(run: Run, folder: Path) -> None:

@@ -8,6 +8,7 @@ from alhena.align.tune import Tune
 from alhena.corpus.curate import Curate
 from alhena.corpus.starter import Starter
 from alhena.model import config
+from alhena.pretrain.best_rq import BestRq
 from alhena.pretrain.image_tokenizer import TrainImageTokenizer
 from alhena.pretrain.loop import Training
 from alhena.tokens.encode import Budget
@@ -30,6 +31,7 @@ class Run:
     image_training: TrainImageTokenizer
     pretrain: Training
     tune: Tune
+    listen: BestRq | None = None  # the audio encoder learns from sound alone first
     drop_condition: float = 0.08  # share of drawings asked for by nothing, for classifier-free guidance
     group: int = 32  # weights that share a scale when quantised to 4 bits
     compute: str = "float32"

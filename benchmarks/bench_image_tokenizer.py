@@ -84,6 +84,7 @@ def main(bench: Bench) -> None:
     if len(images) < 20:
         raise SystemExit(f"{bench.pictures or bench.folder}: {len(images)} pictures are too few to measure on")
     device = {"machine": platform.machine(), "devices": str(jax.devices()), "jax": jax.__version__}
+    bench.out.parent.mkdir(parents=True, exist_ok=True)
     kept = read_json(bench.out) if bench.out.exists() else {}
     kept |= {"device": device, "steps": bench.steps, "pictures": len(images), "crop": bench.side}
     for name, c in (("starter", starter.run().image_tokenizer), ("family", family.IMAGES)):

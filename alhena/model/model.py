@@ -36,7 +36,7 @@ class Params:
     norm: Array  # [D]
 
 
-def _ears(c: config.Audio) -> ModuleType:
+def ears(c: config.Audio) -> ModuleType:
     """The module of the audio encoder."""
     return usm if isinstance(c, config.Usm) else audio
 
@@ -53,7 +53,7 @@ def init(key: Array, c: config.Model) -> Params:
     params = Params(
         embedding=(jax.random.normal(keys[0], (num_rows(c.vocabulary, c.code_factors), D)) + shared) * D**-0.5,
         vision=vision.init(keys[1], c.vision, D) if c.vision else None,
-        audio=_ears(c.audio).init(keys[2], c.audio, D) if c.audio else None,
+        audio=ears(c.audio).init(keys[2], c.audio, D) if c.audio else None,
         layers=decoder.init(keys[3], c.decoder),
         norm=zeros(D),
     )
@@ -81,7 +81,7 @@ def embed(params: Params, c: config.Model, batch: Batch) -> Float[Array, "B L D"
         )
         x = _fill(x, batch.tokens == c.image_token, seen)
     if c.audio and params.audio and batch.frames.shape[1]:
-        heard, valid = _ears(c.audio).encode(params.audio, batch.frames, batch.frame_lengths, c.audio, c.compute)
+        heard, valid = ears(c.audio).encode(params.audio, batch.frames, batch.frame_lengths, c.audio, c.compute)
         order = jnp.argsort(~valid, axis=1, stable=True)  # valid vectors first, in order
         x = _fill(x, batch.tokens == c.audio_token, jnp.take_along_axis(heard, order[..., None], 1))
     return x
