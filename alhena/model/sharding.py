@@ -184,6 +184,15 @@ def place(tree: Tree, parts: Any) -> Tree:
     return jax.tree.map(lambda x, part: jax.device_put(x, NamedSharding(mesh, part)), tree, parts)
 
 
+def place_rows(batch: Tree) -> Tree:
+    """A batch of which every process brings the rows of its own devices, as one; without a mesh the batch itself."""
+    if _mesh() is None:
+        return batch
+    mesh = jax.sharding.get_mesh()
+    whole = lambda x, part: jax.make_array_from_process_local_data(NamedSharding(mesh, part), np.asarray(x))  # noqa: E731
+    return jax.tree.map(whole, batch, batch_specs(batch))
+
+
 def abstract(tree: Tree, mesh: jax.sharding.Mesh | AbstractMesh, parts: Any) -> Tree:
     """Shapes with shardings, for lowering; ``parts`` is a tree of PartitionSpecs. Raises ValueError where something does not divide."""
 

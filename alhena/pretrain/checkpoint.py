@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from alhena.artifacts import fingerprint
 from alhena.pretrain.checksum import checksums
@@ -103,7 +104,10 @@ class Checkpoints:
     def _set_aside(self, step: int, error: Exception) -> None:
         path = self.folder / str(step)
         kept = path.with_name(f"{step}.damaged")
-        path.rename(kept)
+        if jax.process_index() == 0:
+            path.rename(kept)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(str(kept))
         self._manager.reload()
         reason = str(error).partition("\n")[0][:300] or type(error).__name__
         warnings.warn(

@@ -63,10 +63,10 @@ class Taken:
         )
 
 
-def take(step: int, batch: Batch, state: State, measured: Measured) -> Taken:
-    """Of step ``step``, its batch, the state after it and what it measured. Does not wait."""
+def take(step: int, batch: Batch, batch_sums: Array, state: State, measured: Measured) -> Taken:
+    """Of step ``step``, its batch and that batch's checksums, the state after it and what it measured. Does not wait."""
     ends = np.cumsum([len(jax.tree.leaves(part)) for part in (state.step, state.params, state.optimizer)])
-    return Taken(step, batch, measured, checksums(batch), checksums(state), ends)
+    return Taken(step, batch, measured, batch_sums, checksums(state), ends)
 
 
 def bits(value: Array) -> str:

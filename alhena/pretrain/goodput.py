@@ -24,7 +24,7 @@ from typing import Literal
 from alhena.artifacts import add_line, cut_lines, read_lines
 
 FILE = "ledger.jsonl"
-What = Literal["stopped", "restore", "compile", "steps", "validate", "save", "rollback"]
+What = Literal["stopped", "restore", "compile", "steps", "validate", "save", "copy", "rollback"]
 BACKWARD = ("stopped", "rollback")  # after these, steps beyond the line's own will be done again
 
 

@@ -18,19 +18,23 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import optax
 
 from alhena.artifacts import write_json
 from alhena.model import config, model, sharding
 from alhena.pretrain.checkpoint import Checkpoints
+from alhena.pretrain.checksum import checksums
 from alhena.pretrain.fingerprints import Fingerprints, Taken, take
 from alhena.pretrain.goodput import Ledger, goodput
 from alhena.pretrain.growth import SPAN, begins_to_grow
 from alhena.pretrain.metrics import FACTS, Metrics, by_modality
 from alhena.pretrain.optimizer import Optimizer, optimizer
+from alhena.pretrain.replicas import Replicas, everywhere, memory_of
 from alhena.pretrain.step import Measured, State, eval_step, start, train_step
 from alhena.pretrain.trouble import Streak, another_phase
+from alhena.shapes import Array
 from alhena.tokens.batch import Batch
 from alhena.tokens.loader import Batches, Shape, once
 from alhena.tokens.store import Examples
@@ -55,6 +59,14 @@ class Training:
     evaluate_every: int = 200
     ignored_weight: float = 0.0  # targets of this loss weight or less are not learned (tuning: those of questions)
     mesh: sharding.Mesh | None = None  # chips to train on; None: one device
+    readers: int = (
+        1  # each reads its share of the documents and packs its share of the rows; processes divide them among them
+    )
+    copy_every: int = 0  # steps between copies of the state in every host's memory, for meshes of several pods; 0: none
+
+    def __post_init__(self) -> None:
+        if self.shape.rows % self.readers:
+            raise ValueError(f"{self.shape.rows} rows cannot be packed by {self.readers} readers: choose a divisor")
 
     @property
     def steps(self) -> int:
@@ -69,23 +81,31 @@ def open_examples(folder: Path) -> dict[str, Examples]:
 class Mixture:
     """The batches of all phases in turn; ``state`` names the phase and the place in it.
 
-    No other thread or process reads ahead: their number could not change the order, since there is none.
+    Every process has the rows of its own readers. The whole batch depends on the number of readers, not on that of processes, so a
+    training may go on with fewer or more of them. No other thread reads ahead: their number could not change the order.
     """
 
     def __init__(self, sources: Mapping[str, Examples], t: Training) -> None:
+        processes = jax.process_count() if t.mesh else 1
+        if t.readers % processes:
+            raise ValueError(f"{t.readers} readers cannot be divided among {processes} processes: set Training.readers")
+        share = t.readers // processes
+        self._mine = range(share * jax.process_index(), share * (jax.process_index() + 1)) if t.mesh else range(share)
         self._sources, self._t, self._phase, self._done = sources, t, 0, 0
         self._open(0)
 
     def _open(self, phase: int) -> None:
         self._phase, self._done = phase, 0
-        weights = self._t.phases[phase].weights
-        self._batches = Batches(self._sources, weights, self._t.shape, self._t.seed + 1000 * phase)
+        t = self._t
+        shape, seed = replace(t.shape, rows=t.shape.rows // t.readers), t.seed + 1000 * phase
+        weights = t.phases[phase].weights
+        self._readers = [Batches(self._sources, weights, shape, seed, (k, t.readers)) for k in self._mine]
 
     def next(self) -> Batch:
         if self._done == self._t.phases[self._phase].steps:
             self._open(self._phase + 1)
         self._done += 1
-        batch = next(self._batches)
+        batch = jax.tree.map(lambda *rows: np.concatenate(rows), *(next(reader) for reader in self._readers))
         return replace(batch, weights=batch.weights * (batch.weights > self._t.ignored_weight))
 
     def begins_phase(self) -> bool:
@@ -93,11 +113,20 @@ class Mixture:
         return self._done == 1
 
     def state(self) -> dict:
-        return {"phase": self._phase, "done": self._done, "batches": self._batches.state()}
+        """Of all readers, whichever process they are in."""
+        readers = (
+            everywhere([reader.state() for reader in self._readers])
+            if self._t.mesh
+            else [[r.state() for r in self._readers]]
+        )
+        return {"phase": self._phase, "done": self._done, "readers": [state for some in readers for state in some]}
 
     def restore(self, state: Mapping) -> None:
+        if len(state["readers"]) != self._t.readers:
+            raise ValueError(f"the checkpoint is of {len(state['readers'])} readers, the recipe has {self._t.readers}")
         self._open(state["phase"])
-        self._batches.restore(state["batches"])
+        for k, reader in zip(self._mine, self._readers, strict=True):
+            reader.restore(state["readers"][k])
         self._done = state["done"]
 
 
@@ -150,35 +179,44 @@ def train(
     ``stop_after`` leaves after that many steps, saved, as Ctrl-C does. Beside the checkpoints ``out`` gets metrics.jsonl,
     tensorboard, fingerprints.jsonl (for replay) and ledger.jsonl (goodput). Raises ValueError when trouble does not go away.
     """
-    ledger, transform, mixture = Ledger(out), optimizer(t.optimizer, t.steps), Mixture(open_examples(data), t)
+    logs_at = out if jax.process_index() == 0 else out / "processes" / str(jax.process_index())
+    ledger, transform, mixture = Ledger(logs_at), optimizer(t.optimizer, t.steps), Mixture(open_examples(data), t)
     facts = {"title": title, "parameters": model.count(params), "steps": t.steps, "warmup": t.optimizer.warmup}
-    write_json(out / FACTS, facts)
+    write_json(logs_at / FACTS, facts)
     with sharding.on(t.mesh), closing(Checkpoints(out / "checkpoints")) as checkpoints:
         state = start(params, transform)
-        if checkpoints.latest() is not None:
-            _, state, place = checkpoints.restore(state)
+        replicas = Replicas(memory_of(out, jax.process_index())) if t.copy_every else None
+        found = replicas and replicas.restore(state, least=checkpoints.latest() or 0)
+        if found is None and checkpoints.latest() is not None:
+            found = checkpoints.restore(state)
+        if found is not None:
+            _, state, place = found
             mixture.restore(place)
         begin = int(state.step)
         ledger.resumed(begin)
         held, last = open_examples(validation) if validation else {}, min(t.steps, stop_after or t.steps)
-        with Metrics(out, title, t.steps, begin) as metrics:
-            logs = _Logs(metrics, Fingerprints(out, begin), ledger, Streak(out / "trouble"))
-            state = _steps(state, c, t, transform, mixture, checkpoints, logs, held, last, on_step)
+        with Metrics(logs_at, title, t.steps, begin) as metrics:
+            logs = _Logs(metrics, Fingerprints(logs_at, begin), ledger, Streak(logs_at / "trouble"))
+            state = _steps(state, c, t, transform, mixture, checkpoints, replicas, logs, held, last, on_step)
             checkpoints.close()
+            if replicas:
+                replicas.forget()
             ledger.mark("save", last)
-            metrics.say(str(goodput(out)))
+            metrics.say(str(goodput(logs_at)))
     return state.params
 
 
 def advance(
     state: State, mixture: Mixture, c: config.Model, transform: optax.GradientTransformation
-) -> tuple[State, Batch, Measured]:
-    """The next batch and the step on it: what training does, and a replay again."""
+) -> tuple[State, Batch, Array, Measured]:
+    """The next batch, its checksums and the step on it: what training does, and a replay again."""
     batch = mixture.next()
     if mixture.begins_phase():
         state = replace(state, recent=another_phase(state.recent))
-    state, measured = train_step(state, sharding.place(batch, sharding.batch_specs(batch)), c, transform)
-    return state, batch, measured
+    placed = sharding.place_rows(batch)
+    sums = checksums(placed)
+    state, measured = train_step(state, placed, c, transform)
+    return state, batch, sums, measured
 
 
 @dataclass
@@ -218,15 +256,16 @@ class _Logs:
         self.ledger.mark("rollback", step)
 
 
-def _steps(state, c, t, transform, mixture, checkpoints, logs, held, last, on_step) -> State:
+def _steps(state, c, t, transform, mixture, checkpoints, replicas, logs, held, last, on_step) -> State:
     first = step = int(state.step)
     while step < last:
         step += 1
-        state, batch, measured = advance(state, mixture, c, transform)
-        logs.ahead.append(take(step, batch, state, measured))
+        state, batch, sums, measured = advance(state, mixture, c, transform)
+        logs.ahead.append(take(step, batch, sums, state, measured))
         writes, saves = step % t.log_every == 0 or step == last, step % t.save_every == 0 or step == last
+        copies = bool(replicas) and step % t.copy_every == 0
         validates = held and (step % t.evaluate_every == 0 or step == t.steps)
-        logs.look(keep=0 if writes or saves or validates or step == first + 1 else 1)
+        logs.look(keep=0 if writes or saves or copies or validates or step == first + 1 else 1)
         if logs.streak.is_long():
             logs.metrics.say(logs.streak.go_back(checkpoints.latest()))
             step, state, place = checkpoints.restore(state)
@@ -235,7 +274,7 @@ def _steps(state, c, t, transform, mixture, checkpoints, logs, held, last, on_st
             continue
         if step == first + 1:
             logs.ledger.mark("compile", step)
-        elif writes or saves or validates:
+        elif writes or saves or copies or validates:
             logs.ledger.mark("steps", step)
         if writes:
             logs.write(step, int(state.recent.skipped), t.optimizer.warmup)
@@ -245,6 +284,9 @@ def _steps(state, c, t, transform, mixture, checkpoints, logs, held, last, on_st
         if saves and (logs.streak.length == 0 or step == last):
             checkpoints.save(step, state, mixture.state())
             logs.ledger.mark("save", step)
+        elif copies and logs.streak.length == 0:
+            replicas.save(step, state, mixture.state())
+            logs.ledger.mark("copy", step)
         logs.metrics.advance(step)
         on_step(step)
     return state

@@ -73,8 +73,8 @@ def replay(params: model.Params, c: config.Model, t: Training, data: Path, out: 
             mixture.restore(place)
         first = int(state.step) + 1
         for now in range(first, step + 1):
-            state, batch, measured = advance(state, mixture, c, transform)
-            replayed = take(now, batch, state, measured).read()
+            state, batch, sums, measured = advance(state, mixture, c, transform)
+            replayed = take(now, batch, sums, state, measured).read()
             difference = recorded[now].differs(replayed)
             if difference:
                 break

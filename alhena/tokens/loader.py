@@ -81,9 +81,19 @@ def _packed(data: Any, shape: Shape, bins: int) -> Any:
 
 
 class Batches:
-    """Endless training batches; ``next(batches)``, ``state()`` and ``restore(state)``."""
+    """Endless training batches; ``next(batches)``, ``state()`` and ``restore(state)``.
 
-    def __init__(self, sources: Mapping[str, Examples], weights: Mapping[str, float], shape: Shape, seed: int) -> None:
+    ``part`` (k, n) gives the k-th of n readers, each with documents and rows of its own: ``shape.rows`` is what it packs.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Examples],
+        weights: Mapping[str, float],
+        shape: Shape,
+        seed: int,
+        part: tuple[int, int] = (0, 1),
+    ) -> None:
         unknown = set(weights) - set(sources)
         if unknown:
             raise ValueError(
@@ -95,6 +105,11 @@ class Batches:
             examples = sources[name]
             keep = np.array([i for i in range(len(examples)) if shape.fits(examples[i])], np.int64)
             self.too_long[name] = len(examples) - len(keep)
+            if 0 < len(keep) < part[1]:
+                raise ValueError(
+                    f"{name}: {len(keep)} examples cannot be shared by {part[1]} readers; have fewer readers"
+                )
+            keep = keep[part[0] :: part[1]]
             if len(keep):
                 data = grain.MapDataset.source(_Source(examples, keep)).seed(seed + number).shuffle().repeat(None)
                 parts.append(data)

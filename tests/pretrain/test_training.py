@@ -110,7 +110,7 @@ def test_killed_with_sigkill_the_demo_goes_on_where_it_was(tmp_path):
         die = lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == kill else None
         journey.train = partial(journey.train, on_step=die)
         run, folder = starter.smoke(), Path(sys.argv[1])
-        for make in journey.STAGES[:4]:
+        for make in journey.STAGES[:5]:
             make(run, folder)
     """)
     # Both runs share one corpus: what is compared is the training.

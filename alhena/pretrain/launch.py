@@ -1,0 +1,98 @@
+"""Several processes, one training: joining them, and starting them again when one of them is lost.
+
+alhena launch 2 -- pretrain runs/starter --recipe …      on one machine; elsewhere a scheduler starts the processes (docs/scale-out.md)
+
+supervisor ─┬─ process 0 ──────╳ killed           all are stopped and started again; they go on from the newest copy that an intact
+            └─ process 1 ──────  stopped          pod has in memory (replicas.py), or else from the last checkpoint
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+COORDINATOR, PROCESSES, PROCESS = "ALHENA_COORDINATOR", "ALHENA_PROCESSES", "ALHENA_PROCESS"
+AUTO = "auto"  # as the coordinator: ask the cluster (Slurm, Open MPI, Kubernetes, Cloud TPU)
+PATIENCE = 300  # seconds until all have joined
+
+
+def join() -> None:
+    """Joins the processes that the environment tells of; nothing when it tells of none. Raises ValueError when they cannot be joined."""
+    where = os.environ.get(COORDINATOR)
+    if not where:
+        return
+    import jax
+
+    given = {} if where == AUTO else {"coordinator_address": where}
+    if where != AUTO:
+        missing = [name for name in (PROCESSES, PROCESS) if not os.environ.get(name, "").isdigit()]
+        if missing:
+            raise ValueError(f"{COORDINATOR}={where}: {' and '.join(missing)} must be numbers too")
+        given |= {"num_processes": int(os.environ[PROCESSES]), "process_id": int(os.environ[PROCESS])}  # type: ignore[dict-item]
+    try:
+        jax.distributed.initialize(**given, initialization_timeout=PATIENCE)  # type: ignore[arg-type]
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"cannot join the other processes ({COORDINATOR}={where}): {reason}") from None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a supervised training ended: the exit code, and how often it was started again."""
+
+    code: int
+    restarts: int
+
+
+def _start(command: Sequence[str], processes: int) -> list[subprocess.Popen]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{free.getsockname()[1]}"
+    own = {COORDINATOR: where, PROCESSES: str(processes)}
+    return [subprocess.Popen(command, env=os.environ | own | {PROCESS: str(i)}) for i in range(processes)]
+
+
+def _stop(running: Sequence[subprocess.Popen]) -> None:
+    for process in running:
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)  # one that waits for a lost peer hears nothing else
+    for process in running:
+        process.wait()
+
+
+def supervise(
+    command: Sequence[str],
+    processes: int,
+    most: int,
+    tell: Callable[[str], None],
+    watch: Callable[[Sequence[subprocess.Popen]], None] = lambda _: None,
+) -> Ended:
+    """Runs ``command`` as so many processes on this machine until all end well; after a loss all begin again, ``most`` times.
+
+    A process that was killed by a signal is a loss; one that ends with an error of its own would end so again, and ends them all.
+    ``watch`` is called several times a second with the running processes.
+    """
+    for restarts in range(most + 1):
+        running = _start(command, processes)
+        try:
+            while all(p.poll() in (None, 0) for p in running) and any(p.poll() is None for p in running):
+                watch(running)
+                time.sleep(0.1)
+        finally:
+            codes = [p.poll() for p in running]
+            _stop(running)
+        lost = [(i, code) for i, code in enumerate(codes) if code not in (None, 0)]
+        if not lost:
+            return Ended(0, restarts)
+        where, code = min(lost, key=lambda found: found[1] or 0)
+        if code is None or code > 0:
+            return Ended(code or 1, restarts)
+        tell(
+            f"process {where} of {processes} was killed by signal {-code}; all are started again ({restarts + 1} of {most})"
+        )
+    return Ended(1, most)

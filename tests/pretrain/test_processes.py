@@ -1,0 +1,66 @@
+"""Two processes that train together: what one kills, the other's memory brings back, and the end is that of a single process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alhena.artifacts import read_lines
+from alhena.model.weights import save_model
+from alhena.pretrain.goodput import goodput
+from alhena.pretrain.launch import COORDINATOR, PROCESSES, join, supervise
+from alhena.pretrain.replicas import memory_of
+
+WORKER = Path(__file__).with_name("processes.py")
+
+
+def parameters(out: Path) -> list[np.ndarray]:
+    with np.load(out / "params.npz") as stored:
+        return [stored[name] for name in stored.files]
+
+
+def test_killed_twice_two_processes_end_as_one_that_nobody_killed(tiny, data, tmp_path, monkeypatch):
+    save_model(tmp_path / "model", *tiny, {})
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("ALHENA_MEMORY", str(tmp_path / "memory"))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    command = [sys.executable, str(WORKER), str(tmp_path / "model"), str(data)]
+    out, told = tmp_path / "two", []
+    ended = supervise([*command, str(out), "1:3", "0:7:lost"], processes=2, most=3, tell=told.append)
+    assert (ended.code, ended.restarts) == (0, 2), told
+    assert [line.split(" of")[0] for line in told] == ["process 1", "process 0"]
+    starts = [line["step"] for line in read_lines(out / "ledger.jsonl") if line["what"] == "restore"]
+    assert (
+        starts[0] == 0 and starts[1] in (2, 3) and starts[2] in (6, 7)
+    )  # checkpoints are at 4 and 8: copies were used
+    assert not memory_of(out, 0).exists() and goodput(out) is not None
+    alone = tmp_path / "one"
+    flags = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    subprocess.run([*command, str(alone)], env=flags, check=True, capture_output=True)
+    for two, one in zip(parameters(out), parameters(alone), strict=True):
+        np.testing.assert_array_equal(two, one)
+
+
+def test_a_process_that_fails_by_itself_is_not_started_again():
+    ended = supervise([sys.executable, "-c", "raise SystemExit(3)"], processes=2, most=5, tell=pytest.fail)
+    assert (ended.code, ended.restarts) == (3, 0)
+
+
+def test_losses_without_end_are_given_up():
+    told: list[str] = []
+    ended = supervise(
+        [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], processes=1, most=2, tell=told.append
+    )
+    assert ended.code == 1 and len(told) == 3
+
+
+def test_half_an_environment_is_refused(monkeypatch):
+    monkeypatch.setenv(COORDINATOR, "127.0.0.1:1")
+    monkeypatch.setenv(PROCESSES, "two")
+    with pytest.raises(ValueError, match="ALHENA_PROCESSES and ALHENA_PROCESS must be numbers"):
+        join()
