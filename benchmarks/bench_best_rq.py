@@ -14,7 +14,7 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import tyro
@@ -43,6 +43,11 @@ class Bench:
     out: Path = Path(__file__).parent / "results" / "best_rq.json"
 
 
+def copy(tree: Any) -> Any:
+    """Training consumes what it begins with."""
+    return jax.tree.map(lambda x: x.copy(), tree)
+
+
 def transcribe(params: model.Params, c: config.Model, bench: Bench, train: Examples, seed: int) -> float:
     """Nats per token of the validation split after training from ``params``."""
     transform = optimizer(Optimizer(rate=5e-3, warmup=30, decay=0.5), bench.steps)
@@ -67,17 +72,15 @@ def main(bench: Bench) -> None:
             began = time.monotonic()
             t = BestRq(steps=bench.listening, seed=seed)
             ears, facts = listen(
-                params.audio, c.audio, t, open_examples(tokens / "train"), Path(folder).absolute() / "listen"
+                copy(params.audio), c.audio, t, open_examples(tokens / "train"), Path(folder).absolute() / "listen"
             )
             costs.append({"seconds": round(time.monotonic() - began), **facts})
             for share in bench.shares:
                 some = Path(folder) / f"{share}.arrow"
                 write_examples(some, (whole[i] for i in range(int(len(whole) * share))), inner)
-                fresh = jax.tree.map(lambda x: x.copy(), params)
-                found = {
-                    "without": transcribe(fresh, c, bench, Examples(some), seed),
-                    "listened": transcribe(replace(jax.tree.map(lambda x: x.copy(), params), audio=jax.tree.map(lambda x: x.copy(), ears)), c, bench, Examples(some), seed),
-                }  # fmt: skip
+                found = {}
+                for name, begin in (("without", params), ("listened", replace(params, audio=ears))):
+                    found[name] = transcribe(copy(begin), c, bench, Examples(some), seed)
                 rows.append({"transcripts": int(len(whole) * share), "seed": seed, **found})
                 print(rows[-1], costs[-1], flush=True)
         device = {"machine": platform.machine(), "devices": str(jax.devices()), "jax": jax.__version__}
