@@ -1,10 +1,18 @@
-"""What training tells: a progress bar, ``metrics.jsonl`` and TensorBoard, with loss and output norm by modality."""
+"""What training tells: a progress bar, ``metrics.jsonl`` and TensorBoard, with loss and output norm by modality.
+
+Weights & Biases gets the same when its own variable WANDB_PROJECT is set (``pip install 'alhena[wandb]'``); WANDB_MODE=offline keeps it
+on this machine.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections import deque
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Group
@@ -33,14 +41,28 @@ def by_modality(tallies: list[Tally]) -> dict[str, dict[str, float]]:
     }
 
 
+def _wandb(folder: Path, title: str) -> Any:
+    """A Weights & Biases run of the project that the environment names, continued if the folder's was begun; None when it names none."""
+    project = os.environ.get("WANDB_PROJECT")
+    if not project:
+        return None
+    if find_spec("wandb") is None:
+        raise ValueError("WANDB_PROJECT is set, but wandb is not there: pip install 'alhena[wandb]', or unset it")
+    import wandb
+
+    name = hashlib.blake2b(str(folder.absolute()).encode(), digest_size=6).hexdigest()
+    return wandb.init(project=project, name=title, id=name, dir=str(folder), resume="allow")
+
+
 class Metrics:
-    """A live display and two logs; as a context manager it closes them. Lines after ``step`` of an earlier run are dropped."""
+    """A live display and two logs, or three; as a context manager it closes them. Lines after ``step`` of an earlier run are dropped."""
 
     def __init__(self, folder: Path, title: str, steps: int, step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / FILE
         self.cut(step)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+        self._wandb = _wandb(folder, title)
         self._progress = progress_bar()
         self._bar = self._progress.add_task(title, total=steps, completed=step)
         self._line = Text("compiling the training step …", style="dim")
@@ -53,6 +75,8 @@ class Metrics:
     def __exit__(self, *error: object) -> None:
         self._live.__exit__(*error)  # type: ignore[arg-type]
         self._board.close()
+        if self._wandb:
+            self._wandb.finish()
 
     def cut(self, step: int) -> None:
         """Drops what was logged after ``step``."""
@@ -75,8 +99,11 @@ class Metrics:
         add_line(self._path, record)
         if kind == "train":
             self.recent.append(record)
-        for name, value in {**values, **{f"{n}/{k}": v for n, part in split.items() for k, v in part.items()}}.items():
+        flat = {**values, **{f"{n}/{k}": v for n, part in split.items() for k, v in part.items()}}
+        for name, value in flat.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
+        if self._wandb:
+            self._wandb.log({f"{kind}/{name}": value for name, value in flat.items()}, step=step)
         shown = [f"{k} {v:,.0f}" if v >= 100 else f"{k} {v:.3g}" for k, v in values.items()]
         shown += [f"{k} {v:.2f}" for k, v in split["loss"].items()]
         self._line.plain = f"{kind}: " + " · ".join(shown)

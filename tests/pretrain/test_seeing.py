@@ -15,7 +15,7 @@ from alhena.pretrain import runs
 from alhena.pretrain.growth import SPAN, begins_to_grow, growing
 from alhena.pretrain.loop import train
 from alhena.pretrain.loss import batch_loss
-from alhena.pretrain.metrics import by_modality
+from alhena.pretrain.metrics import Metrics, by_modality
 from alhena.tokens.batch import Modality
 from alhena.tokens.loader import plain_batch
 from tests.pretrain.test_training import TRAINING, copy
@@ -79,3 +79,9 @@ def test_runs_are_listed_and_drawn(tiny, data, tmp_path):
     assert (tmp_path / "plots" / "losses.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="no training has logged anything there"):
         runs.find([tmp_path / "empty"])
+
+
+def test_weights_and_biases_without_its_package_is_told_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_PROJECT", "alhena")
+    with pytest.raises(ValueError, match=r"pip install 'alhena\[wandb\]'"):
+        Metrics(tmp_path, "title", 10, 0)
