@@ -1,7 +1,7 @@
 """Large pages for large arrays: what a training step on CPU cores allocates anew each time, it also has to be given page by page.
 
 XLA frees a step's buffers when it ends, glibc hands them back to the system, and the next step touches each of some 100,000 small pages
-for the first time. With pages of 2 MiB there are 500 times fewer: a step takes a quarter less time (docs/results.md, "The training step").
+for the first time. With pages of 2 MiB there are up to 500 times fewer: a step takes a quarter less time (docs/results.md, "The training step").
 """
 
 from __future__ import annotations
