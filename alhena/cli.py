@@ -100,14 +100,50 @@ class Tokenise(_Staged):
 
 @dataclass(frozen=True)
 class Pretrain(_Staged):
-    """Train the base model on the encoded corpus; continues from the last checkpoint."""
+    """Train the base model on the encoded corpus; continues from the last checkpoint.
+
+    As one process of several when ALHENA_COORDINATOR says so (docs/scale-out.md; alhena launch does).
+    """
+
+    elastic: bool = False  # with fewer chips than the recipe's mesh has, go on with the pods that are left
 
     def __call__(self) -> None:
+        from alhena.pretrain.launch import join
+
+        join()
+        import jax
+
         from alhena.journey import make_base, make_ears
+        from alhena.model.sharding import with_pods_left
 
         run = _recipe(self.recipe)
+        if self.elastic and run.pretrain.mesh:
+            mesh = with_pods_left(run.pretrain.mesh, jax.device_count())
+            run = replace(run, pretrain=replace(run.pretrain, mesh=mesh))
         make_ears(run, self.folder)
         make_base(run, self.folder)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Start a command as several processes of one training on this machine; when one is killed, start all of them again.
+
+    alhena launch 2 -- pretrain runs/starter --recipe two_pods
+    """
+
+    processes: Annotated[int, tyro.conf.Positional]
+    command: Annotated[tuple[str, ...], tyro.conf.Positional]  # what follows alhena: pretrain RUN …
+    most: int = 100  # starts after losses, before it gives up
+    elastic: bool = False  # go on without a process that was killed
+
+    def __call__(self) -> None:
+        from alhena.pretrain.launch import supervise
+
+        own = [sys.executable, "-m", "alhena.cli", *self.command, *(["--elastic"] if self.elastic else [])]
+        tell = lambda text: print(f"alhena launch: {text}", file=sys.stderr, flush=True)  # noqa: E731
+        ended = supervise(own, self.processes, self.most, tell, elastic=self.elastic)
+        if ended.code:
+            sys.exit(f"alhena: the training ended with code {ended.code} after {ended.restarts} restarts")
 
 
 @dataclass(frozen=True)
@@ -349,6 +385,7 @@ Command = (
     | Curate
     | Tokenise
     | Pretrain
+    | Launch
     | Replay
     | Tune
     | Compress

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from rich.console import Console
 
 from alhena.align import tune as tuning
@@ -32,6 +33,7 @@ from alhena.pretrain import ladder
 from alhena.pretrain.best_rq import listen
 from alhena.pretrain.loop import open_examples, train, validate
 from alhena.pretrain.replay import Replayed, replay
+from alhena.pretrain.replicas import everywhere
 from alhena.pretrain.scaling import Law
 from alhena.progress import progress_bar
 from alhena.run import Run
@@ -50,13 +52,17 @@ def stage(folder: Path, name: str, print_: str, work: Callable[[], dict[str, Any
     if is_finished(folder, print_):
         CONSOLE.print(f"[dim]✓ {name}: finished before, kept ({folder})[/dim]")
         return
-    start_stage(folder, print_)
+    first = jax.process_index() == 0
+    if first:
+        start_stage(folder, print_)
+    everywhere(None)  # of several processes the others wait until the folder is there
     CONSOLE.rule(f"[bold]{name}[/bold]", align="left")
     began = time.monotonic()
     facts = work()
     seconds = round(time.monotonic() - began, 1)
     peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
-    finish_stage(folder, print_, {"seconds": seconds, "peak_gib": peak, **facts})
+    if first:
+        finish_stage(folder, print_, {"seconds": seconds, "peak_gib": peak, **facts})
     CONSOLE.print(f"✓ {name}: {seconds:.0f} s → {folder}")
 
 
@@ -209,10 +215,15 @@ def make_base(run: Run, folder: Path) -> None:
         }
         CONSOLE.print(f"{facts['parameters']:,} parameters, {run.pretrain.steps:,} steps of {run.pretrain.shape}")
         params = train(params, c, run.pretrain, tokens / "train", out, f"pretrain {run.name}", tokens / "validation")
-        publish(params, c, tokens, folder / "models" / BASE, {"name": BASE, **facts})
+        params = jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), params) if several else params
+        if jax.process_index() == 0:
+            publish(params, c, tokens, folder / "models" / BASE, {"name": BASE, **facts})
         return facts
 
-    stage(out, "pretrain", fingerprint(_print_of(tokens), run.pretrain, run.decoder, run.compute, run.listen), work)
+    several = jax.process_count() > 1
+    # On which chips it is trained, and how often it is copied, is not what is trained: a run may go on with fewer.
+    settings = replace(run.pretrain, mesh=None, copy_every=0)
+    stage(out, "pretrain", fingerprint(_print_of(tokens), settings, run.decoder, run.compute, run.listen), work)
 
 
 def make_assistant(run: Run, folder: Path) -> None:

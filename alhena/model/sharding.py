@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -94,6 +94,18 @@ class Mesh:
 
     def __str__(self) -> str:
         return ", ".join(f"{name}={n}" for name, n in vars(self).items() if n > 1 or name == "data")
+
+
+def with_pods_left(mesh: Mesh, chips: int) -> Mesh:
+    """The mesh of the pods that are left when only so many chips are. Raises ValueError when they are not whole pods.
+
+    >>> with_pods_left(Mesh(pod=4, data=2, model=2), 12)
+    Mesh(pod=3, data=2, model=2)
+    """
+    each = mesh.data * mesh.model
+    if not 0 < chips <= mesh.chips or chips % each:
+        raise ValueError(f"{chips} devices are no whole pods of a mesh of {mesh}: leave a multiple of {each}")
+    return replace(mesh, pod=chips // each)
 
 
 def make_mesh(shape: Mesh, devices: Any = None) -> jax.sharding.Mesh:

@@ -16,8 +16,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from alhena.pretrain.replicas import SLOT
+
 COORDINATOR, PROCESSES, PROCESS = "ALHENA_COORDINATOR", "ALHENA_PROCESSES", "ALHENA_PROCESS"
 AUTO = "auto"  # as the coordinator: ask the cluster (Slurm, Open MPI, Kubernetes, Cloud TPU)
+PATHWAYS = "pathways"  # as the coordinator: this one process drives all slices, through Pathways
 PATIENCE = 300  # seconds until all have joined
 
 
@@ -25,6 +28,15 @@ def join() -> None:
     """Joins the processes that the environment tells of; nothing when it tells of none. Raises ValueError when they cannot be joined."""
     where = os.environ.get(COORDINATOR)
     if not where:
+        return
+    if where == PATHWAYS:
+        try:
+            import pathwaysutils
+        except ImportError:
+            raise ValueError(
+                f"{COORDINATOR}={where}: pathwaysutils is not installed (pip install pathwaysutils)"
+            ) from None
+        pathwaysutils.initialize()
         return
     import jax
 
@@ -49,12 +61,13 @@ class Ended:
     restarts: int
 
 
-def _start(command: Sequence[str], processes: int) -> list[subprocess.Popen]:
+def _start(command: Sequence[str], slots: Sequence[int]) -> list[subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         where = f"127.0.0.1:{free.getsockname()[1]}"
-    own = {COORDINATOR: where, PROCESSES: str(processes)}
-    return [subprocess.Popen(command, env=os.environ | own | {PROCESS: str(i)}) for i in range(processes)]
+    own = {COORDINATOR: where, PROCESSES: str(len(slots))}
+    numbers = [{PROCESS: str(i), SLOT: str(slot)} for i, slot in enumerate(slots)]
+    return [subprocess.Popen(command, env=os.environ | own | number) for number in numbers]
 
 
 def _stop(running: Sequence[subprocess.Popen]) -> None:
@@ -71,14 +84,17 @@ def supervise(
     most: int,
     tell: Callable[[str], None],
     watch: Callable[[Sequence[subprocess.Popen]], None] = lambda _: None,
+    elastic: bool = False,
 ) -> Ended:
     """Runs ``command`` as so many processes on this machine until all end well; after a loss all begin again, ``most`` times.
 
     A process that was killed by a signal is a loss; one that ends with an error of its own would end so again, and ends them all.
-    ``watch`` is called several times a second with the running processes.
+    ``watch`` is called several times a second with the running processes. ``elastic``: the one that was lost stays out, and the others
+    go on alone, each with what it has in memory.
     """
+    slots = list(range(processes))
     for restarts in range(most + 1):
-        running = _start(command, processes)
+        running = _start(command, slots)
         try:
             while all(p.poll() in (None, 0) for p in running) and any(p.poll() is None for p in running):
                 watch(running)
@@ -92,7 +108,10 @@ def supervise(
         where, code = min(lost, key=lambda found: found[1] or 0)
         if code is None or code > 0:
             return Ended(code or 1, restarts)
+        left = [slot for n, slot in enumerate(slots) if n != where] if elastic and len(slots) > 1 else slots
+        which = "all" if left == slots else f"the other {len(left)}"
         tell(
-            f"process {where} of {processes} was killed by signal {-code}; all are started again ({restarts + 1} of {most})"
+            f"process {slots[where]} of {processes} was killed by signal {-code}; {which} are started again ({restarts + 1} of {most})"
         )
+        slots = left
     return Ended(1, most)

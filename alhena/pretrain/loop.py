@@ -62,11 +62,14 @@ class Training:
     readers: int = (
         1  # each reads its share of the documents and packs its share of the rows; processes divide them among them
     )
+    accumulate: int = 1  # parts of a batch whose gradients are added up in turn, where it does not fit at once
     copy_every: int = 0  # steps between copies of the state in every host's memory, for meshes of several pods; 0: none
 
     def __post_init__(self) -> None:
         if self.shape.rows % self.readers:
             raise ValueError(f"{self.shape.rows} rows cannot be packed by {self.readers} readers: choose a divisor")
+        if self.accumulate < 1 or self.shape.rows % self.accumulate:
+            raise ValueError(f"{self.shape.rows} rows cannot be cut into {self.accumulate} parts: choose a divisor")
 
     @property
     def steps(self) -> int:
@@ -207,7 +210,7 @@ def train(
 
 
 def advance(
-    state: State, mixture: Mixture, c: config.Model, transform: optax.GradientTransformation
+    state: State, mixture: Mixture, c: config.Model, transform: optax.GradientTransformation, parts: int
 ) -> tuple[State, Batch, Array, Measured]:
     """The next batch, its checksums and the step on it: what training does, and a replay again."""
     batch = mixture.next()
@@ -215,7 +218,7 @@ def advance(
         state = replace(state, recent=another_phase(state.recent))
     placed = sharding.place_rows(batch)
     sums = checksums(placed)
-    state, measured = train_step(state, placed, c, transform)
+    state, measured = train_step(state, placed, c, transform, parts)
     return state, batch, sums, measured
 
 
@@ -260,7 +263,7 @@ def _steps(state, c, t, transform, mixture, checkpoints, replicas, logs, held, l
     first = step = int(state.step)
     while step < last:
         step += 1
-        state, batch, sums, measured = advance(state, mixture, c, transform)
+        state, batch, sums, measured = advance(state, mixture, c, transform, t.accumulate)
         logs.ahead.append(take(step, batch, sums, state, measured))
         writes, saves = step % t.log_every == 0 or step == last, step % t.save_every == 0 or step == last
         copies = bool(replicas) and step % t.copy_every == 0

@@ -99,7 +99,7 @@ def lower(c: config.Model, t: Training, mesh: jax.sharding.Mesh | AbstractMesh) 
     batch = sharding.abstract(batch, mesh, sharding.batch_specs(batch))
     abstract = mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh
     with jax.sharding.use_abstract_mesh(abstract):
-        traced = train_step.trace(state, batch, c, optimizer(t.optimizer, t.steps))
+        traced = train_step.trace(state, batch, c, optimizer(t.optimizer, t.steps), t.accumulate)
         return traced.lower(lowering_platforms=(abstract.abstract_device.platform,))
 
 

@@ -73,7 +73,7 @@ def replay(params: model.Params, c: config.Model, t: Training, data: Path, out: 
             mixture.restore(place)
         first = int(state.step) + 1
         for now in range(first, step + 1):
-            state, batch, sums, measured = advance(state, mixture, c, transform)
+            state, batch, sums, measured = advance(state, mixture, c, transform, t.accumulate)
             replayed = take(now, batch, sums, state, measured).read()
             difference = recorded[now].differs(replayed)
             if difference:

@@ -29,12 +29,14 @@ from alhena.artifacts import write_atomically
 from alhena.shapes import Array
 
 Tree = TypeVar("Tree")
+SLOT = "ALHENA_SLOT"
 KEPT = 2  # copies: while one is written, the one before it is whole
 MEMORY = Path("/dev/shm" if os.path.isdir("/dev/shm") else os.environ.get("TMPDIR", "/tmp"))
 
 
 def memory_of(run: Path, process: int) -> Path:
-    """Where a process keeps its copies of a run: its host's memory."""
+    """Where a process keeps its copies of a run: its host's memory. A host that goes on under another number says which was its own."""
+    process = int(os.environ.get(SLOT, process))
     named = hashlib.blake2b(str(run.absolute()).encode(), digest_size=6).hexdigest()
     return Path(os.environ.get("ALHENA_MEMORY", MEMORY)) / f"alhena-{named}" / str(process)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,12 +41,43 @@ def start(params: model.Params, transform: optax.GradientTransformation) -> Stat
     return sharding.place(state, sharding.specs(state))
 
 
-@partial(jax.jit, static_argnums=(2, 3), donate_argnums=0)
+def _slope(params: model.Params, c: config.Model, batch: Batch) -> tuple[tuple[Array, Tally], model.Params]:
+    """Loss and tally, and the gradient."""
+    return jax.value_and_grad(batch_loss, has_aux=True)(params, c, batch)
+
+
+def _accumulated(
+    params: model.Params, c: config.Model, batch: Batch, parts: int
+) -> tuple[tuple[Array, Tally], model.Params]:
+    """What :func:`_slope` gives, of one part of the batch after the other: each counts by its share of the loss weight."""
+
+    def cut(x: Array) -> Array:
+        """[B, …] → [parts, B/parts, …]; every part has rows of every chip, so that none has to move."""
+        x = jnp.asarray(x).reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+        return sharding.constrain(x, None, "batch", *(None,) * (x.ndim - 2))
+
+    def add(sums: Any, part: Batch) -> tuple[Any, None]:
+        (loss, tally), gradient = _slope(params, c, part)
+        share = jnp.maximum(part.weights.sum(), 1.0) / jnp.maximum(batch.weights.sum(), 1.0)
+        gradient = jax.tree.map(lambda g: (share * g).astype(g.dtype), gradient)
+        return jax.tree.map(jnp.add, sums, ((share * loss, tally), gradient)), None
+
+    pieces = jax.tree.map(cut, batch)
+    shapes = jax.eval_shape(lambda b: _slope(params, c, b), jax.tree.map(lambda x: x[0], pieces))
+    (loss, tally), gradient = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(add, ((loss, tally), sharding.constrain_params(gradient)), pieces)[0]
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4), donate_argnums=0)
 def train_step(
-    state: State, batch: Batch, c: config.Model, transform: optax.GradientTransformation
+    state: State, batch: Batch, c: config.Model, transform: optax.GradientTransformation, parts: int = 1
 ) -> tuple[State, Measured]:
-    """A step that meets trouble (:mod:`alhena.pretrain.trouble`) changes nothing but the counts of steps."""
-    (loss, tally), gradient = jax.value_and_grad(batch_loss, has_aux=True)(state.params, c, batch)
+    """A step that meets trouble (:mod:`alhena.pretrain.trouble`) changes nothing but the counts of steps.
+
+    With ``parts`` the gradient is added up over as many parts of the batch: the same step, in the memory of one part.
+    """
+    of = _slope if parts == 1 else partial(_accumulated, parts=parts)
+    (loss, tally), gradient = of(state.params, c, batch)
     norm = optax.global_norm(gradient)
     updates, moments = transform.update(gradient, state.optimizer, state.params)
     good, recent = judge(state.recent, loss, norm)

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from alhena.model.sharding import Mesh
+from alhena.model.sharding import Mesh, with_pods_left
 from alhena.model.weights import load_model
 from alhena.pretrain.launch import join
 from alhena.pretrain.loop import Phase, Training, train
@@ -34,7 +34,7 @@ def main() -> None:
         Optimizer(warmup=2),
         save_every=4,
         log_every=2,
-        mesh=Mesh(pod=2),
+        mesh=with_pods_left(Mesh(pod=2), jax.device_count()),
         readers=2,
         copy_every=1,
     )

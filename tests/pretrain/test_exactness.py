@@ -117,12 +117,12 @@ def test_a_bit_flipped_in_a_gradient_is_found(tiny, data, tmp_path, monkeypatch)
         scale = through(params.layers.mlp_norm, mask)
         return batch_loss(replace(params, layers=replace(params.layers, mlp_norm=scale)), c, batch)
 
-    def faulty_step(state, batch, c, transform):
-        return step.train_step.__wrapped__(state, batch, c, transform)
+    def faulty_step(state, batch, c, transform, parts):
+        return step.train_step.__wrapped__(state, batch, c, transform, parts)
 
     with monkeypatch.context() as patch:
         patch.setattr(step, "batch_loss", faulty)
-        patch.setattr(loop, "train_step", jax.jit(faulty_step, static_argnums=(2, 3), donate_argnums=0))
+        patch.setattr(loop, "train_step", jax.jit(faulty_step, static_argnums=(2, 3, 4), donate_argnums=0))
         train(copy(params), c, TRAINING, data, tmp_path / "run", "faulty")
     for last, first, at, quantity in ((6, 1, 5, "parameters"), (8, 7, 7, "gradient_norm")):
         replayed = replay(copy(params), c, TRAINING, data, tmp_path / "run", last)
@@ -139,12 +139,12 @@ def poisoned(times: dict[int, int]):
     """A training step that gets batches of NaN weights: ``times`` says in which steps, how often."""
     real = loop.train_step
 
-    def poison(state, batch, c, transform):
+    def poison(state, batch, c, transform, parts):
         now = int(state.step) + 1
         if times.get(now, 0) > 0:
             times[now] -= 1
             batch = replace(batch, weights=batch.weights * np.float32(np.nan))
-        return real(state, batch, c, transform)
+        return real(state, batch, c, transform, parts)
 
     return poison
 

@@ -12,6 +12,7 @@ import pytest
 
 from alhena.artifacts import read_lines
 from alhena.model.weights import save_model
+from alhena.pretrain.fingerprints import read_fingerprints
 from alhena.pretrain.goodput import goodput
 from alhena.pretrain.launch import COORDINATOR, PROCESSES, join, supervise
 from alhena.pretrain.replicas import memory_of
@@ -44,6 +45,27 @@ def test_killed_twice_two_processes_end_as_one_that_nobody_killed(tiny, data, tm
     subprocess.run([*command, str(alone)], env=flags, check=True, capture_output=True)
     for two, one in zip(parameters(out), parameters(alone), strict=True):
         np.testing.assert_array_equal(two, one)
+
+
+def test_the_rest_goes_on_without_a_lost_pod(tiny, data, tmp_path, monkeypatch):
+    """Elastic: process 0 is lost with its memory; process 1 goes on alone, from its own copy, with the batches of both."""
+    save_model(tmp_path / "model", *tiny, {})
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("ALHENA_MEMORY", str(tmp_path / "memory"))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    command = [sys.executable, str(WORKER), str(tmp_path / "model"), str(data)]
+    out, told = tmp_path / "fewer", []
+    ended = supervise([*command, str(out), "0:7:lost"], processes=2, most=1, tell=told.append, elastic=True)
+    assert (ended.code, ended.restarts) == (0, 1), told
+    assert told[0].startswith("process 0 of 2") and "the other 1" in told[0]
+    starts = [line["step"] for line in read_lines(out / "ledger.jsonl") if line["what"] == "restore"]
+    assert starts[0] == 0 and starts[1] in (6, 7)  # the checkpoint is of step 4
+    prints = read_fingerprints(out)[0]
+    subprocess.run([*command, str(tmp_path / "one")], check=True, capture_output=True)  # one pod from the beginning
+    alone = read_fingerprints(tmp_path / "one")[0]
+    assert [prints[k].batch for k in sorted(prints)] == [alone[k].batch for k in sorted(alone)]
+    for fewer, one in zip(parameters(out), parameters(tmp_path / "one"), strict=True):
+        np.testing.assert_allclose(fewer, one, atol=1e-4)
 
 
 def test_a_process_that_fails_by_itself_is_not_started_again():

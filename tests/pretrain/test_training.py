@@ -66,6 +66,23 @@ def test_a_step_with_a_broken_gradient_changes_nothing(tiny, encoder, documents)
     assert int(state.step) == 1
 
 
+def test_four_parts_of_two_rows_are_a_batch_of_eight(tiny, encoder, documents):
+    """Parts of very different loss weight, one of none: the step is that of the whole batch."""
+    params, c = tiny
+    transform = optimizer(Optimizer(warmup=1, clip=1e9), 10)
+    examples = [e for d in documents for e in encoder.encode(d, 256)]
+    batch = plain_batch((examples * 8)[:8], 128, 64, 4)
+    weights = batch.weights * np.array([1, 0, 0.1, 1, 1, 0, 2, 0.3], np.float32)[:, None]
+    batch = replace(batch, weights=weights)
+    (whole, w), (cut, m) = (train_step(start(copy(params), transform), batch, c, transform, n) for n in (1, 4))
+    assert float(m.loss) == pytest.approx(float(w.loss), rel=1e-6)
+    assert float(m.gradient_norm) == pytest.approx(float(w.gradient_norm), rel=1e-6)
+    for a, b in zip(
+        jax.tree.leaves((m.tally, cut.optimizer)), jax.tree.leaves((w.tally, whole.optimizer)), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-6 * max(1, float(jnp.abs(b).max())))
+
+
 PHASES = (Phase(4, {"a": 1.0, "b": 1.0}), Phase(4, {"b": 1.0}))
 TRAINING = Training(PHASES, Shape(2, 128, 96, 4), Optimizer(warmup=2), save_every=2, log_every=2, evaluate_every=4)
 

@@ -1,0 +1,140 @@
+"""Goodput of two processes of which one is killed again and again, and whether the disturbed training is the undisturbed one.
+
+python benchmarks/bench_recovery.py RUN [--minutes 13] [--first 120] [--every 600] [--check 120]      → results/recovery.json
+
+The starter recipe's pre-training on RUN's encoded examples, on two processes of one device each, joined by jax.distributed over
+loopback. After ``first`` seconds and then every so many a process, by turns, gets SIGKILL. All time from the first start on counts;
+useful is only the time in steps that were not done again (alhena/pretrain/goodput.py). After it, for ``check`` seconds, the same
+training undisturbed: step by step the fingerprints (batch, loss, gradient norm, parameters, moments) have to be the same bits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from subprocess import Popen
+from tempfile import TemporaryDirectory
+
+from alhena.artifacts import read_lines, write_json
+from alhena.pretrain.fingerprints import machine, read_fingerprints
+from alhena.pretrain.goodput import goodput
+from alhena.pretrain.launch import supervise
+
+RESULT = Path(__file__).with_name("results") / "recovery.json"
+COPY_EVERY = 5
+
+
+class _TimeIsUp(Exception):
+    """Ends the supervised training, which has no end of its own here."""
+
+
+def work(run_folder: Path, out: Path) -> None:
+    """One of the processes."""
+    import jax
+
+    from alhena.model import model
+    from alhena.model.sharding import Mesh, on
+    from alhena.pretrain.launch import join
+    from alhena.pretrain.loop import train
+    from alhena.tokens.encode import Encoder
+    from recipes import starter
+
+    join()
+    run = starter.run()
+    t = replace(run.pretrain, mesh=Mesh(pod=2), readers=2, copy_every=COPY_EVERY, save_every=200)
+    c = run.model(Encoder.load(run_folder / "tokens").vocabulary)
+    with on(t.mesh):
+        params = model.init(jax.random.key(t.seed), c)
+    train(params, c, t, run_folder / "tokens" / "train", out, "recovery")
+
+
+def drive(run_folder: Path, out: Path, seconds: float, kills: Sequence[float]) -> list[str]:
+    """Two processes for so long, killed by turns at these times; what the supervisor told."""
+    began, due, told = time.monotonic(), list(enumerate(kills)), []
+
+    def watch(running: Sequence[Popen]) -> None:
+        now = time.monotonic() - began
+        if due and now > due[0][1]:
+            turn, _ = due.pop(0)
+            os.kill(running[turn % len(running)].pid, signal.SIGKILL)
+        if now > seconds:
+            raise _TimeIsUp
+
+    command = [sys.executable, __file__, str(run_folder), "--work", str(out)]
+    try:
+        supervise(command, 2, len(kills) + 1, told.append, watch)
+    except _TimeIsUp:
+        return told
+    raise RuntimeError(f"the training ended by itself: {told}")
+
+
+def restarts(out: Path) -> list[dict[str, float]]:
+    """Of each start after the first: steps that were lost, and seconds from the last sign of life to the first new step's end."""
+    lines, found = read_lines(out / "ledger.jsonl"), []
+    for n, line in enumerate(lines):
+        if line["what"] == "stopped" and n:
+            after = next((later for later in lines[n:] if later["what"] == "compile"), None)
+            if after:
+                parts = {b["what"]: round(b["at"] - a["at"], 2) for a, b in itertools.pairwise(lines[n - 1 : n + 3])}
+                found.append(parts | {"steps_done_again": lines[n - 1]["step"] - line["step"]})
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--minutes", type=float, default=13)
+    parser.add_argument("--first", type=float, default=120)
+    parser.add_argument("--every", type=float, default=600)
+    parser.add_argument("--check", type=float, default=120)
+    given = parser.parse_args()
+    if given.work:
+        work(given.run, given.work)
+        return
+    seconds = 60 * given.minutes
+    kills = list(itertools.takewhile(lambda t: t < seconds, itertools.count(given.first, given.every)))
+    with TemporaryDirectory() as scratch:
+        os.environ |= {
+            "JAX_COMPILATION_CACHE_DIR": f"{scratch}/compiled",
+            "ALHENA_MEMORY": f"/dev/shm/alhena-bench-{os.getpid()}",
+        }
+        try:
+            disturbed, undisturbed = Path(scratch) / "disturbed", Path(scratch) / "undisturbed"
+            told = drive(given.run, disturbed, seconds, kills)
+            found, again = goodput(disturbed), restarts(disturbed)
+            shutil.rmtree(os.environ["ALHENA_MEMORY"])
+            drive(given.run, undisturbed, given.check, [])
+        finally:
+            shutil.rmtree(os.environ["ALHENA_MEMORY"], ignore_errors=True)
+        ours, theirs = read_fingerprints(disturbed)[0], read_fingerprints(undisturbed)[0]
+        both = sorted(set(ours) & set(theirs))
+        result = {
+            "command": "python benchmarks/bench_recovery.py " + " ".join(sys.argv[1:]),
+            "machine": machine() | {"load_average": os.getloadavg(), "nice": os.nice(0)},
+            "kills_at_seconds": kills,
+            "supervisor": told,
+            "goodput": round(found.share, 4),
+            "elapsed_seconds": round(found.elapsed, 1),
+            "seconds": {"useful": round(found.useful, 1)} | {k: round(v, 1) for k, v in found.other.items()},
+            "restarts": again,
+            "steps": max(ours),
+            "copy_every_steps": COPY_EVERY,
+            "steps_compared": len(both),
+            "steps_that_differ": [step for step in both if ours[step].differs(theirs[step])],
+        }
+    write_json(RESULT, result)
+    print(found)
+    print(f"{len(both)} steps compared with an undisturbed run; that differ: {result['steps_that_differ'] or 'none'}")
+
+
+if __name__ == "__main__":
+    main()

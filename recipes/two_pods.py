@@ -1,0 +1,25 @@
+"""The starter on two pods, for which two processes of one machine may stand: alhena launch 2 -- pretrain RUN --recipe two_pods
+
+The rows of a batch are those of two readers, so it is not the starter's own training; it is the same on one pod, on two, and
+when one is lost on the way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from alhena.model.sharding import Mesh
+from alhena.run import Run
+from recipes import starter
+
+
+def run() -> Run:
+    return _on_pods(starter.run())
+
+
+def smoke() -> Run:
+    return _on_pods(starter.smoke())
+
+
+def _on_pods(run: Run) -> Run:
+    return replace(run, pretrain=replace(run.pretrain, mesh=Mesh(pod=2), readers=2, copy_every=5))
