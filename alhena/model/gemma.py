@@ -12,20 +12,20 @@ so the weights are in memory once; a pickle is never opened.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from alhena.artifacts import read_json, write_json
 from alhena.model import config, decoder
 from alhena.model.codes import lookup
 from alhena.model.einsum import dense
 from alhena.model.model import Params
+from alhena.model.tensors import open_tensors
 from alhena.model.weights import write_arrays
 
 Family = Literal["gemma", "gemma2", "gemma3"]
@@ -160,44 +160,6 @@ def _described(c: config.Model) -> dict[str, Any]:
 # ── weights ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _shards(folder: Path) -> dict[str, Path]:
-    """Which file holds each tensor. A shard must lie in the folder itself."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        names = read_json(index).get("weight_map", {})
-        if any(Path(file).name != file or not file.endswith(".safetensors") for file in names.values()):
-            raise ValueError(f"{index}: a shard must be a .safetensors file beside it")
-        return {name: folder / file for name, file in names.items()}
-    whole = folder / "model.safetensors"
-    if not whole.exists():
-        raise ValueError(f"{folder}: neither model.safetensors nor model.safetensors.index.json is there")
-    with safe_open(whole, framework="numpy") as file:
-        return dict.fromkeys(file.keys(), whole)
-
-
-def _reader(folder: Path) -> Callable[[str, tuple[int, ...]], np.ndarray]:
-    """Reads one tensor by its name behind the prefix, as float32, and checks its shape."""
-    shards = _shards(folder)
-    prefix = next((p for p in PREFIXES if p + "embed_tokens.weight" in shards), None)
-    if prefix is None:
-        raise ValueError(f"{folder}: no embed_tokens.weight; is this a Gemma text model?")
-
-    def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        if prefix + name not in shards:
-            raise ValueError(f"{folder}: it has no tensor {prefix + name}")
-        path = shards[prefix + name]
-        try:
-            with safe_open(path, framework="flax") as file:
-                found = tuple(file.get_slice(prefix + name).get_shape())
-                if found != shape:
-                    raise ValueError(f"{path}: {prefix + name} is {found}, expected {shape}")
-                return np.asarray(file.get_tensor(prefix + name), np.float32)
-        except (SafetensorError, FileNotFoundError) as error:
-            raise ValueError(f"{path}: cannot be read ({error})") from None
-
-    return read
-
-
 def read(folder: Path, family: Family) -> tuple[Params, config.Model]:
     """A model of Hugging Face's layout, in float32.
 
@@ -213,7 +175,8 @@ def read(folder: Path, family: Family) -> tuple[Params, config.Model]:
         c = _configured(stored, family)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'config.json'}: no {error}; not a configuration of {family}") from None
-    tensor, like = _reader(folder), jax.eval_shape(lambda: decoder.init(jax.random.key(0), c.decoder))
+    tensor = open_tensors(folder, PREFIXES, "embed_tokens.weight")
+    like = jax.eval_shape(lambda: decoder.init(jax.random.key(0), c.decoder))
     stacked: dict[str, Any] = dict.fromkeys(vars(like))
     for field, there in {**MATRICES, **NORMS[family]}.items():
         layers, *shape = getattr(like, field).shape

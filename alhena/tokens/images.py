@@ -17,14 +17,18 @@ from PIL import Image as Pillow
 from alhena.model import config
 
 
-def fit(height: int, width: int, budget: int, side: int) -> tuple[int, int]:
+def fit(height: int, width: int, budget: int, side: int, most: int | None = None) -> tuple[int, int]:
     """Rows and columns of soft tokens, ``side`` pixels each, nearest to the image's own size within ``budget`` tokens.
 
-    >>> fit(64, 96, 64, 16), fit(1000, 2000, 64, 16), fit(5, 5, 64, 16), fit(10, 4000, 64, 16)
-    ((4, 6), (6, 10), (1, 1), (1, 64))
+    Neither is more than ``most``: an encoder knows so many places and no more.
+
+    >>> fit(64, 96, 64, 16), fit(1000, 2000, 64, 16), fit(5, 5, 64, 16), fit(10, 4000, 64, 16), fit(10, 4000, 64, 16, 8)
+    ((4, 6), (6, 10), (1, 1), (1, 64), (1, 8))
     """
     scale = min(1.0, math.sqrt(budget * side * side / (height * width)))
     rows, columns = max(1, round(height * scale / side)), max(1, round(width * scale / side))
+    if most is not None:
+        rows, columns = min(rows, most), min(columns, most)
     while rows * columns > budget:
         if columns >= rows:
             columns -= 1
@@ -42,7 +46,7 @@ def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def patchify(pixels: np.ndarray, c: config.Vision, budget: int) -> tuple[np.ndarray, np.ndarray]:
     """uint8 [h, w, 3] to patches uint8 [p, patch²·3] and their rows and columns int32 [p, 2], pool windows first."""
-    rows, columns = fit(pixels.shape[0], pixels.shape[1], budget, c.pixels_per_token)
+    rows, columns = fit(pixels.shape[0], pixels.shape[1], budget, c.pixels_per_token, c.side // c.pool)
     pixels = resize(pixels, rows * c.pixels_per_token, columns * c.pixels_per_token)
     s, p = c.pool, c.patch
     windows = pixels.reshape(rows, s, p, columns, s, p, 3).transpose(0, 3, 1, 4, 2, 5, 6)

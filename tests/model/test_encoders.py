@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -10,107 +11,60 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alhena.model import config, usm, vision
+from alhena.model import config, towers, usm, vision
 from alhena.tokens import sound
 from alhena.tokens.images import patchify
 
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = 1e-4  # absolute, float32
-SIGLIP = config.Vision(width=24, layers=3, heads=3, hidden=40, patch=8, pool=2, side=4, plain=True)
-USM = config.Usm(
-    width=24, layers=3, heads=3, hidden=96, kernel=5, mels=16, chunk=60, stack=2, channels=(6, 4), block=4, left=5, right=2, cap=3.0
-)  # fmt: skip
-
-
-def turned(x: np.ndarray) -> np.ndarray:
-    return x.swapaxes(-1, -2)
-
-
-def stacked(golden: np.lib.npyio.NpzFile, pattern: str, layers: int) -> Callable[..., np.ndarray]:
-    return lambda name: np.stack([golden["weights/" + pattern.format(i) + name] for i in range(layers)])
-
-
-def siglip_params(golden: np.lib.npyio.NpzFile) -> vision.Vision:
-    """The reference's weights under our names: ``[out, in]`` turned, scales as offsets from one, patches as rows of pixels."""
-    of = stacked(golden, "encoder.layers.{}.", SIGLIP.layers)
-    qkv = [f"self_attn.{x}_proj" for x in "qkv"]
-    layers = vision.Layers(
-        attention_norm=of("layer_norm1.weight") - 1,
-        qkv=turned(np.concatenate([of(f"{x}.weight") for x in qkv], 1)),
-        output=turned(of("self_attn.out_proj.weight")),
-        mlp_norm=of("layer_norm2.weight") - 1,
-        gate=None,
-        up=turned(of("mlp.fc1.weight")),
-        down=turned(of("mlp.fc2.weight")),
-        biases=vision.Biases(
-            of("layer_norm1.bias"), np.concatenate([of(f"{x}.bias") for x in qkv], 1), of("self_attn.out_proj.bias"),
-            of("layer_norm2.bias"), of("mlp.fc1.bias"), of("mlp.fc2.bias"),
-        ),
-    )  # fmt: skip
-    whole = lambda name: golden[f"weights/{name}"]  # noqa: E731
-    patch = whole("embeddings.patch_embedding.weight").transpose(2, 3, 1, 0).reshape(SIGLIP.patch_values, -1)
-    places = vision.Square(whole("embeddings.position_embedding.weight"), whole("embeddings.patch_embedding.bias"))
-    project = np.zeros((4 * 24, 8), np.float32)
-    return vision.Vision(
-        patch, places, layers, whole("post_layernorm.weight") - 1, project, whole("post_layernorm.bias")
-    )
-
-
-def usm_params(golden: np.lib.npyio.NpzFile) -> usm.Usm:
-    of = stacked(golden, "conformer.{}.", USM.layers)
-    mlp = lambda place: (  # noqa: E731
-        of(f"ffw_layer_{place}.pre_layer_norm.weight") - 1, turned(of(f"ffw_layer_{place}.ffw_layer_1.weight")),
-        turned(of(f"ffw_layer_{place}.ffw_layer_2.weight")), of(f"ffw_layer_{place}.post_layer_norm.weight") - 1,
-    )  # fmt: skip
-    qkv = np.concatenate([of(f"attention.attn.{x}_proj.weight") for x in "qkv"], 1)
-    layers = usm.Layers(
-        *mlp("start"),
-        attention_norm=of("attention.pre_attn_norm.weight") - 1,
-        qkv=turned(qkv),
-        query_scale=of("attention.attn.per_dim_scale"),
-        distance=turned(of("attention.attn.relative_position_embedding.pos_proj.weight")),
-        output=turned(of("attention.post.weight")),
-        attention_post_norm=of("attention.post_norm.weight") - 1,
-        convolution_norm=of("lconv1d.pre_layer_norm.weight") - 1,
-        convolution_in=turned(of("lconv1d.linear_start.weight")),
-        depthwise=turned(of("lconv1d.depthwise_conv1d.weight")[:, :, 0]),
-        depthwise_norm=of("lconv1d.conv_norm.weight") - 1,
-        convolution_out=turned(of("lconv1d.linear_end.weight")),
-        **dict(zip(("second_norm", "second_up", "second_down", "second_post_norm"), mlp("end"), strict=True)),
-        last_norm=of("norm.weight") - 1,
-    )
-    whole = lambda name: golden[f"weights/subsample_conv_projection.{name}"]  # noqa: E731
-    kernels = [whole(f"conv_{i}.conv.weight").transpose(2, 3, 1, 0) for i in (0, 1)]
-    first, second = (k.reshape(-1, k.shape[3]) for k in kernels)
-    scales = [whole(f"conv_{i}.norm.weight") - 1 for i in (0, 1)]
-    project = np.zeros((24, 8), np.float32)
-    return usm.Usm(first, scales[0], second, scales[1], turned(whole("input_proj_linear.weight")), layers, project)
 
 
 def test_the_plain_vit_is_siglip() -> None:
-    """Two images in one row, windows first, padding behind them: each patch as the reference has it."""
-    with np.load(GOLDEN / "siglip.npz") as golden:
-        params = jax.tree.map(jnp.asarray, siglip_params(golden))
-        some = [patchify(image, SIGLIP, 4) for image in golden["pixels"]]
-        seen = golden["seen"]
-    patches, positions = (np.concatenate([a[i] for a in some])[None] for i in (0, 1))
-    images = np.repeat([1, 2, 0], [16, 16, 8])[None]
-    room = ((0, 0), (0, 8), (0, 0))
-    ours = vision.features(params, np.pad(patches, room), np.pad(positions, room), images, SIGLIP, "float32")[0]
-    place = positions[0, :, 0] * SIGLIP.side + positions[0, :, 1]
-    np.testing.assert_allclose(ours[:16], seen[0, place[:16]], atol=TOLERANCE)
-    np.testing.assert_allclose(ours[16:32], seen[1, place[16:]], atol=TOLERANCE)
-    assert sorted(place[:16]) == list(range(16)) and list(place[:16]) != list(range(16))  # the order is truly another
+    """Two images and padding in one row, one in another, windows first: each patch as the reference has it."""
+    params, c = towers.read_siglip(GOLDEN / "siglip", 8, jax.random.key(0))
+    with np.load(GOLDEN / "siglip" / "golden.npz") as golden:
+        some, seen = [patchify(image, c, 4) for image in golden["pixels"]], golden["seen"]
+    patches, positions = np.zeros((2, 40, c.patch_values), np.uint8), np.zeros((2, 40, 2), np.int32)
+    images, where = np.zeros((2, 40), np.int32), [(0, slice(0, 16)), (0, slice(16, 32)), (1, slice(8, 24))]
+    for number, (place, (pixels, at)) in enumerate(zip(where, some, strict=True), 1):
+        patches[place], positions[place], images[place] = pixels, at, number
+    ours = jax.jit(lambda p: vision.features(p, patches, positions, images, c, "float32"))(params)
+    order = some[0][1][:, 0] * c.side + some[0][1][:, 1]
+    assert sorted(order) == list(range(16)) and list(order) != list(range(16))  # the order is truly another
+    for place, alone in zip(where, seen, strict=True):
+        np.testing.assert_allclose(ours[place], alone[order], atol=TOLERANCE, rtol=0)
 
 
 def test_the_usm_conformer_is_that_of_gemma_3n() -> None:
-    """A whole sound and a shorter one behind which is padding."""
-    with np.load(GOLDEN / "usm.npz") as golden:
-        params = jax.tree.map(jnp.asarray, usm_params(golden))
-        frames, lengths = golden["frames"].copy(), golden["lengths"]
-        ours, valid = usm.hear(params, frames, jnp.asarray(lengths), USM, "float32")
-        np.testing.assert_allclose(ours[:, :: USM.stack], golden["heard"], atol=TOLERANCE)
-        np.testing.assert_array_equal(valid[:, :: USM.stack].sum(1), [USM.tokens(int(n)) for n in lengths])
+    """Sounds of several lengths in the chunks of two rows; what stands behind them is not heard."""
+    with np.load(GOLDEN / "usm" / "golden.npz") as golden:
+        frames, lengths, heard = golden["frames"], golden["lengths"], golden["heard"]
+    X, T, M = frames.shape
+    params, c = towers.read_usm(GOLDEN / "usm", 8, jax.random.key(0), chunk=T)
+    params = replace(params, project=jnp.eye(c.width))
+    frames = np.where(np.arange(T)[:, None] < lengths[:, None, None], frames, 99).reshape(2, 2, T, M)
+    ours, valid = jax.jit(lambda p: usm.encode(p, frames, lengths.reshape(2, 2), c, "float32"))(params)
+    np.testing.assert_allclose(ours.reshape(heard.shape), heard, atol=TOLERANCE, rtol=0)
+    np.testing.assert_array_equal(valid.reshape(X, -1).sum(1), [c.tokens(int(n)) for n in lengths])
+
+
+def test_encoders_of_other_kinds_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"config\.json: an encoder of type 'gemma', not siglip_vision_model"):
+        towers.read_siglip(GOLDEN / "gemma", 8, jax.random.key(0))
+    with pytest.raises(ValueError, match="needs a multiple of 8"):
+        towers.read_usm(GOLDEN / "usm", 8, jax.random.key(0), chunk=100)
+    stored = (GOLDEN / "usm" / "config.json").read_text()
+    (tmp_path / "config.json").write_text(
+        stored.replace('"gradient_clipping": 10000000000.0', '"gradient_clipping": 9.0')
+    )
+    with pytest.raises(ValueError, match=r"gradient_clipping is 9\.0; ours has 10000000000\.0"):
+        towers.read_usm(tmp_path, 8, jax.random.key(0))
+    (tmp_path / "config.json").write_text(stored)
+    shutil.copy(GOLDEN / "siglip" / "model.safetensors", tmp_path)
+    with pytest.raises(
+        ValueError, match=r"no tensor subsample_conv_projection\.input_proj_linear\.weight behind any of"
+    ):
+        towers.read_usm(tmp_path, 8, jax.random.key(0))
 
 
 def test_log_mel_is_that_of_gemma_3n() -> None:

@@ -70,6 +70,15 @@ def test_an_image_keeps_to_its_budget_and_nearly_to_its_shape(height, width, bud
         assert 0.6 < (columns / rows) / (width / height) < 1.7
 
 
+def test_no_patch_lies_beyond_the_places_that_an_encoder_knows():
+    """A gather would take the last place for all of them (the next row's, in a square), and nobody would see it."""
+    for c in (VISION, config.Vision(16, 1, 2, 16, side=8, plain=True)):
+        for shape in ((10, 4000, 3), (4000, 10, 3), (4000, 4000, 3)):
+            patches, places = patchify(np.zeros(shape, np.uint8), c, 1024)
+            assert places.max() < c.side
+            assert len(patches) == len(places)
+
+
 def test_patches_come_pool_window_first():
     rows, columns = np.mgrid[0:32, 0:48]
     pixels = np.stack([rows, columns, rows * 0], -1).astype(np.uint8)

@@ -1,7 +1,7 @@
 """Makes the golden numbers of ``tests/model/test_encoders.py``: tiny random encoders of the reference implementation, and their outputs.
 
 python -m pip install torch transformers       (for this script alone)
-python tests/model/golden/make_encoders.py     writes siglip.npz, usm.npz and log_mel.npz beside it
+python tests/model/golden/make_encoders.py     writes siglip/, usm/ and log_mel.npz beside it
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ HERE = Path(__file__).parent
 RNG = np.random.default_rng(0)
 
 
-def scrambled(model: torch.nn.Module) -> dict[str, np.ndarray]:
+def scrambled(model: torch.nn.Module) -> torch.nn.Module:
     """Random weights, norms and biases too: a scale of one or a bias of zero would hide that it is missing."""
     for name, weight in model.named_parameters():
         near = 1.0 if name.endswith("norm.weight") or ("layer_norm" in name and name.endswith("weight")) else 0.0
         torch.nn.init.normal_(weight, mean=near, std=0.2)
-    return {f"weights/{name}": weight.detach().numpy() for name, weight in model.eval().named_parameters()}
+    return model.eval()
 
 
 def siglip() -> None:
@@ -35,28 +35,29 @@ def siglip() -> None:
         hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=3, image_size=32, patch_size=8,
         vision_use_head=False,
     )  # fmt: skip
-    model = SiglipVisionModel(settings)
-    weights = scrambled(model)
-    pixels = RNG.integers(0, 256, (2, 32, 32, 3), np.uint8)
+    model = scrambled(SiglipVisionModel(settings))
+    pixels = RNG.integers(0, 256, (3, 32, 32, 3), np.uint8)
     with torch.no_grad():
         seen = model(torch.from_numpy(pixels.transpose(0, 3, 1, 2) / np.float32(127.5) - 1)).last_hidden_state
-    np.savez_compressed(HERE / "siglip.npz", pixels=pixels, seen=seen.numpy(), **weights)
+    model.save_pretrained(HERE / "siglip")
+    np.savez_compressed(HERE / "siglip" / "golden.npz", pixels=pixels, seen=seen.numpy())
 
 
 def usm() -> None:
+    """Sounds whole, nearly whole, half and nearly empty; the last block of queries is not full."""
     settings = Gemma3nAudioConfig(
-        hidden_size=24, conf_num_attention_heads=3, conf_num_hidden_layers=3, input_feat_size=16, conf_attention_chunk_size=4,
+        hidden_size=24, conf_num_attention_heads=3, conf_num_hidden_layers=2, input_feat_size=16, conf_attention_chunk_size=4,
         conf_attention_context_left=5, conf_attention_context_right=2, conf_attention_logit_cap=3.0, conf_conv_kernel_size=5,
         conf_reduction_factor=2, sscp_conv_channel_size=[6, 4],
     )  # fmt: skip
-    model = Gemma3nAudioEncoder(settings)
-    weights = scrambled(model)
-    frames, lengths = RNG.standard_normal((2, 60, 16)).astype(np.float32), np.array([60, 37])
-    frames[1, 37:] = 0  # as our batches pad: its convolutions look ahead
-    void = torch.from_numpy(np.arange(60)[None] >= lengths[:, None])
-    with torch.no_grad():
-        heard = model(torch.from_numpy(frames), void).last_hidden_state
-    np.savez_compressed(HERE / "usm.npz", frames=frames, lengths=lengths, heard=heard.numpy(), **weights)
+    model = scrambled(Gemma3nAudioEncoder(settings))
+    lengths = np.array([72, 71, 37, 3])
+    void = np.arange(72) >= lengths[:, None]
+    frames = np.where(void[..., None], 0, RNG.standard_normal((4, 72, 16)).astype(np.float32))
+    with torch.no_grad():  # zeros behind a sound, as our batches pad: its convolutions look ahead
+        heard = model(torch.from_numpy(frames), torch.from_numpy(void)).last_hidden_state
+    model.save_pretrained(HERE / "usm")
+    np.savez_compressed(HERE / "usm" / "golden.npz", frames=frames, lengths=lengths, heard=heard.numpy())
 
 
 def log_mel() -> None:
