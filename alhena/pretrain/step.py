@@ -41,29 +41,29 @@ def start(params: model.Params, transform: optax.GradientTransformation) -> Stat
     return sharding.place(state, sharding.specs(state))
 
 
-def _slope(params: model.Params, c: config.Model, batch: Batch) -> tuple[tuple[Array, Tally], model.Params]:
+def slope(params: model.Params, c: config.Model, batch: Batch) -> tuple[tuple[Array, Tally], model.Params]:
     """Loss and tally, and the gradient."""
     return jax.value_and_grad(batch_loss, has_aux=True)(params, c, batch)
 
 
-def _accumulated(
+def accumulated(
     params: model.Params, c: config.Model, batch: Batch, parts: int
 ) -> tuple[tuple[Array, Tally], model.Params]:
-    """What :func:`_slope` gives, of one part of the batch after the other: each counts by its share of the loss weight."""
+    """What :func:`slope` gives, of one part of the batch after the other: each counts by its share of the loss weight."""
 
     def cut(x: Array) -> Array:
         """[B, …] → [parts, B/parts, …]; every part has rows of every chip, so that none has to move."""
-        x = jnp.asarray(x).reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+        x = jnp.asarray(x).reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
         return sharding.constrain(x, None, "batch", *(None,) * (x.ndim - 2))
 
     def add(sums: Any, part: Batch) -> tuple[Any, None]:
-        (loss, tally), gradient = _slope(params, c, part)
+        (loss, tally), gradient = slope(params, c, part)
         share = jnp.maximum(part.weights.sum(), 1.0) / jnp.maximum(batch.weights.sum(), 1.0)
         gradient = jax.tree.map(lambda g: (share * g).astype(g.dtype), gradient)
         return jax.tree.map(jnp.add, sums, ((share * loss, tally), gradient)), None
 
     pieces = jax.tree.map(cut, batch)
-    shapes = jax.eval_shape(lambda b: _slope(params, c, b), jax.tree.map(lambda x: x[0], pieces))
+    shapes = jax.eval_shape(lambda b: slope(params, c, b), jax.tree.map(lambda x: x[0], pieces))
     (loss, tally), gradient = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return jax.lax.scan(add, ((loss, tally), sharding.constrain_params(gradient)), pieces)[0]
 
@@ -76,7 +76,7 @@ def train_step(
 
     With ``parts`` the gradient is added up over as many parts of the batch: the same step, in the memory of one part.
     """
-    of = _slope if parts == 1 else partial(_accumulated, parts=parts)
+    of = slope if parts == 1 else partial(accumulated, parts=parts)
     (loss, tally), gradient = of(state.params, c, batch)
     norm = optax.global_norm(gradient)
     updates, moments = transform.update(gradient, state.optimizer, state.params)
