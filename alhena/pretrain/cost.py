@@ -1,6 +1,6 @@
 """What a training step costs, by arithmetic alone: for machines whose compiler is not at hand, and to rank meshes before one is compiled.
 
-    per chip   state + gradients + what remat keeps + one layer at work + the loss        bytes of HBM
+    per chip   state + gradients + what remat keeps + one layer at work (or the loss)      bytes of HBM
                6·N·D and attention, again for what is computed twice                      FLOPs
                weights gathered and gradients scattered over ``data``, tokens over ``model``, gradients between pods      bytes sent
 
@@ -9,6 +9,7 @@ Nothing is overlapped here: a step takes the sum of its products, its links and 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from alhena.model import config
@@ -16,6 +17,7 @@ from alhena.model.codes import num_rows
 from alhena.model.sharding import Mesh
 from alhena.pretrain.loss import MESH_CHUNK
 from alhena.pretrain.machines import Machine
+from alhena.pretrain.muon import ROUNDS
 from alhena.tokens.loader import Shape
 
 
@@ -49,15 +51,21 @@ class Sizes:
         return self.embedding + self.layers + self.vision + self.audio
 
 
+def score_flops(c: config.Model, shape: Shape) -> float:
+    """Products of attention that a step needs in the decoder: forward and twice that backward, of the half of the scores that count."""
+    d = c.decoder
+    near = 0 if d.window is None else d.layers - d.layers // d.global_every
+    keys = (d.layers - near) * shape.tokens / 2 + near * min(d.window or 0, shape.tokens / 2)
+    return 3 * 4 * shape.rows * shape.tokens * keys * d.heads * d.head_dim
+
+
 def model_flops(c: config.Model, sizes: Sizes, shape: Shape) -> float:
-    """Products that a step needs, whoever computes them: forward and twice that backward, half of the scores (PaLM, appendix B)."""
-    tokens, d = shape.rows * shape.tokens, c.decoder
+    """Products that a step needs, whoever computes them: forward and twice that backward (PaLM, appendix B)."""
+    tokens = shape.rows * shape.tokens
     seen: list[tuple[float, int]] = [(tokens, sizes.layers + sizes.embedding)]
     seen += [(shape.rows * shape.patches, sizes.vision)] if c.vision else []
     seen += [(shape.rows * shape.chunks * c.audio.chunk / 4, sizes.audio)] if c.audio else []
-    near = 0 if d.window is None else d.layers - d.layers // d.global_every
-    keys = (d.layers - near) * shape.tokens / 2 + near * min(d.window or 0, shape.tokens / 2)
-    return 6 * sum(n * parameters for n, parameters in seen) + 3 * 4 * tokens * keys * d.heads * d.head_dim
+    return 6 * sum(n * parameters for n, parameters in seen) + score_flops(c, shape)
 
 
 def estimate(c: config.Model, sizes: Sizes, shape: Shape, mesh: Mesh, where: Machine) -> Costs:
@@ -70,24 +78,30 @@ def estimate(c: config.Model, sizes: Sizes, shape: Shape, mesh: Mesh, where: Mac
     hbm = {
         "parameters and optimizer": sizes.state,
         "gradients": 4 * sizes.all / (data * model),
-        "kept by remat": 4 * d.layers * tokens / model * d.width,
-        "one layer": 2 * 2 * layer + tokens * (4 * wide + 8 * d.width),
-        "loss": 6 * table + MESH_CHUNK * 10 * c.vocabulary / model,
+        "kept by remat": 2 * d.layers * tokens / model * d.width,
+        # A layer going back holds each of its numbers in float32 and in bf16, and its slope too.
+        "one layer, or the loss": max(
+            2 * 2 * layer + tokens * (8 * wide + 16 * d.width), 6 * table + MESH_CHUNK * 10 * c.vocabulary / model
+        ),
     }
     share, part = (data - 1) / data, (model - 1) / model
     stacks = (sizes.layers + sizes.vision + sizes.audio) / model
     # Weights: gathered in bf16 forward and backward, gradients scattered once. Tokens, twice a layer in each of three passes (forward,
-    # forward again, backward): gathered in bf16; results scattered in float32, gradients in bf16.
+    # forward again, backward): gathered and scattered in bf16.
     over_data = {"all-gather": (4 * stacks + 6 * table) * share, "reduce-scatter": (2 * stacks + 8 * table) * share}
-    over_data |= {"all-to-all": 8 * stacks / data * share}  # Muon's matrices, there and back
-    over_model = {
-        "all-gather": 12 * d.layers * tokens * d.width * part,
-        "reduce-scatter": 20 * d.layers * tokens * d.width * part,
-    }
-    inside = {kind: sent + over_model.get(kind, 0.0) for kind, sent in over_data.items()}
+    # Muon: each chip of ``data`` takes whole matrices of every stack, some of them padding; five stacks in the decoder.
+    mine = math.ceil(d.layers / data)
+    over_data |= {"all-to-all": 8 * stacks * mine / d.layers * share}  # there and back
+    over_model = dict.fromkeys(("all-gather", "reduce-scatter"), 12 * d.layers * tokens * d.width * part)
+    over_model |= {"all-reduce": ROUNDS * 5 * mine * 8 * d.width**2 * part}
+    inside = {kind: over_data.get(kind, 0.0) + over_model.get(kind, 0.0) for kind in over_data | over_model}
     between = {"all-reduce": 2 * 4 * sizes.all / (data * model) * (mesh.pod - 1) / mesh.pod} if mesh.pod > 1 else {}
     needed = model_flops(c, sizes, shape) / mesh.chips
-    flops = needed * 4 / 3 - 2 * tokens / model * sizes.embedding  # the layers' forward pass runs twice, the loss once
+    scores = score_flops(c, shape) / mesh.chips
+    # The layers' forward pass runs twice, the loss once; kernels know no scores when they go back (splash attention: twice over).
+    flops = (needed - scores) * 4 / 3 - 2 * tokens / model * sizes.embedding + scores * (11 if where.is_tpu else 9) / 6
+    sides = (3 * d.hidden + 2 * d.heads * d.head_dim) / model  # the longer sides of the five
+    flops += ROUNDS * mine * (4 * d.width**2 * sides + 5 * 2 * d.width**3)
     links = sum(over_data.values()) / where.link_speed(data) + sum(over_model.values()) / where.link_speed(model)
     seconds = {
         "products and memory": flops / where.chip.flops,

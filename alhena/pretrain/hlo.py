@@ -35,8 +35,10 @@ BYTES = {
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota", "partition-id", "replica-id",
-    "opt-barrier", "copy-done", "add-dependency",
+    "opt-barrier", "add-dependency",
+    "copy-start", "copy-done", "slice-start", "slice-done",  # the compiler fetches ahead, behind other operations
 }  # fmt: skip
+CHAIN = re.compile(r'chain_id="(\d+)"')
 
 
 @dataclass(frozen=True)
@@ -288,14 +290,21 @@ class Walk:
     def hbm(self, op: Op, symbols: dict[str, Op]) -> float:
         """Bytes that one operation reads from and writes to HBM; of a sliced array, the slice."""
         far = lambda shapes: float(sum(s.bytes for s in shapes if not s.near))  # noqa: E731
+        if self._chain(op)[1]:
+            return 0.0  # the links are slower
         inside = self._called(op) if op.kind == "fusion" else {op.name: op}
         parameters = {o.number: o.name for o in inside.values() if o.kind == "parameter"}
-        written = far(op.shapes)
+        carried = {
+            o.name for o in inside.values() if o.kind == "parameter" or CHAIN.search(o.text)
+        }  # passed on as it is
+        *_, root = inside.values()
+        results = [o for o in root.operands if o not in carried] if root.kind == "tuple" else [root.name]
+        written = sum(far(inside[o].shapes) for o in results)
         read = 0.0
         for i, operand in enumerate(op.operands):
             shapes = symbols[operand].shapes if operand in symbols else ()
             name = parameters.get(i, operand) if op.kind == "fusion" else operand
-            users = [o for o in inside.values() if name in o.operands]
+            users = [o for o in inside.values() if name in o.operands and o.name not in carried and o.kind != "tuple"]
             if users and all(o.kind in ("dynamic-slice", "slice", "gather") and o.operands[0] == name for o in users):
                 read += sum(far(o.shapes) for o in users) if far(shapes) else 0.0
             elif users and all(o.kind == "dynamic-update-slice" and o.operands[0] == name for o in users):
@@ -304,7 +313,7 @@ class Walk:
                     for o in users
                 )
                 written -= max(far(shapes) - update, 0.0)
-            else:
+            elif users:
                 read += far(shapes)
         return read + max(written, 0.0)
 
@@ -313,6 +322,9 @@ class Walk:
         own = transfer(op, self.chips_per_pod)
         if own is not None:
             return [own]
+        name, end = self._chain(op)
+        if name and end != "Start":
+            return []
         inside = self._called(op).values() if op.kind in ("fusion", "async-start", "call") else ()
         found = [t for o in inside for t in self._transfers(o)]
         if (op.attribute("calls") or "").startswith(
@@ -320,6 +332,14 @@ class Walk:
         ):  # so the TPU's compiler writes a reduce-scatter
             found = [replace(t, kind="reduce-scatter", sent=t.sent / 2) for t in found]
         return found
+
+    def _chain(self, op: Op) -> tuple[str, str]:
+        """The TPU's compiler hides a collective behind products as a chain of fusions that all name it: its number, and "Start" or
+        "Done" for its ends."""
+        inside = self._called(op).values() if op.kind == "fusion" else ()
+        named = [m[1] for o in inside if (m := CHAIN.search(o.text))]
+        ends = [m[1] for o in inside if (m := re.search(r'custom_call_target="AsyncCollective(\w+)"', o.text))]
+        return named[0] if named else "", ends[0] if ends else ""
 
     def _trips(self, op: Op) -> int:
         """How often a loop runs: as the compiler says, or the bound its counter is compared with (JAX counts from 0)."""
@@ -344,14 +364,15 @@ class Walk:
         arrives: dict[str, float] = {}  # when what was started is there
         free = {False: 0.0, True: 0.0}  # when the links inside a pod, and the network between pods, are free again
         for op in ops:
-            if op.kind in FREE or op.kind in ("recv", "copy-start"):
+            if op.kind in FREE or op.kind == "recv":
                 continue
+            chain, end = self._chain(op)
             if op.kind == "while":
                 out.add(self.play(str(op.attribute("body"))), self._trips(op))
             elif op.kind == "conditional":
                 out.add(max((self.play(n) for n in _branches(op)), key=lambda t: t.seconds))
-            elif op.kind.endswith("-done"):
-                awaited = arrives.get(op.operands[0], free[True] if op.kind == "recv-done" else 0.0)
+            elif op.kind.endswith("-done") or end == "Done":
+                awaited = arrives.get(chain or op.operands[0], free[True] if op.kind == "recv-done" else 0.0)
                 out.seconds = max(out.seconds, awaited)
             else:
                 transfers = self._transfers(op)
@@ -359,14 +380,14 @@ class Walk:
                     took = self.speeds.transfer(t)
                     _count(out, t, took)
                     free[t.between_pods] = max(free[t.between_pods], out.seconds) + took
-                if transfers and (op.kind.endswith("-start") or op.kind == "send"):
-                    arrives[op.name] = free[transfers[0].between_pods]
-                elif transfers:
-                    out.seconds = max(out.seconds, *(free[t.between_pods] for t in transfers))
                 flops, moved = self.flops(op, symbols), self.hbm(op, symbols)
                 took = max(flops / self.speeds.flops, moved / self.speeds.hbm)
                 out.flops, out.hbm = out.flops + flops, out.hbm + moved
                 out.seconds, out.busy = out.seconds + took, out.busy + took
+                if transfers and (op.kind.endswith("-start") or op.kind == "send" or end == "Start"):
+                    arrives[chain or op.name] = free[transfers[0].between_pods]
+                elif transfers:
+                    out.seconds = max(out.seconds, *(free[t.between_pods] for t in transfers))
         out.seconds = max(out.seconds, *free.values())
         return out
 

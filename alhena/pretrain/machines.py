@@ -25,15 +25,16 @@ class Chip:
     network: float  # bytes/s out of the chip, between pods
     torus: int = 0  # dimensions of the TPU's torus; 0: a GPU
     tpu_config: str = "default"  # what the compiler calls one device: a whole chip
+    ring: int = 4  # a dimension of a slice as long as this closes to a ring; a shorter one is a line
     island: int = 0  # GPUs that reach one another over NVLink
 
 
 GIB, GBIT = 2**30, 1e9 / 8
 CHIPS = {
     "v4": Chip("TPU v4", 275e12, 32 * GIB, 1.2e12, 6 * 50e9, 50 * GBIT, 3, "megacore"),
-    "v5e": Chip("TPU v5e", 197e12, 16 * GIB, 8.1e11, 4 * 50e9, 25 * GBIT, 2),
+    "v5e": Chip("TPU v5e", 197e12, 16 * GIB, 8.1e11, 4 * 50e9, 25 * GBIT, 2, ring=16),
     "v5p": Chip("TPU v5p", 459e12, 95 * GIB, 2.765e12, 6 * 100e9, 50 * GBIT, 3, "megacore"),
-    "v6e": Chip("TPU v6e", 918e12, 32 * GIB, 1.64e12, 4 * 100e9, 25 * GBIT, 2),
+    "v6e": Chip("TPU v6e", 918e12, 32 * GIB, 1.64e12, 4 * 100e9, 25 * GBIT, 2, ring=16),
     "a100": Chip("A100 80 GB", 312e12, 80e9, 2.039e12, 300e9, 200 * GBIT, island=8),
     "h100": Chip("H100", 989e12, 80e9, 3.35e12, 450e9, 400 * GBIT, island=8),
     "h200": Chip("H200", 989e12, 141e9, 4.8e12, 450e9, 400 * GBIT, island=8),
@@ -56,16 +57,16 @@ class Machine:
     def link_speed(self, group: int) -> float:
         """Bytes/s that leave a chip in a collective of so many chips of one pod.
 
-        On a torus such a group lies along one dimension, or more when it is larger than the longest, and uses the two links of each.
-        GPUs of one island use its links, larger groups the network.
+        On a torus such a group lies along whole dimensions, the longest first, and uses the two links of each that closes to a ring;
+        at the ends of a line, or of a part of a ring, there is one. GPUs of one island use its links, larger groups the network.
         """
         if not self.is_tpu:
             return self.chip.links if group <= self.chip.island else self.chip.network
-        dimensions, reach = 0, 1
+        links, rest = 0, group
         for side in sorted(self.slice, reverse=True):
-            if reach < group:
-                dimensions, reach = dimensions + 1, reach * side
-        return self.chip.links * max(dimensions, 1) / self.chip.torus
+            if side > 1 and rest % side == 0:
+                links, rest = links + (2 if side >= self.chip.ring else 1), rest // side
+        return self.chip.links * max(links, 1) / (2 * self.chip.torus)
 
     def transfer_seconds(self, t: Transfer) -> float:
         """How long a collective takes that has the links to itself; what goes from all to all passes through a quarter of a ring."""

@@ -44,7 +44,7 @@ class Plan:
     machine: str
     chips: int
     mesh: Mesh
-    others: tuple[Mesh, ...]  # the next best that the cost model believes to fit
+    others: tuple[Mesh, ...]  # that the cost model believes to fit, the fastest first
     compiled: bool  # by the TPU's compiler; else from the cost model alone
     parameters: int
     tokens_per_step: int
@@ -207,11 +207,9 @@ def make_plan(
     tell: Callable[[str], None] = lambda _: None,
 ) -> Plan:
     """The plan on ``mesh``, or on the first that fits of those the cost model ranks best."""
-    guesses = {
-        m: estimate(c, sizes(c, t, m), t.shape, m, where) for m in ([mesh] if mesh else meshes(c, t.shape, where))
-    }
+    guesses = {m: estimate(c, sizes(c, t, m), t.shape, m, where) for m in {mesh, *meshes(c, t.shape, where)} if m}
     ranked = sorted(guesses, key=lambda m: (guesses[m].bytes > where.chip.hbm, guesses[m].seconds["step"]))
-    for m in ranked[: TRIES if where.is_tpu else 1]:
+    for m in [mesh] if mesh else ranked[: TRIES if where.is_tpu else 1]:
         costs, over = guesses[m], max(0.0, guesses[m].bytes - where.chip.hbm)
         largest: dict[str, int] = {}
         if where.is_tpu:
@@ -279,7 +277,11 @@ def as_table(plan: Plan) -> Table:
         "model",
         f"{plan.parameters / 1e9:.2f} B parameters; {plan.tokens / 1e12:.2f} T tokens, {plan.tokens_per_step:,} a step",
     )
-    row("mesh", str(plan.mesh) + (f"   (next best: {'; '.join(map(str, plan.others))})" if plan.others else ""))
+    row(
+        "mesh",
+        str(plan.mesh)
+        + (f"   (should fit too, fastest first: {'; '.join(map(str, plan.others))})" if plan.others else ""),
+    )
     fits = "fits" if not plan.over else f"[bold red]does not fit: {plan.over / GIB:.2f} GiB too much[/]"
     row("HBM a chip", f"{sum(plan.hbm.values()) / GIB:.2f} of {plan.hbm_limit / GIB:.0f} GiB, {fits}")
     for name, size in plan.hbm.items():

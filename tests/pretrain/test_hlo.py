@@ -80,6 +80,81 @@ def test_what_is_started_early_is_waited_for_only_as_long_as_needed():
     assert total.seconds == pytest.approx(18e-3)
 
 
+# Of nano-2 on v5e:4x4 as the TPU's compiler wrote it (libtpu 0.0.42), synchronisation flags left out: two rows' tokens gathered behind the
+# gradient of ``gate``, and a product's partial sums scattered.
+TRUE = """HloModule jit_train_step, is_scheduled=true
+
+%region_31.35.clone (a: bf16[], b: bf16[]) -> bf16[] {
+  %a = bf16[] parameter(0)
+  %b = bf16[] parameter(1)
+  ROOT %add.1 = bf16[] add(%a, %b)
+}
+
+%fused_computation.2067 (param_0.6880: bf16[2,8192,2560]) -> (bf16[2,8192,2560], bf16[2,32768,2560]) {
+  %param_0.6880 = bf16[2,8192,2560]{2,1,0:T(8,128)(2,1)S(1)} parameter(0)
+  %all-gather.342 = bf16[2,32768,2560]{2,1,0:T(8,128)(2,1)} all-gather(%param_0.6880), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7},{8,9,10,11},{12,13,14,15}}, dimensions={1}, use_global_device_ids=true, frontend_attributes={chain_id="6"}
+  ROOT %custom-call.66 = (bf16[2,8192,2560]{2,1,0:T(8,128)(2,1)S(1)}, bf16[2,32768,2560]{2,1,0:T(8,128)(2,1)}) custom-call(%all-gather.342), custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.2281 (param_0.6883: bf16[2,8192,2560], param_1.6978: bf16[2,32768,2560], param_9.781: bf16[65536,2560], param_10.777: bf16[2560,65536]) -> (bf16[2560,2560], bf16[2,8192,2560], bf16[2,32768,2560], bf16[2,32768,2560]) {
+  %param_10.777 = bf16[2560,65536]{0,1:T(8,128)(2,1)} parameter(3)
+  %param_9.781 = bf16[65536,2560]{1,0:T(8,128)(2,1)} parameter(2)
+  %convolution.527 = f32[2560,2560]{1,0:T(8,128)} convolution(%param_10.777, %param_9.781), dim_labels=bf_io->bf
+  %convert_element_type.2957 = bf16[2560,2560]{1,0:T(8,128)(2,1)} convert(%convolution.527)
+  %param_0.6883 = bf16[2,8192,2560]{2,1,0:T(8,128)(2,1)S(1)} parameter(0)
+  %param_1.6978 = bf16[2,32768,2560]{2,1,0:T(8,128)(2,1)} parameter(1)
+  %all-gather.344 = bf16[2,32768,2560]{2,1,0:T(8,128)(2,1)} all-gather(%param_0.6883), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7},{8,9,10,11},{12,13,14,15}}, dimensions={1}, use_global_device_ids=true, frontend_attributes={chain_id="6"}
+  ROOT %tuple.1345 = (bf16[2560,2560]{1,0:T(8,128)(2,1)}, bf16[2,8192,2560]{2,1,0:T(8,128)(2,1)S(1)}, bf16[2,32768,2560]{2,1,0:T(8,128)(2,1)}, bf16[2,32768,2560]{2,1,0:T(8,128)(2,1)}) tuple(%convert_element_type.2957, %param_0.6883, %param_1.6978, %all-gather.344)
+}
+
+%fused_computation.2069 (param_0.6884: bf16[2,8192,2560], param_1.6979: bf16[2,32768,2560]) -> bf16[2,32768,2560] {
+  %param_0.6884 = bf16[2,8192,2560]{2,1,0:T(8,128)(2,1)S(1)} parameter(0)
+  %param_1.6979 = bf16[2,32768,2560]{2,1,0:T(8,128)(2,1)} parameter(1)
+  %all-gather.346 = bf16[2,32768,2560]{2,1,0:T(8,128)(2,1)} all-gather(%param_0.6884), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7},{8,9,10,11},{12,13,14,15}}, dimensions={1}, use_global_device_ids=true, frontend_attributes={chain_id="6"}
+  ROOT %custom-call.68 = bf16[2,32768,2560]{2,1,0:T(8,128)(2,1)} custom-call(%param_0.6884, %param_1.6979, %all-gather.346), custom_call_target="AsyncCollectiveDone"
+}
+
+%all-reduce-scatter.12.clone.1 (input.48: bf16[32768,2560]) -> bf16[8272,2560] {
+  %input.48 = bf16[32768,2560]{1,0:T(8,128)(2,1)} parameter(0)
+  %constant.6642 = bf16[] constant(0)
+  %pad.827 = bf16[33088,2560]{1,0:T(8,128)(2,1)} pad(%input.48, %constant.6642), padding=0_320x0_0
+  %all-reduce.203 = bf16[33088,2560]{1,0:T(8,128)(2,1)} all-reduce(%pad.827), channel_id=377, replica_groups={{0,1,2,3},{4,5,6,7},{8,9,10,11},{12,13,14,15}}, use_global_device_ids=true, to_apply=%region_31.35.clone
+  %constant.6644 = u32[] constant(0)
+  ROOT %dynamic-slice.1456 = bf16[8272,2560]{1,0:T(8,128)(2,1)S(1)} dynamic-slice(%all-reduce.203, %constant.6644, %constant.6644), dynamic_slice_sizes={8272,2560}
+}
+
+ENTRY %main (h: bf16[2,8192,2560], d: bf16[65536,2560], x: bf16[2560,65536], y: bf16[32768,2560]) -> bf16[8272,2560] {
+  %h = bf16[2,8192,2560]{2,1,0:T(8,128)(2,1)S(1)} parameter(0)
+  %d = bf16[65536,2560]{1,0:T(8,128)(2,1)} parameter(1)
+  %x = bf16[2560,65536]{0,1:T(8,128)(2,1)} parameter(2)
+  %y = bf16[32768,2560]{1,0:T(8,128)(2,1)} parameter(3)
+  %async-collective-start.6 = (bf16[2,8192,2560]{2,1,0:T(8,128)(2,1)S(1)}, bf16[2,32768,2560]{2,1,0:T(8,128)(2,1)}) fusion(%h), kind=kCustom, calls=%fused_computation.2067
+  %near = bf16[2,8192,2560]{2,1,0:T(8,128)(2,1)S(1)} get-tuple-element(%async-collective-start.6), index=0
+  %far = bf16[2,32768,2560]{2,1,0:T(8,128)(2,1)} get-tuple-element(%async-collective-start.6), index=1
+  %fusion.2281 = (bf16[2560,2560]{1,0:T(8,128)(2,1)}, bf16[2,8192,2560]{2,1,0:T(8,128)(2,1)S(1)}, bf16[2,32768,2560]{2,1,0:T(8,128)(2,1)}, bf16[2,32768,2560]{2,1,0:T(8,128)(2,1)}) fusion(%near, %far, %d, %x), kind=kOutput, calls=%async_collective_fusion.2281
+  %near.1 = bf16[2,8192,2560]{2,1,0:T(8,128)(2,1)S(1)} get-tuple-element(%fusion.2281), index=1
+  %far.1 = bf16[2,32768,2560]{2,1,0:T(8,128)(2,1)} get-tuple-element(%fusion.2281), index=2
+  %async-collective-done.6 = bf16[2,32768,2560]{2,1,0:T(8,128)(2,1)} fusion(%near.1, %far.1), kind=kCustom, calls=%fused_computation.2069
+  ROOT %fusion.2236 = bf16[8272,2560]{1,0:T(8,128)(2,1)S(1)} fusion(%y), kind=kCustom, calls=%all-reduce-scatter.12.clone.1
+}
+"""
+
+
+def test_collectives_as_the_tpu_compiler_writes_them():
+    """A gather that three fusions name is one, behind the product of the second; what is summed and sliced is a scatter."""
+    speeds = hlo.Speeds(flops=1e12, hbm=1e30, transfer=lambda t: t.sent / 1e9)
+    total = hlo.Walk(hlo.parse(TRUE), speeds, 16).total()
+    tokens, padded, product = 2 * 32768 * 2560 * 2, 33088 * 2560 * 2, 2 * 2560 * 2560 * 65536
+    assert total.inside == {"all-gather": 3 / 4 * tokens, "reduce-scatter": 3 / 4 * padded}
+    assert total.flops == product
+    assert product / 1e12 > 3 / 4 * tokens / 1e9  # so the gather is hidden, the scatter is not
+    assert total.seconds == pytest.approx(product / 1e12 + 3 / 4 * padded / 1e9)
+    read = (
+        65536 * 2560 + 2560 * 65536 + 2560 * 2560
+    ) * 2  # operands and result of the product, nothing of what is passed on
+    assert total.hbm == read + 32768 * 2560 * 2  # and what is to be scattered
+
+
 CONVOLUTION = """HloModule m
 
 ENTRY %main (x: bf16[6,8,16], w: bf16[6,16,32]) -> f32[6,8,32] {
@@ -94,18 +169,25 @@ def test_a_batched_product_that_the_tpu_compiler_writes_as_a_convolution():
     assert walk(CONVOLUTION).flops == 2 * 6 * 8 * 16 * 32
 
 
-KERNEL = """HloModule m
+# The attention kernels of the same program: masks of blocks come first, then queries, keys and values.
+KERNELS = """HloModule jit_train_step
 
-ENTRY %main (q: bf16[2,4,256,128], k: bf16[2,256,128]) -> bf16[2,4,256,128] {
-  %q = bf16[2,4,256,128]{3,2,1,0} parameter(0)
-  %k = bf16[2,256,128]{2,1,0} parameter(1)
-  ROOT %splash_mqa_fwd_residuals.1 = bf16[2,4,256,128]{3,2,1,0} custom-call(%q, %k, %k), custom_call_target="tpu_custom_call"
+ENTRY %main (m: s8[1,64,64], q: bf16[2,5,32768,128], k: bf16[2,1,32768,128], s: f32[2,5,1,32768]) -> bf16[2,5,32768,128] {
+  %m = s8[1,64,64]{2,1,0} parameter(0)
+  %q = bf16[2,5,32768,128]{3,2,1,0:T(8,128)(2,1)} parameter(1)
+  %k = bf16[2,1,32768,128]{3,2,1,0:T(8,128)(2,1)} parameter(2)
+  %s = f32[2,5,1,32768]{3,2,1,0:T(1,128)} parameter(3)
+  %splash_mha_fwd_segmented_residuals.2 = (f32[2,512,128]{2,1,0:T(8,128)}, f32[2,512,128]{2,1,0:T(8,128)}, f32[2,512,128]{2,1,0:T(8,128)}, bf16[2,5,32768,128]{3,2,1,0:T(8,128)(2,1)S(1)}, f32[2,5,32768,128]{3,2,1,0:T(8,128)}) custom-call(%m, %m, %q, %k, %k), custom_call_target="tpu_custom_call"
+  %splash_mha_dkv_segmented_no_residuals.1 = (f32[2,512,128]{2,1,0:T(8,128)}, f32[2,512,128]{2,1,0:T(8,128)}, bf16[2,1,32768,128]{3,2,1,0:T(8,128)(2,1)S(1)}, bf16[2,1,32768,128]{3,2,1,0:T(8,128)(2,1)S(1)}) custom-call(%m, %m, %q, %k, %k, /*index=5*/%s, %q, %s), custom_call_target="tpu_custom_call"
+  ROOT %splash_mha_dq_segmented_no_residuals.1 = (f32[2,512,128]{2,1,0:T(8,128)}, bf16[2,5,32768,128]{3,2,1,0:T(8,128)(2,1)}) custom-call(%m, %m, %q, %k, %k, /*index=5*/%s, %q, %s), custom_call_target="tpu_custom_call"
 }
 """
 
 
-def test_products_of_the_attention_kernel():
-    assert walk(KERNEL, visited=0.5).flops == 0.5 * 2 * 2 * (2 * 4 * 256 * 256 * 128)
+def test_products_of_the_attention_kernels():
+    """Forward scores and sums of values; backward each kernel has the scores again: five products become seven."""
+    one = 2 * (2 * 5 * 32768) * 32768 * 128
+    assert walk(KERNELS, visited=0.5).flops == 0.5 * (2 + 4 + 3) * one
 
 
 def test_a_loop_without_a_bound_and_text_that_is_no_program_are_refused():
