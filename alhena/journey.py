@@ -29,7 +29,7 @@ from alhena.media import decode_image
 from alhena.model import config, image_tokenizer, model, sharding
 from alhena.model.weights import load_model, read_config, read_tree, save_model, write_tree
 from alhena.pretrain import image_tokenizer as image_training
-from alhena.pretrain import ladder
+from alhena.pretrain import ladder, runs
 from alhena.pretrain.best_rq import listen
 from alhena.pretrain.loop import open_examples, train, validate
 from alhena.pretrain.replay import Replayed, replay
@@ -218,6 +218,7 @@ def make_base(run: Run, folder: Path) -> None:
         params = jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), params) if several else params
         if jax.process_index() == 0:
             publish(params, c, tokens, folder / "models" / BASE, {"name": BASE, **facts})
+            runs.draw(runs.find([out]), out / runs.PLOT)
         return facts
 
     several = jax.process_count() > 1
@@ -250,6 +251,7 @@ def tune_on(base: Path, examples: Path, work: Path, out: Path, t: tuning.Tune) -
     params = tuning.tune(params, c, t, examples, work, questions, f"tune {out.name}")
     facts = read_config(base)[1] | {"name": out.name, "tuned_steps": t.steps}
     publish(params, c, base, out, facts)
+    runs.draw(runs.find([work]), work / runs.PLOT)
     return {"tuned_steps": t.steps}
 
 

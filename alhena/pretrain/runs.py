@@ -22,6 +22,7 @@ from alhena.pretrain.growth import growing
 from alhena.pretrain.metrics import FACTS, FILE
 from alhena.tokens.batch import Modality
 
+PLOT = "losses.png"  # of each stage that trains
 _COLOURS = ("#2a7f9e", "#c2405a", "#2f7d4f", "#b5651d", "#7a5195", "#5b6c8f", "#111111")
 
 
@@ -83,8 +84,8 @@ def table(runs: Sequence[Trained]) -> Table:
 
 
 def draw(runs: Sequence[Trained], path: Path) -> None:
-    """Training loss by modality and validation over steps; one panel each, one colour a training."""
-    panels = [*_modalities(runs), "validation"]
+    """Training loss by modality and validation, if any was measured, over steps; one panel each, one colour a training."""
+    panels = [*_modalities(runs), *["validation"] * any(r.validation for r in runs)]
     rows, columns = -(-len(panels) // 3), min(len(panels), 3)
     figure = Figure(figsize=(3.5 * columns, 2.7 * rows + 0.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)

@@ -29,6 +29,7 @@ def test_every_stage_leaves_its_artefact(smoke):
     for path in (
         "raw/samples.png", "raw/test.parquet", "curated/train/report.json", "image_tokenizer/reconstructions.png", "tokens/coverage.png",
         "tokens/train/scenes.arrow", "pretrain/metrics.jsonl", "tune/metrics.jsonl", "models/base/weights.safetensors",
+        "pretrain/losses.png", "tune/losses.png",
         "models/assistant/model.json", "models/nano/text.model", "compress/report.json", "report/report.html", "report/report.png",
     ):  # fmt: skip
         assert (smoke / path).exists(), path

@@ -17,6 +17,7 @@ from alhena.pretrain import image_tokenizer as training
 from alhena.pretrain.image_tokenizer import TrainImageTokenizer, draw_reconstructions, train
 
 C = config.ImageTokenizer((5, 4), (3,), 16)
+LARGE = config.ImageTokenizer((5, 4), (4, 3), 24, seeing=2, painting=3)  # the family's kind
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +61,42 @@ def test_levels_are_whole_bounded_and_let_the_gradient_through():
     np.testing.assert_allclose(slope, smooth, rtol=1e-5)
 
 
+@pytest.mark.parametrize("c", [C, LARGE])
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (32, 48), (40, 24)])
-def test_any_multiple_of_eight_goes_in_and_comes_out(params, height, width):
-    (codes,) = tokenizer.encode_images(params, C, [noise(0, height, width)])
+def test_any_multiple_of_eight_goes_in_and_comes_out(c, height, width):
+    params = tokenizer.init(jax.random.key(1), c)
+    (codes,) = tokenizer.encode_images(params, c, [noise(0, height, width)])
     assert codes.shape == (height // 8, width // 8)
     assert codes.min() >= 0
-    assert codes.max() < C.num_codes
-    assert tokenizer.decode_codes(params, C, codes).shape == (height, width, 3)
+    assert codes.max() < c.num_codes
+    assert tokenizer.decode_codes(params, c, codes).shape == (height, width, 3)
+
+
+def test_the_large_one_looks_as_far_as_its_blocks_and_no_farther():
+    params = tokenizer.init(jax.random.key(1), LARGE)
+    levels = jax.jit(lambda x: jax.nn.sigmoid(tokenizer.levels_of(params, LARGE, x)))
+    image = jnp.asarray(noise(0, 8, 96), jnp.float32)[None] / 127.5 - 1
+    slope = jax.grad(lambda x: levels(x)[0, 0, 0].sum())(image)
+    reached = np.asarray(jnp.abs(slope[0]).reshape(8, 12, 8, 3).max((0, 2, 3)) > 0)
+    np.testing.assert_array_equal(reached, np.arange(12) <= LARGE.seeing)
+
+
+def test_a_crop_at_whole_cells_has_the_codes_of_the_whole_away_from_its_edges():
+    """Of the small one all codes, of the large one all that see nothing but the crop."""
+    whole, far = noise(2, 64, 72), LARGE.seeing
+    for c, edge in ((C, 0), (LARGE, far)):
+        params = tokenizer.init(jax.random.key(1), c)
+        codes, crop = tokenizer.encode_images(params, c, [whole, whole[8:64, 8:72]])
+        inner = np.s_[edge : 7 - edge, edge : 8 - edge]
+        np.testing.assert_array_equal(crop[inner], codes[1:, 1:][inner])
+
+
+def test_the_large_one_is_written_and_read(tmp_path):
+    params = tokenizer.init(jax.random.key(1), LARGE)
+    tokenizer.save(tmp_path, params, LARGE)
+    again, c = tokenizer.load(tmp_path)
+    assert c == LARGE
+    jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
 def test_equal_cells_have_one_code_wherever_they_stand(params):
@@ -103,6 +133,7 @@ def test_it_learns_to_redraw_and_shows_it(tmp_path):
     short = train(images, C, replace(SETTINGS, steps=2), tmp_path / "short")
     learned = train(images, C, SETTINGS, tmp_path / "long")
     assert learned["psnr_db"] > short["psnr_db"] + 5
+    assert 0 < learned["l1"] < short["l1"] / 1.5
     assert 1 < learned["perplexity"] <= learned["codes_used"] <= C.num_codes
     params, c = tokenizer.load(tmp_path / "long")
     draw_reconstructions(params, c, images[:3], tmp_path / "shown.png")
