@@ -113,8 +113,31 @@ def band(values: Sequence[Any]) -> tuple[Any, Any]:
     return low, high
 
 
+def bottom(sizes: Any, losses: Any) -> tuple[float, float] | None:
+    """Size and loss of the least of the parabola through a budget's rungs by log N (Hoffmann's approach 2).
+
+    None when it is not among the sizes that were trained: then the law's optimum is a guess beyond them.
+
+    >>> bottom([1e5, 2e5, 4e5], [2.0, 1.9, 2.0])
+    (200000.0, 1.9)
+    >>> bottom([1e5, 2e5, 4e5], [1.5, 1.7, 2.0]) is None
+    True
+    """
+    if len(sizes) < 3:
+        return None
+    a, b, c = np.polyfit(np.log(sizes), losses, 2)
+    if a <= 0:
+        return None
+    size = float(np.exp(-b / (2 * a)))
+    found = float(round(size)), round(float(c - b * b / (4 * a)), 4)
+    return found if min(sizes) < size < max(sizes) else None
+
+
 def draw(rungs: Sequence[Rung], law: Law, laws: Sequence[Law], path: Path) -> None:
-    """Left: loss by size at each budget, points over the fitted curves. Right: the best size by budget. Bands hold 95 %."""
+    """Left: loss by size at each budget, points over the fitted curves. Right: the best size by budget. Bands hold 95 %.
+
+    A diamond is the bottom of a budget's own parabola, if its rungs enclose it.
+    """
     figure = Figure(figsize=(10.8, 4.4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
@@ -129,8 +152,12 @@ def draw(rungs: Sequence[Rung], law: Law, laws: Sequence[Law], path: Path) -> No
         bounds = band([one.loss(sizes, lengths) for one in laws])
         left.fill_between(sizes, *bounds, color=colour, alpha=0.15, linewidth=0)
         left.plot(sizes, law.loss(sizes, lengths), color=colour, label=f"{budget:.1e} FLOPs")
-        points = [(rungs[i].parameters, rungs[i].loss) for i in mine]
-        left.plot(*zip(*points, strict=True), "o", color=colour, markersize=5)
+        points = np.array([(rungs[i].parameters, rungs[i].loss) for i in mine]).T
+        left.plot(*points, "o", color=colour, markersize=5)
+        least = bottom(*points)
+        if least:
+            left.plot(*least, "D", markerfacecolor="none", markeredgecolor=colour, markersize=9)
+            right.plot(budget, least[0], "D", markerfacecolor="none", markeredgecolor=colour)
     left.set(xscale="log", xlabel="parameters N", ylabel="validation nats per token")
     ticks = sorted({r.parameters for r in rungs})
     left.set_xticks(ticks, [f"{n / 1e6:.2g} M" for n in ticks])
