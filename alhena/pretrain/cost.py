@@ -1,6 +1,6 @@
 """What a training step costs, by arithmetic alone: for machines whose compiler is not at hand, and to rank meshes before one is compiled.
 
-    per chip   state + gradients + what remat keeps + one layer at work (or the loss)      bytes of HBM
+    per chip   state + gradients + what remat keeps + one layer at work, or the loss       bytes of HBM
                6·N·D and attention, again for what is computed twice                      FLOPs
                weights gathered and gradients scattered over ``data``, tokens over ``model``, gradients between pods      bytes sent
 
@@ -75,14 +75,13 @@ def estimate(c: config.Model, sizes: Sizes, shape: Shape, mesh: Mesh, where: Mac
     table = num_rows(c.vocabulary, c.code_factors) / model * d.width
     layer = sizes.layers / d.layers / model
     wide = (3 * d.hidden + 4 * d.heads * d.head_dim) / model
+    # A layer going back holds each of its numbers in float32 and in bf16, and its slope too.
+    going_back = 2 * 2 * layer + tokens * (8 * wide + 16 * d.width)
     hbm = {
         "parameters and optimizer": sizes.state,
         "gradients": 4 * sizes.all / (data * model),
         "kept by remat": 2 * d.layers * tokens / model * d.width,
-        # A layer going back holds each of its numbers in float32 and in bf16, and its slope too.
-        "one layer, or the loss": max(
-            2 * 2 * layer + tokens * (8 * wide + 16 * d.width), 6 * table + MESH_CHUNK * 10 * c.vocabulary / model
-        ),
+        "one layer, or the loss": max(going_back, 6 * table + MESH_CHUNK * 10 * c.vocabulary / model),
     }
     share, part = (data - 1) / data, (model - 1) / model
     stacks = (sizes.layers + sizes.vision + sizes.audio) / model

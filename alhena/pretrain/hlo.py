@@ -291,12 +291,11 @@ class Walk:
         """Bytes that one operation reads from and writes to HBM; of a sliced array, the slice."""
         far = lambda shapes: float(sum(s.bytes for s in shapes if not s.near))  # noqa: E731
         if self._chain(op)[1]:
-            return 0.0  # the links are slower
+            return 0.0  # at the ends of a chain only the links work
         inside = self._called(op) if op.kind == "fusion" else {op.name: op}
         parameters = {o.number: o.name for o in inside.values() if o.kind == "parameter"}
-        carried = {
-            o.name for o in inside.values() if o.kind == "parameter" or CHAIN.search(o.text)
-        }  # passed on as it is
+        # What a fusion passes on as it is, a chain's collective too, it neither reads nor writes.
+        carried = {o.name for o in inside.values() if o.kind == "parameter" or CHAIN.search(o.text)}
         *_, root = inside.values()
         results = [o for o in root.operands if o not in carried] if root.kind == "tuple" else [root.name]
         written = sum(far(inside[o].shapes) for o in results)

@@ -277,11 +277,8 @@ def as_table(plan: Plan) -> Table:
         "model",
         f"{plan.parameters / 1e9:.2f} B parameters; {plan.tokens / 1e12:.2f} T tokens, {plan.tokens_per_step:,} a step",
     )
-    row(
-        "mesh",
-        str(plan.mesh)
-        + (f"   (should fit too, fastest first: {'; '.join(map(str, plan.others))})" if plan.others else ""),
-    )
+    also = f"   (should fit too, fastest first: {'; '.join(map(str, plan.others))})" if plan.others else ""
+    row("mesh", f"{plan.mesh}{also}")
     fits = "fits" if not plan.over else f"[bold red]does not fit: {plan.over / GIB:.2f} GiB too much[/]"
     row("HBM a chip", f"{sum(plan.hbm.values()) / GIB:.2f} of {plan.hbm_limit / GIB:.0f} GiB, {fits}")
     for name, size in plan.hbm.items():
