@@ -37,7 +37,7 @@ SHAPE = Shape(rows=8, tokens=256, patches=0, chunks=4)
 class Bench:
     folder: Annotated[Path, tyro.conf.Positional] = Path("runs/starter")
     shares: tuple[float, ...] = (0.1, 1.0)  # of the transcripts
-    steps: int = 300  # of learning to transcribe
+    steps: int = 250  # of learning to transcribe
     listening: int = 1500  # steps
     seeds: tuple[int, ...] = (0, 1)
     out: Path = Path(__file__).parent / "results" / "best_rq.json"

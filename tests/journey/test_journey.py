@@ -42,7 +42,7 @@ def test_a_finished_journey_is_not_repeated(smoke):
     before = {path: path.stat().st_mtime_ns for path in smoke.rglob("*") if path.is_file()}
     travel(starter.smoke(), smoke)
     assert {path: path.stat().st_mtime_ns for path in smoke.rglob("*") if path.is_file()} == before
-    assert len(STAGES) == 7
+    assert len(STAGES) == 8
 
 
 def test_your_own_data_goes_the_same_way(smoke, tmp_path):
