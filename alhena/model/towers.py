@@ -9,8 +9,8 @@ offset from one. An image that is no square keeps its shape in a part of the tow
 one at the tower's size is seen alike. What comes out are the last hidden states; the projection to a decoder is
 nobody's and starts at random:
 
->>> seeing, c = read_siglip(folder, width=2048, key=jax.random.key(0))  # doctest: +SKIP
->>> params = replace(params, vision=seeing)  # doctest: +SKIP
+    seeing, c = read_siglip(folder, width=2048, key=jax.random.key(0))
+    params = replace(params, vision=seeing)
 """
 
 from __future__ import annotations

@@ -167,6 +167,9 @@ def bootstrap(rungs: Sequence[Rung], law: Law, times: int, seed: int = 0) -> lis
     n, d, loss = np.array(rungs, float).T
     expected = np.log(law.loss(n, d))
     residual = (np.log(loss) - expected) * np.sqrt(len(n) / (len(n) - 5))
-    rng, start = np.random.default_rng(seed), np.array([[*np.log(np.maximum([law.E, law.A, law.B], 1e-9)), law.alpha, law.beta]])
+    rng, start = (
+        np.random.default_rng(seed),
+        np.array([[*np.log(np.maximum([law.E, law.A, law.B], 1e-9)), law.alpha, law.beta]]),
+    )
     drawn = [np.exp(expected + rng.choice(residual, len(n))) for _ in range(times)]
     return [fit([Rung(*row) for row in zip(n, d, again, strict=True)], start) for again in drawn]

@@ -30,6 +30,7 @@ def test_killed_twice_two_processes_end_as_one_that_nobody_killed(tiny, data, tm
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     monkeypatch.setenv("ALHENA_MEMORY", str(tmp_path / "memory"))
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("XLA_FLAGS", "")  # one device a process, whatever this one has
     command = [sys.executable, str(WORKER), str(tmp_path / "model"), str(data)]
     out, told = tmp_path / "two", []
     ended = supervise([*command, str(out), "1:3", "0:7:lost"], processes=2, most=3, tell=told.append)
@@ -53,6 +54,7 @@ def test_the_rest_goes_on_without_a_lost_pod(tiny, data, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     monkeypatch.setenv("ALHENA_MEMORY", str(tmp_path / "memory"))
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("XLA_FLAGS", "")  # one device a process, whatever this one has
     command = [sys.executable, str(WORKER), str(tmp_path / "model"), str(data)]
     out, told = tmp_path / "fewer", []
     ended = supervise([*command, str(out), "0:7:lost"], processes=2, most=1, tell=told.append, elastic=True)
