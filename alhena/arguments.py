@@ -1,0 +1,39 @@
+"""What the commands of the command line have in common: a run folder, and a recipe by its name."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+Folder = Annotated[Path, tyro.conf.Positional]
+DEFAULT = Path("runs/starter")
+
+
+def recipe_of(name: str) -> Any:
+    """``starter`` or ``starter:smoke``: a function of a module under ``recipes``."""
+    if not re.fullmatch(r"\w+(:\w+)?", name):
+        raise ValueError(
+            f"--recipe {name!r}: write a module of recipes/, or module:function, such as starter or starter:smoke"
+        )
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(f"recipes.{module}"), function or "run")()
+    except (ModuleNotFoundError, AttributeError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name != f"recipes.{module}":
+            raise
+        raise ValueError(
+            f"--recipe {name}: there is no such recipe (recipes/{module}.py with a function {function or 'run'}())"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Arguments of a stage of a run."""
+
+    folder: Folder = DEFAULT  # the run folder
+    recipe: str = "starter"  # module under recipes/, or module:function
