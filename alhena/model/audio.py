@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from alhena.model import config, sharding
 from alhena.model.attention import attend
 from alhena.model.einsum import einsum
-from alhena.model.layers import matrix, rms_norm, rope, rope_table, zeros
+from alhena.model.layers import matrix, rms_norm, rope, rope_table, through, zeros
 from alhena.shapes import Array, Bool, Float, Int
 
 
@@ -122,12 +122,7 @@ def hear(
     valid = inside[:, ::4]
     table = rope_table(jnp.arange(T // 4)[None], c.width // c.heads, 1_000.0)
 
-    def layer(x, w):
-        return _layer(sharding.gathered(w, dtype), x, valid, table, c, dtype), None
-
-    if c.remat:
-        layer = jax.checkpoint(layer, prevent_cse=False)
-    x, _ = jax.lax.scan(layer, x, params.layers, unroll=c.layers if c.layers <= 4 else 1)
+    x = through(params.layers, x, lambda w, x: _layer(w, x, valid, table, c, dtype), c, dtype)
     return jnp.where(valid[:, :, None], x, 0), valid
 
 

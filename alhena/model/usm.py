@@ -25,7 +25,7 @@ import numpy as np
 from alhena.model import config, sharding
 from alhena.model.attention import FAR
 from alhena.model.einsum import einsum
-from alhena.model.layers import matrix, rms_norm, zeros
+from alhena.model.layers import matrix, rms_norm, through, zeros
 from alhena.shapes import Array, Bool, Float, Int
 
 GROUP_EPSILON = 1e-3
@@ -183,12 +183,7 @@ def hear(
     x = einsum("...i,io->...o", x.reshape(*x.shape[:2], -1), params.subsampled, dtype)
     valid = inside[:, ::4]
 
-    def layer(x, w):
-        return _layer(sharding.gathered(w, dtype), x, valid, c, dtype), None
-
-    if c.remat:
-        layer = jax.checkpoint(layer, prevent_cse=False)
-    x, _ = jax.lax.scan(layer, x, params.layers, unroll=c.layers if c.layers <= 4 else 1)
+    x = through(params.layers, x, lambda w, x: _layer(w, x, valid, c, dtype), c, dtype)
     return jnp.where(valid[..., None], x, 0), valid
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from alhena.model import config, sharding
 from alhena.model.attention import attend
 from alhena.model.einsum import einsum
-from alhena.model.layers import gated, matrix, rms_norm, zeros
+from alhena.model.layers import gated, matrix, rms_norm, through, zeros
 from alhena.shapes import Array, Bool, Float, Int, Shaped
 
 LAYER_EPSILON = 1e-6
@@ -167,12 +167,7 @@ def features(
     x = sharding.constrain(x, "batch", "length", None)
     mask = sharding.constrain(images[:, :, None] == images[:, None, :], "batch", "length", None)
 
-    def layer(x, w):
-        return _layer(sharding.gathered(w, dtype), x, mask, c, dtype), None
-
-    if c.remat:
-        layer = jax.checkpoint(layer, prevent_cse=False)
-    x, _ = jax.lax.scan(layer, x, params.layers, unroll=c.layers if c.layers <= 4 else 1)
+    x = through(params.layers, x, lambda w, x: _layer(w, x, mask, c, dtype), c, dtype)
     return _norm(x, params.norm, params.norm_bias)
 
 

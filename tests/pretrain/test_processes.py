@@ -25,13 +25,18 @@ def parameters(out: Path) -> list[np.ndarray]:
         return [stored[name] for name in stored.files]
 
 
-def test_killed_twice_two_processes_end_as_one_that_nobody_killed(tiny, data, tmp_path, monkeypatch):
+@pytest.fixture
+def command(tiny, data, tmp_path, monkeypatch) -> list[str]:
+    """What starts one process; its folder and its kills are still to come."""
     save_model(tmp_path / "model", *tiny, {})
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     monkeypatch.setenv("ALHENA_MEMORY", str(tmp_path / "memory"))
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("XLA_FLAGS", "")  # one device a process, whatever this one has
-    command = [sys.executable, str(WORKER), str(tmp_path / "model"), str(data)]
+    return [sys.executable, str(WORKER), str(tmp_path / "model"), str(data)]
+
+
+def test_killed_twice_two_processes_end_as_one_that_nobody_killed(command, tmp_path):
     out, told = tmp_path / "two", []
     ended = supervise([*command, str(out), "1:3", "0:7:lost"], processes=2, most=3, tell=told.append)
     assert (ended.code, ended.restarts) == (0, 2), told
@@ -48,14 +53,8 @@ def test_killed_twice_two_processes_end_as_one_that_nobody_killed(tiny, data, tm
         np.testing.assert_array_equal(two, one)
 
 
-def test_the_rest_goes_on_without_a_lost_pod(tiny, data, tmp_path, monkeypatch):
+def test_the_rest_goes_on_without_a_lost_pod(command, tmp_path):
     """Elastic: process 0 is lost with its memory; process 1 goes on alone, from its own copy, with the batches of both."""
-    save_model(tmp_path / "model", *tiny, {})
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    monkeypatch.setenv("ALHENA_MEMORY", str(tmp_path / "memory"))
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("XLA_FLAGS", "")  # one device a process, whatever this one has
-    command = [sys.executable, str(WORKER), str(tmp_path / "model"), str(data)]
     out, told = tmp_path / "fewer", []
     ended = supervise([*command, str(out), "0:7:lost"], processes=2, most=1, tell=told.append, elastic=True)
     assert (ended.code, ended.restarts) == (0, 1), told
