@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -73,11 +73,14 @@ class Fit(Staged):
 
     budgets: tuple[float, ...] = (1e12, 2e12, 4e12)  # training FLOPs of a rung
     factors: tuple[float, ...] = (0.25, 0.35, 0.5, 0.7)  # of the recipe's widths
+    rows: int | None = None  # of a step, in place of the recipe's: fewer leave large models steps enough to learn in
 
     def __call__(self) -> None:
         from alhena.journey import fit_scaling
 
-        law = fit_scaling(recipe_of(self.recipe), self.folder, self.budgets, self.factors)
+        run = recipe_of(self.recipe)
+        training = run.pretrain.with_rows(self.rows) if self.rows else run.pretrain
+        law = fit_scaling(replace(run, pretrain=training), self.folder, self.budgets, self.factors)
         print(f"{law} → {self.folder / 'scaling' / 'scaling.png'}")
 
 
@@ -133,7 +136,7 @@ class Plan:
         jax.config.update("jax_platforms", "cpu")  # nothing runs here: the machine planned for is only described
         run, where, console = recipe_of(self.recipe), machine(self.on, self.pods), Console()
         c = run.model(Vocabulary(run.text_pieces, run.image_tokenizer.num_codes))
-        training = plan.with_rows(run.pretrain, self.rows) if self.rows else run.pretrain
+        training = run.pretrain.with_rows(self.rows) if self.rows else run.pretrain
         mesh = plan.read_mesh(self.mesh, where) if self.mesh else None
         found = plan.make_plan(run.name, c, training, where, mesh, console.print)
         console.print(plan.as_table(found))

@@ -46,7 +46,7 @@ def run() -> Run:
         audio=config.Audio(width=128, layers=3, heads=4, hidden=256),
         image_tokenizer=config.ImageTokenizer(structure=(8, 8), colour=(3, 3, 3), width=128),
         image_training=TrainImageTokenizer(steps=1200),
-        pretrain=Training((Phase(400, PARTS), Phase(1000, TASKS)), SHAPE, Optimizer(rate=5e-3, decay=0.5)),
+        pretrain=Training((Phase(400, PARTS), Phase(1400, TASKS)), SHAPE, Optimizer(rate=5e-3, decay=0.5)),
         tune=Tune(40, SHAPE, weights=CHATS),
     )
 

@@ -82,7 +82,7 @@ def climb(
         plans += [(budget, n, small, shortened(t, steps[budget])) for budget in budgets]
     rungs = []
     for budget, n, small, short in sorted(plans, key=lambda plan: plan[:2]):
-        folder = out / f"{budget:.2e}-{n}"
+        folder = out / f"{budget:.2e}-{n}-{t.shape.rows}x{t.shape.tokens}"
         if not (folder / "rung.json").exists():
             params = model.init(jax.random.key(short.seed), small)
             params = train(params, small, short, data, folder, f"{budget:.1e} FLOPs, {n:,} parameters")

@@ -75,6 +75,11 @@ class Training:
     def steps(self) -> int:
         return sum(phase.steps for phase in self.phases)
 
+    def with_rows(self, rows: int) -> Training:
+        """The same tokens in steps of another size."""
+        phases = tuple(replace(phase, steps=round(phase.steps * self.shape.rows / rows)) for phase in self.phases)
+        return replace(self, phases=phases, shape=replace(self.shape, rows=rows))
+
 
 def open_examples(folder: Path) -> dict[str, Examples]:
     """Encoded examples by source."""

@@ -1,7 +1,7 @@
 """What training a member of the family needs on a machine that is not at hand: does it fit, how long does a step take, how long the whole?
 
     recipe ─ shapes (eval_shape) ─ the true training step, optimizer included ─ the TPU's own compiler ─► HBM by its account,
-                                                                             the program read (hlo.py) ─► FLOPs, bytes, a step's time
+                                                                             the program played (walk.py) ─► FLOPs, bytes, a step's time
 
 The compiler for TPUs runs on any Linux machine (``libtpu``; ``pip install 'alhena[plan]'``); no TPU is asked for anything. Without it, for
 GPUs, the same table comes from arithmetic (cost.py), and says so. Times are those of an ideal chip: every operation at the peak of its
@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -26,12 +26,13 @@ from rich.table import Table
 from alhena.model import config, model, sharding
 from alhena.model.codes import num_rows
 from alhena.model.sharding import Mesh
-from alhena.pretrain import hlo
 from alhena.pretrain.cost import Costs, Sizes, estimate, model_flops
+from alhena.pretrain.hlo import parse
 from alhena.pretrain.loop import Training
 from alhena.pretrain.machines import GIB, Machine
 from alhena.pretrain.optimizer import optimizer
 from alhena.pretrain.step import State, start, train_step
+from alhena.pretrain.walk import Speeds, Walk
 from alhena.tokens.batch import Batch
 from alhena.tokens.loader import Shape
 
@@ -84,12 +85,6 @@ def abstract_state(c: config.Model, t: Training) -> State:
     """The shapes of parameters and optimizer."""
     transform = optimizer(t.optimizer, t.steps)
     return jax.eval_shape(lambda: start(model.init(jax.random.key(0), c), transform))
-
-
-def with_rows(t: Training, rows: int) -> Training:
-    """The same tokens in steps of another size."""
-    phases = tuple(replace(phase, steps=round(phase.steps * t.shape.rows / rows)) for phase in t.phases)
-    return replace(t, phases=phases, shape=replace(t.shape, rows=rows))
 
 
 def lower(c: config.Model, t: Training, mesh: jax.sharding.Mesh | AbstractMesh) -> jax.stages.Lowered:
@@ -191,8 +186,8 @@ def compile_costs(c: config.Model, t: Training, where: Machine, mesh: Mesh) -> t
     assert m is not None and text is not None, "the TPU's compiler tells both"
     kept = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
     hbm = {"state and batch": kept, "temporaries": m.temp_size_in_bytes, "program": m.generated_code_size_in_bytes}
-    speeds = hlo.Speeds(where.chip.flops, where.chip.hbm_speed, where.transfer_seconds)
-    total = hlo.Walk(hlo.parse(text), speeds, where.chips // where.pods, _visited(c, t.shape)).total()
+    speeds = Speeds(where.chip.flops, where.chip.hbm_speed, where.transfer_seconds)
+    total = Walk(parse(text), speeds, where.chips // where.pods, _visited(c, t.shape)).total()
     seconds = {"products and memory": total.busy, "links": total.links, "network": total.network, "step": total.seconds}
     costs = Costs(hbm, total.flops, total.inside, total.between, seconds)
     return costs, total.largest, max(0.0, costs.bytes - where.chip.hbm)

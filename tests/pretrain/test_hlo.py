@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from alhena.pretrain import hlo
+from alhena.pretrain.hlo import parse
+from alhena.pretrain.walk import Speeds, Totals, Walk
 
-SPEEDS = hlo.Speeds(flops=1e9, hbm=1e30, transfer=lambda t: t.sent / 1e6)
+SPEEDS = Speeds(flops=1e9, hbm=1e30, transfer=lambda t: t.sent / 1e6)
 
 
-def walk(text: str, chips_per_pod: int = 4, visited: float = 1.0) -> hlo.Totals:
-    return hlo.Walk(hlo.parse(text), SPEEDS, chips_per_pod, visited).total()
+def walk(text: str, chips_per_pod: int = 4, visited: float = 1.0) -> Totals:
+    return Walk(parse(text), SPEEDS, chips_per_pod, visited).total()
 
 
 def test_products_in_a_loop_count_as_often_as_it_runs():
@@ -142,8 +143,8 @@ ENTRY %main (h: bf16[2,8192,2560], d: bf16[65536,2560], x: bf16[2560,65536], y: 
 
 def test_collectives_as_the_tpu_compiler_writes_them():
     """A gather that three fusions name is one, behind the product of the second; what is summed and sliced is a scatter."""
-    speeds = hlo.Speeds(flops=1e12, hbm=1e30, transfer=lambda t: t.sent / 1e9)
-    total = hlo.Walk(hlo.parse(TRUE), speeds, 16).total()
+    speeds = Speeds(flops=1e12, hbm=1e30, transfer=lambda t: t.sent / 1e9)
+    total = Walk(parse(TRUE), speeds, 16).total()
     tokens, padded, product = 2 * 32768 * 2560 * 2, 33088 * 2560 * 2, 2 * 2560 * 2560 * 65536
     assert total.inside == {"all-gather": 3 / 4 * tokens, "reduce-scatter": 3 / 4 * padded}
     assert total.flops == product
@@ -196,4 +197,4 @@ def test_a_loop_without_a_bound_and_text_that_is_no_program_are_refused():
     with pytest.raises(ValueError, match="how often does the loop w run"):
         walk(loop + entry)
     with pytest.raises(ValueError, match="no ENTRY"):
-        hlo.parse("module @jit_f {}")
+        parse("module @jit_f {}")

@@ -89,7 +89,7 @@ def test_the_mesh_is_searched_and_read():
 
 def test_gpus_are_planned_without_a_compiler_and_what_does_not_fit_is_told():
     run, c = member("nano_2")
-    t = plan.with_rows(run.pretrain, 64)
+    t = run.pretrain.with_rows(64)
     fits = plan.make_plan("nano-2", c, t, machine("h100:64"), None)
     assert not fits.compiled and fits.over == 0 and 0.2 < fits.mfu < 0.8
     assert fits.tokens == pytest.approx(run.pretrain.steps * 8 * 32_768, rel=1e-3)
