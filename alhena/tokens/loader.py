@@ -17,6 +17,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from alhena.shapes import Int
 from alhena.tokens.batch import Batch, Example
 from alhena.tokens.store import Examples
 
@@ -41,6 +42,12 @@ class Shape:
             and len(example.patches) <= self.patches
             and len(example.frames) <= self.chunks
         )
+
+
+def fitting(examples: Examples, shape: Shape) -> Int[np.ndarray, kept]:
+    """Numbers of the examples that fit a row."""
+    budgets = {"tokens": shape.tokens, "patches": shape.patches, "frames": shape.chunks}
+    return np.flatnonzero(np.all([examples.lengths(name) <= most for name, most in budgets.items()], 0))
 
 
 class _Source:
@@ -103,7 +110,7 @@ class Batches:
         self.too_long: dict[str, int] = {}
         for number, name in enumerate(sorted(name for name in weights if weights[name] > 0)):
             examples = sources[name]
-            keep = np.array([i for i in range(len(examples)) if shape.fits(examples[i])], np.int64)
+            keep = fitting(examples, shape)
             self.too_long[name] = len(examples) - len(keep)
             if 0 < len(keep) < part[1]:
                 raise ValueError(
@@ -139,16 +146,16 @@ def once(sources: Mapping[str, Examples], shape: Shape) -> Iterator[Batch]:
     """Every example that fits, once, in order and packed; the last batch is filled up with empty rows."""
     for name in sorted(sources):
         examples = sources[name]
-        fitting = [dict(vars(examples[i])) for i in range(len(examples)) if shape.fits(examples[i])]
+        some = [dict(vars(examples[int(i)])) for i in fitting(examples, shape)]
         packed = _packed(
-            grain.MapDataset.source(fitting).to_iter_dataset(grain.ReadOptions(num_threads=0)), shape, bins=shape.rows
+            grain.MapDataset.source(some).to_iter_dataset(grain.ReadOptions(num_threads=0)), shape, bins=shape.rows
         )
-        rows = list(packed) if fitting else []
+        rows = list(packed) if some else []
         for start in range(0, len(rows), shape.rows):
-            some = rows[start : start + shape.rows]
-            empty = {key: np.zeros_like(value) for key, value in some[0].items()}
-            some += [empty] * (shape.rows - len(some))
-            yield _batch({key: np.stack([row[key] for row in some]) for key in empty})
+            group = rows[start : start + shape.rows]
+            empty = {key: np.zeros_like(value) for key, value in group[0].items()}
+            group += [empty] * (shape.rows - len(group))
+            yield _batch({key: np.stack([row[key] for row in group]) for key in empty})
 
 
 def plain_batch(examples: Sequence[Example], tokens: int, patches: int, chunks: int) -> Batch:

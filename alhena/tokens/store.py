@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from alhena.shapes import Int
 from alhena.tokens.batch import Example
 
 _DTYPES = {"weights": np.float32, "patches": np.uint8, "frames": np.float16}
@@ -89,9 +92,18 @@ class Examples:
         values: dict[str, Any] = {}
         for name, column in zip(NAMES, batch.columns, strict=True):
             array = np.frombuffer(column[row].as_buffer(), _DTYPES.get(name, np.int32))
-            shape = self._inner.get(name, (2,) if name == "patch_positions" else ())
-            values[name] = array.reshape(-1, *shape) if shape else array
+            values[name] = array.reshape(-1, *self._shape(name)) if self._shape(name) else array
         return Example(**values)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """Behind a field's first axis."""
+        return self._inner.get(name, (2,) if name == "patch_positions" else ())
+
+    def lengths(self, name: str) -> Int[np.ndarray, examples]:
+        """Of a field's first axis, in every example; no example is read for it."""
+        one = np.dtype(_DTYPES.get(name, np.int32)).itemsize * math.prod(self._shape(name))
+        sizes = [pc.binary_length(batch.column(name)).to_numpy() // one for batch in self._batches]
+        return np.concatenate([np.zeros(0, np.int64), *sizes])
 
     def __getstate__(self) -> Path:
         return self.path
