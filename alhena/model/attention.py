@@ -197,10 +197,11 @@ def _backward(scale: float, cap: float | None, size: int, kept, d_out):
     keys, values = (_fold(a, k.shape[2], size) for a in (k, v))
     mean = jnp.sum(d_out * out, -1, keepdims=True)  # of the weights' slopes, by the weights
     rows = tuple(_fold(a, k.shape[2], size) for a in (q, d_out.astype(v.dtype), mean))
+    columns = tuple(a.swapaxes(-1, -2) for a in rows[:2])
     places = segments.reshape(len(segments), -1, size).swapaxes(0, 1)
 
     def block(carried, inputs):
-        i, (q, d_out, mean), log_sum, first = inputs
+        i, (q, d_out, mean), (q_turned, d_out_turned), log_sum, first = inputs
 
         def visit(j, carried):
             d_q, d_k, d_v = carried
@@ -210,17 +211,18 @@ def _backward(scale: float, cap: float | None, size: int, kept, d_out):
             if cap is not None:
                 slope = slope * (1 - (jnp.maximum(scores, -cap) / cap) ** 2)
             slope = slope.astype(q.dtype)
-            d_v = d_v.at[j].add(_product(weights.astype(v.dtype), d_out, (2, 2)))
-            d_k = d_k.at[j].add(_product(slope, q, (2, 2)))
+            d_v = d_v.at[j].add(_product(d_out_turned, weights.astype(v.dtype), (3, 2)))
+            d_k = d_k.at[j].add(_product(q_turned, slope, (3, 2)))
             return d_q + _product(slope, keys[j], (3, 2)), d_k, d_v
 
         d_q, *carried = jax.lax.fori_loop(first, i + 1, visit, (jnp.zeros(q.shape, jnp.float32), *carried))
         return tuple(carried), d_q
 
-    none = jnp.zeros(keys.shape, jnp.float32)
-    inputs = jnp.arange(len(keys)), rows, log_sum, _first(places, reach)
+    none = jnp.zeros(keys.swapaxes(-1, -2).shape, jnp.float32)  # turned, so that no product is over the rows of both its operands
+    inputs = jnp.arange(len(keys)), rows, columns, log_sum, _first(places, reach)
     (d_k, d_v), d_q = jax.lax.scan(block, (none, none), inputs)
-    slopes = (_unfold(d, size).astype(x.dtype) for d, x in ((d_q, q), (d_k, k), (d_v, v)))
+    turned = (d_q, q), (d_k.swapaxes(-1, -2), k), (d_v.swapaxes(-1, -2), v)
+    slopes = (_unfold(d, size).astype(x.dtype) for d, x in turned)
     return *slopes, None, None
 
 
