@@ -168,6 +168,12 @@ def test_once_gives_each_example_once(sources):
     assert total == len(sources["a"]) + len(sources["b"])
 
 
+@pytest.mark.parametrize("name", ["tokens", "patches", "patch_positions", "frames"])
+def test_lengths_are_those_of_the_examples(sources, name):
+    for examples in sources.values():
+        assert examples.lengths(name).tolist() == [len(getattr(example, name)) for example in examples]
+
+
 def test_what_does_not_fit_is_counted_or_refused(encoder, documents, sources):
     small = Shape(rows=2, tokens=128, patches=96, chunks=0)
     batches = Batches(sources, {"a": 1.0, "b": 1.0}, small, seed=0)
