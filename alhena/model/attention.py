@@ -141,15 +141,15 @@ def _first(segments: Int[Array, "n B size"], reach: Int[Array, ""]) -> Int[Array
     return jnp.maximum(jnp.argmax(meet, 1), jnp.maximum(jnp.arange(n) * size - reach + 1, 0) // size)
 
 
-def _product(a: Float[Array, "B K ..."], b: Float[Array, "B K ..."], over: tuple[int, int]) -> Float[Array, "B K ..."]:
-    dims = (((over[0],), (over[1],)), ((0, 1), (0, 1)))
-    return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
+def _product(a: Float[Array, "B K ..."], b: Float[Array, "B K ..."], over: int) -> Float[Array, "B K ..."]:
+    """Sums over the last dimension of ``a`` and dimension ``over`` of ``b``; over the rows of both would be slow on a CPU."""
+    return jax.lax.dot_general(a, b, (((3,), (over,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32)
 
 
 def _scores(q, k, mine, theirs, ahead, reach, scale, cap):
     """Scores [B, K, R, size] of queries with the keys ``ahead`` places before them; FAR where one must not look."""
     (B, K, R, _), size = q.shape, mine.shape[1]
-    scores = _product(q, k, (3, 3)) * scale
+    scores = _product(q, k, 3) * scale
     if cap is not None:
         scores = cap * jnp.tanh(scores / cap)
     distance = ahead + jnp.arange(size)[:, None] - jnp.arange(size)
@@ -170,7 +170,7 @@ def _forward(q, k, v, segments, reach, scale: float, cap: float | None, size: in
             scores = _scores(q, keys[j], places[i], places[j], (i - j) * size, reach, scale, cap)
             now = jnp.maximum(largest, scores.max(-1, keepdims=True))
             weights, fade = jnp.exp(scores - now), jnp.exp(largest - now)
-            out = out * fade + _product(weights.astype(v.dtype), values[j], (3, 2))
+            out = out * fade + _product(weights.astype(v.dtype), values[j], 2)
             return out, total * fade + weights.sum(-1, keepdims=True), now
 
         none = jnp.zeros((*q.shape[:-1], 1), jnp.float32)
@@ -207,18 +207,18 @@ def _backward(scale: float, cap: float | None, size: int, kept, d_out):
             d_q, d_k, d_v = carried
             scores = _scores(q, keys[j], places[i], places[j], (i - j) * size, reach, scale, cap)
             weights = jnp.exp(scores - log_sum)
-            slope = weights * (_product(d_out, values[j], (3, 3)) - mean) * scale
+            slope = weights * (_product(d_out, values[j], 3) - mean) * scale
             if cap is not None:
                 slope = slope * (1 - (jnp.maximum(scores, -cap) / cap) ** 2)
             slope = slope.astype(q.dtype)
-            d_v = d_v.at[j].add(_product(d_out_turned, weights.astype(v.dtype), (3, 2)))
-            d_k = d_k.at[j].add(_product(q_turned, slope, (3, 2)))
-            return d_q + _product(slope, keys[j], (3, 2)), d_k, d_v
+            d_v = d_v.at[j].add(_product(d_out_turned, weights.astype(v.dtype), 2))
+            d_k = d_k.at[j].add(_product(q_turned, slope, 2))
+            return d_q + _product(slope, keys[j], 2), d_k, d_v
 
         d_q, *carried = jax.lax.fori_loop(first, i + 1, visit, (jnp.zeros(q.shape, jnp.float32), *carried))
         return tuple(carried), d_q
 
-    none = jnp.zeros(keys.swapaxes(-1, -2).shape, jnp.float32)  # turned, so that no product is over the rows of both its operands
+    none = jnp.zeros(keys.swapaxes(-1, -2).shape, jnp.float32)  # turned: d_k = (qᵀ · slope)ᵀ
     inputs = jnp.arange(len(keys)), rows, columns, log_sum, _first(places, reach)
     (d_k, d_v), d_q = jax.lax.scan(block, (none, none), inputs)
     turned = (d_q, q), (d_k.swapaxes(-1, -2), k), (d_v.swapaxes(-1, -2), v)
