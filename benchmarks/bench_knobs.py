@@ -135,7 +135,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         axes.plot(found[name]["loss"], y, "o", color="#2a7f9e" if name.startswith("the recipe") else "#5b6c8f")
         axes.plot(found[name]["loss_of_the_mean"], y, "o", markerfacecolor="none", color="#999999")
     axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("validation nats a token; hollow: of the weights' moving mean; band: another seed")
+    axes.set_xlabel("validation nats a token\nhollow: of the weights' moving mean; band: another seed")
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, facecolor="white")
 
