@@ -1,6 +1,6 @@
 """Goodput of two processes of which one is killed again and again, and whether the disturbed training is the undisturbed one.
 
-python benchmarks/bench_recovery.py RUN [--minutes 30] [--first 400] [--every 800] [--check 120]      → results/recovery.json
+python benchmarks/bench_recovery.py RUN [--minutes 36] [--first 400] [--every 900] [--check 120]      → results/recovery.json
 
 The smoke recipe's model and batches on RUN's encoded examples, without an end, on two processes of one device each, joined by
 jax.distributed over loopback. After ``first`` seconds and then every so many a process, by turns, gets SIGKILL. All time from the first start on counts;
@@ -97,9 +97,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--work", type=Path)
-    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--minutes", type=float, default=36)
     parser.add_argument("--first", type=float, default=400)
-    parser.add_argument("--every", type=float, default=800)
+    parser.add_argument("--every", type=float, default=900)
     parser.add_argument("--check", type=float, default=120)
     given = parser.parse_args()
     if given.work:
