@@ -113,7 +113,7 @@ def test_a_bit_flipped_in_a_gradient_is_found(tiny, data, tmp_path, monkeypatch)
 
     def faulty(params, c, batch):
         is_fifth, is_seventh = jnp.all(batch.tokens == fifth), jnp.all(batch.tokens == seventh)
-        mask = is_fifth.astype(jnp.uint32) * (1 << 12) + is_seventh.astype(jnp.uint32) * (1 << 25)
+        mask = is_fifth.astype(jnp.uint32) * (1 << 8) + is_seventh.astype(jnp.uint32) * (1 << 25)
         scale = through(params.layers.mlp_norm, mask)
         return batch_loss(replace(params, layers=replace(params.layers, mlp_norm=scale)), c, batch)
 
