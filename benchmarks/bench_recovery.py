@@ -3,9 +3,10 @@
 python benchmarks/bench_recovery.py RUN [--minutes 36] [--first 400] [--every 900] [--check 120]      → results/recovery.json
 
 The smoke recipe's model and batches on RUN's encoded examples, without an end, on two processes of one device each, joined by
-jax.distributed over loopback. After ``first`` seconds and then every so many a process, by turns, gets SIGKILL. All time from the first start on counts;
-useful is only the time in steps that were not done again (alhena/pretrain/goodput.py). After it, for ``check`` seconds, the same
-training undisturbed: step by step the fingerprints (batch, loss, gradient norm, parameters, moments) have to be the same bits.
+jax.distributed over loopback. After ``first`` seconds and then every so many a process, by turns, gets SIGKILL. All time from the
+first start on counts; useful is only the time in steps that were not done again (alhena/pretrain/goodput.py). After it, for ``check``
+seconds, the same training undisturbed: step by step the fingerprints (batch, loss, gradient norm, parameters, moments) have to be
+the same bits.
 """
 
 from __future__ import annotations

@@ -36,18 +36,17 @@ class Shape:
     patches: int
     chunks: int
 
+    @property
+    def budgets(self) -> dict[str, int]:
+        """What a row has room for, by the field of an Example that it bounds."""
+        return {"tokens": self.tokens, "patches": self.patches, "frames": self.chunks}
+
     def fits(self, example: Example) -> bool:
-        return (
-            len(example.tokens) <= self.tokens
-            and len(example.patches) <= self.patches
-            and len(example.frames) <= self.chunks
-        )
+        return all(len(getattr(example, name)) <= most for name, most in self.budgets.items())
 
-
-def fitting(examples: Examples, shape: Shape) -> Int[np.ndarray, kept]:
-    """Numbers of the examples that fit a row."""
-    budgets = {"tokens": shape.tokens, "patches": shape.patches, "frames": shape.chunks}
-    return np.flatnonzero(np.all([examples.lengths(name) <= most for name, most in budgets.items()], 0))
+    def fitting(self, examples: Examples) -> Int[np.ndarray, kept]:
+        """Numbers of the examples that fit, by their lengths alone."""
+        return np.flatnonzero(np.all([examples.lengths(name) <= most for name, most in self.budgets.items()], 0))
 
 
 class _Source:
@@ -110,7 +109,7 @@ class Batches:
         self.too_long: dict[str, int] = {}
         for number, name in enumerate(sorted(name for name in weights if weights[name] > 0)):
             examples = sources[name]
-            keep = fitting(examples, shape)
+            keep = shape.fitting(examples)
             self.too_long[name] = len(examples) - len(keep)
             if 0 < len(keep) < part[1]:
                 raise ValueError(
@@ -146,7 +145,7 @@ def once(sources: Mapping[str, Examples], shape: Shape) -> Iterator[Batch]:
     """Every example that fits, once, in order and packed; the last batch is filled up with empty rows."""
     for name in sorted(sources):
         examples = sources[name]
-        some = [dict(vars(examples[int(i)])) for i in fitting(examples, shape)]
+        some = [dict(vars(examples[int(i)])) for i in shape.fitting(examples)]
         packed = _packed(
             grain.MapDataset.source(some).to_iter_dataset(grain.ReadOptions(num_threads=0)), shape, bins=shape.rows
         )
