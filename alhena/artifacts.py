@@ -18,7 +18,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,40 @@ from typing import Any
 MANIFEST = "stage.json"
 
 
-def write_atomically(path: Path, data: bytes | str | Iterable[bytes | memoryview]) -> None:
-    """Writes a whole file (or its pieces in turn) or nothing: a sibling ``.partial`` file, flushed to disk, then a rename."""
+def flush(path: Path) -> None:
+    """Flushes a file, or the names in a folder, from the system's cache to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path to write to. It becomes ``path`` when the block ends without an error: flushed, renamed, its folder flushed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        file.writelines([data.encode()] if isinstance(data, str) else [data] if isinstance(data, bytes) else data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        yield partial
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    flush(partial)
     partial.replace(path)
+    flush(path.parent)
+
+
+def write_atomically(path: Path, data: bytes | str | Iterable[bytes | memoryview]) -> None:
+    """Writes a whole file (or its chunks in turn) or nothing."""
+    with atomic(path) as partial, open(partial, "wb") as file:
+        file.writelines([data.encode()] if isinstance(data, str) else [data] if isinstance(data, bytes) else data)
+
+
+def copy_atomically(source: Path, path: Path) -> None:
+    """Copies a whole file or nothing."""
+    with atomic(path) as partial:
+        shutil.copyfile(source, partial)
 
 
 def write_json(path: Path, value: Any) -> None:

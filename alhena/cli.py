@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Annotated, Literal
 import tyro
 
 from alhena.arguments import DEFAULT, Folder, Staged, recipe_of
+from alhena.artifacts import copy_atomically
 from alhena.at_scale import Launch, Plan, Replay, Runs, Scale
 from alhena.memory import use_large_pages
 
@@ -197,7 +197,7 @@ class Import:
         params, c = gemma.read(self.path, self.as_)
         save_model(self.out, params, c, {"name": self.path.name, "imported_as": self.as_})
         if (self.path / "tokenizer.model").exists():
-            shutil.copy(self.path / "tokenizer.model", self.out / "text.model")
+            copy_atomically(self.path / "tokenizer.model", self.out / "text.model")
         print(f"{model.count(params):,} parameters → {self.out}")
 
 
@@ -218,7 +218,7 @@ class Export:
         params, c = load_model(found)
         gemma.write(self.out, params, c)
         if (found / "text.model").exists():
-            shutil.copy(found / "text.model", self.out / "tokenizer.model")
+            copy_atomically(found / "text.model", self.out / "tokenizer.model")
         left = " (its encoders of images and sound have no place there)" if params.vision or params.audio else ""
         print(f"{gemma.family_of(c.decoder)} → {self.out}{left}")
 

@@ -22,6 +22,8 @@ from typing import Any, Literal, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from alhena.artifacts import atomic
+
 Role = Literal["user", "model", "document"]
 
 
@@ -134,10 +136,9 @@ def from_row(row: Mapping[str, Any]) -> Document:
 
 
 def write_documents(path: Path, documents: Iterable[Document], rows_per_group: int = 256) -> int:
-    """Writes Documents to one Parquet file (atomically: a ``.partial`` file, then a rename); returns their number."""
-    count, partial = 0, path.with_name(path.name + ".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
+    """Writes Documents to one Parquet file (the whole file or nothing); returns their number."""
+    count = 0
+    with atomic(path) as partial, pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
         rows: list[dict[str, Any]] = []
         for document in documents:
             rows.append(to_row(document))
@@ -147,7 +148,6 @@ def write_documents(path: Path, documents: Iterable[Document], rows_per_group: i
                 rows = []
         if rows:
             writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
-    partial.replace(path)
     return count
 
 

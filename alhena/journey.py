@@ -8,7 +8,6 @@ A stage's fingerprint is made of its settings and of the fingerprint before it, 
 from __future__ import annotations
 
 import resource
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,7 +19,7 @@ from jax.experimental import multihost_utils
 from rich.console import Console
 
 from alhena.align import tune as tuning
-from alhena.artifacts import fingerprint, finish_stage, is_finished, read_json, start_stage, write_json
+from alhena.artifacts import copy_atomically, fingerprint, finish_stage, is_finished, read_json, start_stage, write_json
 from alhena.compress.quantise import quantise_model
 from alhena.content import Image, read_documents
 from alhena.corpus import starter
@@ -131,7 +130,7 @@ def make_tokens(run: Run, folder: Path) -> None:
             out
         )
         for name in _KEPT[2:]:
-            shutil.copy(images / name, out / name)
+            copy_atomically(images / name, out / name)
         most = run.pretrain.shape.tokens
         return {s: encode(curated / s, out / s, out, most, s, run.drop_condition) for s in ("train", "validation")}
 
@@ -158,8 +157,7 @@ def encode(curated: Path, out: Path, tokens: Path, most: int, title: str, drop: 
 def publish(params: model.Params, c: config.Model, tokens: Path, out: Path, facts: dict[str, Any]) -> None:
     """A model folder, complete in itself: weights, configuration, tokenisers."""
     for name in _KEPT:
-        out.mkdir(parents=True, exist_ok=True)
-        shutil.copy(tokens / name, out / name)
+        copy_atomically(tokens / name, out / name)
     save_model(out, params, c, facts)
 
 
