@@ -23,9 +23,9 @@ import numpy as np
 import tyro
 
 from alhena.artifacts import read_json, write_json
+from alhena.batch import Batch
 from alhena.model import model
 from alhena.pretrain.loss import batch_loss
-from alhena.tokens.batch import Batch
 from alhena.tokens.vocabulary import Vocabulary
 from recipes import starter
 

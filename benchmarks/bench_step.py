@@ -70,9 +70,9 @@ def alhena_step(size: str, length: int, precision: Precision):
     import jax.numpy as jnp
     import optax
 
+    from alhena.batch import Batch
     from alhena.model import config, model
     from alhena.pretrain.step import start, train_step
-    from alhena.tokens.batch import Batch
 
     shape = dict(SIZES[size])
     vocabulary = shape.pop("vocabulary")

@@ -9,12 +9,12 @@ from functools import partial
 import jax
 import numpy as np
 
+from alhena.batch import Batch
 from alhena.content import Document, text_of
 from alhena.model import config, model
 from alhena.model.einsum import dense
 from alhena.pretrain.loss import weighted_loss
 from alhena.serve.engine import Engine
-from alhena.tokens.batch import Batch
 from alhena.tokens.loader import plain_batch
 
 ROWS, TOKENS = 8, 256

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from alhena.batch import Batch
 from alhena.model import config, decoder
 from alhena.model.codes import lookup
 from alhena.model.layers import rms_norm
 from alhena.model.model import Params, embed
 from alhena.model.ring import Cache, kinds
 from alhena.shapes import Array, Float, Int
-from alhena.tokens.batch import Batch
 
 
 def prefill(params: Params, c: config.Model, batch: Batch, slots: int) -> tuple[Float[Array, "B D"], Cache]:

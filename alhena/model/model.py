@@ -14,12 +14,12 @@ from types import ModuleType
 import jax
 import jax.numpy as jnp
 
+from alhena.batch import Batch
 from alhena.model import audio, config, decoder, sharding, usm, vision
 from alhena.model.codes import expand, lookup, lookup_on_mesh, num_rows
 from alhena.model.einsum import Weight, einsum
 from alhena.model.layers import rms_norm, zeros
 from alhena.shapes import Array, Bool, Float
-from alhena.tokens.batch import Batch
 
 SHARED = 0.7  # size of the embeddings' common direction, where that of each one's own is 1
 

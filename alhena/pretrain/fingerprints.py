@@ -18,10 +18,10 @@ import jax
 import numpy as np
 
 from alhena.artifacts import add_line, cut_lines, read_lines
+from alhena.batch import Batch
 from alhena.pretrain.checksum import checksums, together
 from alhena.pretrain.step import Measured, State
 from alhena.shapes import Array
-from alhena.tokens.batch import Batch
 
 FILE = "fingerprints.jsonl"
 

@@ -23,6 +23,7 @@ import numpy as np
 import optax
 
 from alhena.artifacts import write_json
+from alhena.batch import Batch
 from alhena.model import config, model, sharding
 from alhena.pretrain.checkpoint import Checkpoints
 from alhena.pretrain.checksum import checksums
@@ -35,7 +36,6 @@ from alhena.pretrain.replicas import Replicas, everywhere, memory_of
 from alhena.pretrain.step import Measured, State, eval_step, start, train_step
 from alhena.pretrain.trouble import Streak, another_phase
 from alhena.shapes import Array
-from alhena.tokens.batch import Batch
 from alhena.tokens.loader import Batches, Shape, once
 from alhena.tokens.store import Examples
 

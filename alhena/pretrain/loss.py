@@ -18,12 +18,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from alhena.batch import Batch, Modality
 from alhena.model import config, model, sharding
 from alhena.model.codes import Factors, collapse, collapse_part, expand, expand_part, part_ids
 from alhena.model.einsum import dense, outer_sum
 from alhena.model.layers import rms_norm
 from alhena.shapes import Array, Float, Int
-from alhena.tokens.batch import Batch, Modality
 
 CHUNK = 512
 MESH_CHUNK = 2048  # larger: each chunk adds to the whole gradient of the embedding

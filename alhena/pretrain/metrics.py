@@ -21,10 +21,10 @@ from rich.text import Text
 from tensorboardX import SummaryWriter
 
 from alhena.artifacts import add_line, cut_lines, read_lines
+from alhena.batch import Modality
 from alhena.pretrain.growth import SPAN
 from alhena.pretrain.loss import Tally
 from alhena.progress import progress_bar
-from alhena.tokens.batch import Modality
 
 FILE, FACTS = "metrics.jsonl", "training.json"
 

@@ -23,6 +23,7 @@ import numpy as np
 from jax.sharding import AbstractMesh
 from rich.table import Table
 
+from alhena.batch import Batch
 from alhena.model import config, model, sharding
 from alhena.model.codes import num_rows
 from alhena.model.sharding import Mesh
@@ -33,7 +34,6 @@ from alhena.pretrain.machines import GIB, Machine
 from alhena.pretrain.optimizer import optimizer
 from alhena.pretrain.step import State, start, train_step
 from alhena.pretrain.walk import Speeds, Walk
-from alhena.tokens.batch import Batch
 from alhena.tokens.loader import Shape
 
 TRIES = 4  # meshes that are compiled before giving up

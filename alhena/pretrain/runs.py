@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from alhena.artifacts import read_json, read_lines
+from alhena.batch import Modality
 from alhena.pretrain.goodput import goodput
 from alhena.pretrain.growth import growing
 from alhena.pretrain.metrics import FACTS, FILE
-from alhena.tokens.batch import Modality
 
 PLOT = "losses.png"  # of each stage that trains
 _COLOURS = ("#2a7f9e", "#c2405a", "#2f7d4f", "#b5651d", "#7a5195", "#5b6c8f", "#111111")

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from alhena.batch import Batch
 from alhena.model import config, model, sharding
 from alhena.pretrain.loss import Tally, batch_loss
 from alhena.pretrain.trouble import Recent, judge, nothing_yet
 from alhena.shapes import Array, Bool, Float, Int
-from alhena.tokens.batch import Batch
 
 
 @jax.tree_util.register_dataclass

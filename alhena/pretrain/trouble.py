@@ -26,8 +26,8 @@ import numpy as np
 from safetensors.numpy import save
 
 from alhena.artifacts import write_atomically
+from alhena.batch import Batch
 from alhena.shapes import Array, Bool, Float, Int
-from alhena.tokens.batch import Batch
 
 WINDOW = 64
 IN_A_ROW = 3

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alhena.batch import Batch, Example
 from alhena.content import Content, Image, Part, Text
 from alhena.media import encode_png
 from alhena.model import config, image_tokenizer, model
@@ -28,7 +29,6 @@ from alhena.model.weights import load_model, read_config
 from alhena.serve import grammar
 from alhena.serve.sampler import Sampling, Settings, sample, settings
 from alhena.shapes import Array, Bool, Float, Int
-from alhena.tokens.batch import Batch, Example
 from alhena.tokens.encode import Encoder
 from alhena.tokens.images import code_grid
 from alhena.tokens.loader import plain_batch

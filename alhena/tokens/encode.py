@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from alhena.artifacts import read_json, write_atomically, write_json
+from alhena.batch import Example, Modality
 from alhena.content import Audio, Content, Document, Image, Part, Text, Video
 from alhena.media import SAMPLE_RATE, decode_audio, decode_image, decode_video
 from alhena.model import config
-from alhena.tokens.batch import Example, Modality
 from alhena.tokens.images import code_grid, patchify, resize
 from alhena.tokens.sound import chunk, log_mel
 from alhena.tokens.text import TextPieces

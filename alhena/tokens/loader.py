@@ -17,8 +17,8 @@ from typing import Any
 import grain
 import numpy as np
 
+from alhena.batch import Batch, Example
 from alhena.shapes import Int
-from alhena.tokens.batch import Batch, Example
 from alhena.tokens.store import Examples
 
 _TOKEN_FIELDS = ("tokens", "targets", "weights", "modality")

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from alhena.batch import Example
 from alhena.shapes import Int
-from alhena.tokens.batch import Example
 
 _DTYPES = {"weights": np.float32, "patches": np.uint8, "frames": np.float16}
 _WIDTHS = ("patches", "frames")  # fields whose inner shape is kept in the file's metadata

@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from alhena.batch import Example
 from alhena.content import Document, Image, Text, read_documents
 from alhena.tokens import text
-from alhena.tokens.batch import Example
 from alhena.tokens.encode import Codes, Draw, Encoder
 from alhena.tokens.store import Writer
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from alhena.batch import Batch
 from alhena.model import cache, config, gemma, model
 from alhena.model.weights import load_model, save_model
-from alhena.tokens.batch import Batch
 
 GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = ("gemma", "gemma2", "gemma3")

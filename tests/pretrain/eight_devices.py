@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from alhena.batch import Batch
 from alhena.model import config, model, sharding
 from alhena.model.sharding import Mesh
 from alhena.pretrain import hlo
@@ -29,7 +30,6 @@ from alhena.pretrain.checkpoint import Checkpoints
 from alhena.pretrain.loss import batch_loss
 from alhena.pretrain.optimizer import Optimizer, optimizer
 from alhena.pretrain.step import start, train_step
-from alhena.tokens.batch import Batch
 
 ROWS, TOKENS, PATCHES, FACTORS = 8, 32, 8, (8, 16)
 VOCABULARY = 64 + 8 * 16 - (8 + 16)  # 64 rows; those of image codes are on several chips, not all their own

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 import pytest
 
+from alhena.batch import Example
 from alhena.model import audio, config, usm
 from alhena.pretrain.best_rq import BestRq, Listener, listen, loss, spans, targets
 from alhena.pretrain.optimizer import Optimizer
-from alhena.tokens.batch import Example
 from alhena.tokens.store import Examples, write_examples
 
 C = config.Audio(width=32, layers=1, heads=2, hidden=64, mels=16, chunk=64)

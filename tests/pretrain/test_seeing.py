@@ -10,13 +10,13 @@ import pytest
 from rich.console import Console
 
 from alhena.artifacts import add_line, read_lines
+from alhena.batch import Modality
 from alhena.model import model
 from alhena.pretrain import runs
 from alhena.pretrain.growth import SPAN, begins_to_grow, growing
 from alhena.pretrain.loop import train
 from alhena.pretrain.loss import batch_loss
 from alhena.pretrain.metrics import Metrics, by_modality
-from alhena.tokens.batch import Modality
 from alhena.tokens.loader import plain_batch
 from tests.pretrain.test_training import TRAINING, copy
 
