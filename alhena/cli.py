@@ -105,7 +105,7 @@ class Tune(Staged):
     name: str = "mine"  # the new model: RUN/models/NAME
     base: str = "assistant"  # the model to start from
     steps: int = 300
-    rate: float = 1e-3  # highest learning rate
+    rate: float = 2e-4  # highest learning rate
 
     def __call__(self) -> None:
         from alhena.journey import make_assistant, tune_on_documents

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,19 @@ from jax.experimental import multihost_utils
 from rich.console import Console
 
 from alhena.align import tune as tuning
-from alhena.artifacts import copy_atomically, fingerprint, finish_stage, is_finished, read_json, start_stage, write_json
+from alhena.artifacts import (
+    copy_atomically,
+    fingerprint,
+    finish_stage,
+    is_finished,
+    plain,
+    read_json,
+    start_stage,
+    write_json,
+)
 from alhena.compress.quantise import quantise_model
-from alhena.content import Image, read_documents
 from alhena.corpus import starter
 from alhena.corpus.curate import curate
-from alhena.media import decode_image
 from alhena.model import config, image_tokenizer, model, sharding
 from alhena.model.weights import load_model, read_config, read_tree, save_model, write_tree
 from alhena.pretrain import image_tokenizer as image_training
@@ -38,6 +46,8 @@ from alhena.progress import progress_bar
 from alhena.run import Run
 from alhena.tokens import text, tokenise
 from alhena.tokens.encode import Encoder
+from alhena.tokens.loader import Shape, left_out
+from alhena.tokens.store import Examples
 from alhena.tokens.vocabulary import Vocabulary
 
 CONSOLE = Console()
@@ -85,15 +95,7 @@ def make_curated(run: Run, folder: Path) -> None:
 
 
 def _learn_image_tokenizer(run: Run, curated: Path, out: Path) -> dict[str, Any]:
-    pictures: list[Any] = []
-    scenes: list[Any] = []
-    for document in read_documents(curated / "train"):
-        for content in document.contents:
-            drawn = content.role == "model"
-            if drawn or (document.source == "scenes" and len(scenes) < 1000):
-                (pictures if drawn else scenes).extend(
-                    decode_image(p.data) for p in content.parts if isinstance(p, Image)
-                )
+    pictures, scenes = tokenise.sample_pictures(curated / "train")
     measured = image_training.train(pictures + scenes, run.image_tokenizer, run.image_training, out)
     params, c = image_tokenizer.load(out)
     square = [p for p in pictures if p.shape[0] == p.shape[1]][:14]
@@ -131,27 +133,31 @@ def make_tokens(run: Run, folder: Path) -> None:
         )
         for name in _KEPT[2:]:
             copy_atomically(images / name, out / name)
-        most = run.pretrain.shape.tokens
-        return {s: encode(curated / s, out / s, out, most, s, run.drop_condition) for s in ("train", "validation")}
+        how = tokenise.Encoding(out, run.pretrain.shape.tokens, drop_condition=run.drop_condition)
+        return {s: encode(curated / s, out / s, how, s) for s in ("train", "validation")}
 
     stage(out, "tokenise", print_, work)
 
 
-def encode(curated: Path, out: Path, tokens: Path, most: int, title: str, drop: float = 0.0) -> dict[str, Any]:
-    """Encodes one split under a progress bar, with the tokenisers of the folder ``tokens``."""
-    params, c = image_tokenizer.load(tokens)
+def encode(curated: Path, out: Path, how: tokenise.Encoding, title: str) -> dict[str, Any]:
+    """Encodes one split under a progress bar; what is dropped is said with its reason."""
+    params, c = image_tokenizer.load(how.tokenizers)
+    draw = partial(image_tokenizer.encode_images, params, c)
     with progress_bar(CONSOLE) as progress:
         bar = progress.add_task(f"encode {title}", total=tokenise.count_documents(curated))
-        draw = lambda images: image_tokenizer.encode_images(params, c, list(images))  # noqa: E731
-        return tokenise.encode_split(
-            curated,
-            out,
-            tokens,
-            most,
-            draw,
-            drop,
-            advance=lambda done: progress.update(bar, advance=done),
-        )
+        facts = tokenise.encode_split(curated, out, how, draw, lambda done: progress.update(bar, advance=done))
+    for reason, count in facts["dropped"].items():
+        CONSOLE.print(f"dropped {count:,} of {title}: {reason}", style="yellow", markup=False)
+    return facts
+
+
+def say_left_out(sources: Mapping[str, Examples], shape: Shape) -> dict[str, dict[str, int]]:
+    """Says which examples fit no row of a training, and returns their numbers by source and reason."""
+    counts = left_out(sources, shape)
+    for name, reasons in counts.items():
+        for reason, count in reasons.items():
+            CONSOLE.print(f"left out {count:,} of {len(sources[name]):,} {name}: {reason}", style="yellow")
+    return counts
 
 
 def publish(params: model.Params, c: config.Model, tokens: Path, out: Path, facts: dict[str, Any]) -> None:
@@ -211,13 +217,14 @@ def make_base(run: Run, folder: Path) -> None:
             "parameters": model.count(params),
             "tokens_seen": run.pretrain.steps * run.pretrain.shape.rows * run.pretrain.shape.tokens,
         }
+        missing = say_left_out(open_examples(tokens / "train"), run.pretrain.shape)
         CONSOLE.print(f"{facts['parameters']:,} parameters, {run.pretrain.steps:,} steps of {run.pretrain.shape}")
         params = train(params, c, run.pretrain, tokens / "train", out, f"pretrain {run.name}", tokens / "validation")
         params = jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), params) if several else params
         if jax.process_index() == 0:
             publish(params, c, tokens, folder / "models" / BASE, {"name": BASE, **facts})
             runs.draw(runs.find([out]), out / runs.PLOT)
-        return facts
+        return {**facts, "left_out": missing}
 
     several = jax.process_count() > 1
     # On which chips it is trained, and how often it is copied, is not what is trained: a run may go on with fewer.
@@ -235,22 +242,43 @@ def make_assistant(run: Run, folder: Path) -> None:
 
 
 def tune_on_documents(base: Path, curated: Path, work: Path, out: Path, t: tuning.Tune) -> None:
-    """Tunes the model of folder ``base`` on curated Documents of one's own; encoded examples and checkpoints in ``work``."""
+    """Tunes the model of folder ``base`` on curated Documents of one's own; encoded examples and checkpoints in ``work``.
+
+    Says what was used and left out, and what the tuning cost on the validation split of the run, where ``base`` lies in one.
+    """
     if not (work / "encoded.json").exists():
-        counts = encode(curated, work / "examples", base, t.shape.tokens, "answers")
-        write_json(work / "encoded.json", counts)
-    tune_on(base, work / "examples", work, out, t)
+        how = tokenise.Encoding(base, t.shape.batch_tokens, window=t.shape.tokens)
+        write_json(work / "encoded.json", encode(curated, work / "examples", how, "answers"))
+    held = _validation_of(base)
+    before = validate(*load_model(base), held, t.shape)
+    facts = tune_on(base, work / "examples", work, out, t)
+    losses = {"before": before, "after": validate(*load_model(out), held, t.shape)}
+    write_json(work / "report.json", {**facts, "encoded": read_json(work / "encoded.json"), "validation_nats": losses})
+    for name, nats in before.items():
+        CONSOLE.print(f"loss on the run's validation split, {name}: {nats:.3f} → {losses['after'][name]:.3f}")
+    CONSOLE.print(f"{facts['examples']:,} examples used, {facts['tuned_steps']:,} steps → {out}")
+
+
+def _validation_of(model_folder: Path) -> dict[str, Examples]:
+    """The validation split of the run that a model lies in; nothing where there is none with the model's own tokenizers."""
+    tokens = model_folder.parent.parent / "tokens"
+    same = all((tokens / n).is_file() and (tokens / n).read_bytes() == (model_folder / n).read_bytes() for n in _KEPT)
+    return open_examples(tokens / "validation") if same else {}
 
 
 def tune_on(base: Path, examples: Path, work: Path, out: Path, t: tuning.Tune) -> dict[str, Any]:
     """Tunes the model of folder ``base`` on encoded examples; checkpoints in ``work``, the new model in ``out``."""
     params, c = load_model(base)
     questions = Encoder.load(base).budget.question_weight
+    training = tuning.training(t, examples, questions)
+    sources = {name: some for name, some in open_examples(examples).items() if name in training.phases[0].weights}
+    missing = say_left_out(sources, training.shape)
     params = tuning.tune(params, c, t, examples, work, questions, f"tune {out.name}")
     facts = read_config(base)[1] | {"name": out.name, "tuned_steps": t.steps}
     publish(params, c, base, out, facts)
     runs.draw(runs.find([work]), work / runs.PLOT)
-    return {"tuned_steps": t.steps}
+    used = sum(map(len, sources.values())) - sum(sum(reasons.values()) for reasons in missing.values())
+    return {"tuned_steps": t.steps, "examples": used, "shape": plain(training.shape), "left_out": missing}
 
 
 def make_nano(run: Run, folder: Path) -> None:

@@ -17,8 +17,11 @@ import numpy as np
 from alhena.model import config, model
 from alhena.pretrain.loop import Phase, Training, open_examples, train
 from alhena.pretrain.optimizer import Optimizer
+from alhena.shapes import Int
 from alhena.tokens.loader import Shape
 from alhena.tokens.store import Examples
+
+MEMORY = 4  # times as long rows may become, on data of one's own, before there are fewer of them
 
 
 @dataclass(frozen=True)
@@ -33,19 +36,38 @@ class Tune:
     save_every: int = 50
 
 
+def _sizes(sources: Mapping[str, Examples]) -> Int[np.ndarray, "examples 3"]:
+    """Tokens, patches and chunks of sound of each example, by their lengths alone."""
+    return np.concatenate(
+        [np.stack([some.lengths(name) for name in ("tokens", "patches", "frames")], 1) for some in sources.values()]
+    )
+
+
+def widened(shape: Shape, sources: Mapping[str, Examples]) -> Shape:
+    """Rows in which the largest example fits, fewer of them where they are much larger: the memory of a step is bounded.
+
+    No row holds more than a whole batch of ``shape`` does: what is larger still does not fit. Attention makes memory grow with the
+    square of tokens and patches. Rows up to MEMORY times as long keep their number.
+    """
+    before = np.array([shape.tokens, shape.patches, shape.chunks])
+    sizes = _sizes(sources)
+    sizes = sizes[(sizes <= before * shape.rows).all(1)]
+    after = np.maximum(before, sizes.max(0, initial=0))
+    growth = after / np.maximum(before, 1) / MEMORY
+    rows = max(1, int(shape.rows / max(1.0, growth[0] ** 2, growth[1] ** 2, growth[2])))
+    return Shape(rows, *(int(size) for size in after))
+
+
 def trimmed(shape: Shape, sources: Mapping[str, Examples]) -> Shape:
     """Rows no larger than these examples can fill: recordings alone need no room for patches, and hardly any for tokens.
 
     The scarcest budget says how many examples a row holds; the others keep room for a quarter more than those need.
     """
-    sizes = np.array(
-        [
-            (len(e.tokens), len(e.patches), len(e.frames))
-            for some in sources.values()
-            for e in map(some.__getitem__, range(len(some)))
-        ]
-    )
-    budgets, mean, most = np.array([shape.tokens, shape.patches, shape.chunks]), sizes.mean(0), sizes.max(0)
+    budgets, sizes = np.array([shape.tokens, shape.patches, shape.chunks]), _sizes(sources)
+    sizes = sizes[(sizes <= budgets).all(1)]
+    if not len(sizes):
+        return shape
+    mean, most = sizes.mean(0), sizes.max(0)
     examples = (budgets[mean > 0] / mean[mean > 0]).min()
     room = np.ceil(1.25 * examples * mean / 32) * 32
     tokens, patches, chunks = (int(v) for v in np.where(most > 0, np.minimum(budgets, np.maximum(room, most)), 0))
@@ -65,7 +87,7 @@ def training(t: Tune, data: Path, questions: float) -> Training:
         )
     weights = {name: t.weights[name] for name in sizes if name in t.weights} if t.weights else sizes
     phases = (Phase(t.steps, weights),)
-    shape = t.shape if t.weights else trimmed(t.shape, sources)
+    shape = t.shape if t.weights else trimmed(widened(t.shape, sources), sources)
     return Training(phases, shape, t.optimizer, t.seed, t.save_every, 5, 100, questions)
 
 

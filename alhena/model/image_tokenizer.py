@@ -9,7 +9,9 @@ have equal codes, which a small language model can learn; the large one looks ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -116,16 +118,15 @@ def paint(params: Params, c: config.ImageTokenizer, levels: Float[Array, "n h w 
     return cells.reshape(n, h, w, STRIDE, STRIDE, 3).transpose(0, 1, 3, 2, 4, 5).reshape(n, h * STRIDE, w * STRIDE, 3)
 
 
-@jax.jit
-def _scaled(pixels: Array) -> Array:
-    return pixels.astype(jnp.float32) / 127.5 - 1
+@partial(jax.jit, static_argnums=1)
+def _codes(params: Params, c: config.ImageTokenizer, pixels: Array) -> Int[Array, "n h w"]:
+    return to_codes(levels_of(params, c, pixels.astype(jnp.float32) / 127.5 - 1), c)
 
 
 def encode_images(
-    params: Params, c: config.ImageTokenizer, images: list[np.ndarray], batch: int = 256
+    params: Params, c: config.ImageTokenizer, images: Sequence[np.ndarray], batch: int = 256
 ) -> list[np.ndarray]:
     """Codes int32 [rows, columns] of uint8 images whose sides are multiples of 8; images of one size go together."""
-    run = jax.jit(lambda p, x: to_codes(levels_of(p, c, _scaled(x)), c))
     out: list[np.ndarray | None] = [None] * len(images)
     for shape in sorted({image.shape for image in images}):
         places = [i for i, image in enumerate(images) if image.shape == shape]
@@ -133,7 +134,7 @@ def encode_images(
             some = places[start : start + batch]
             stack = np.zeros((batch, *shape), np.uint8)
             stack[: len(some)] = [images[i] for i in some]
-            for i, codes in zip(some, np.asarray(run(params, stack)), strict=False):
+            for i, codes in zip(some, np.asarray(_codes(params, c, stack)), strict=False):
                 out[i] = codes
     return [codes for codes in out if codes is not None]
 

@@ -22,7 +22,7 @@ from alhena.content import Audio, Content, Document, Image, Part, Text, Video
 from alhena.media import SAMPLE_RATE, decode_audio, decode_image, decode_video
 from alhena.model import config
 from alhena.tokens.images import code_grid, patchify, resize
-from alhena.tokens.sound import chunk, log_mel
+from alhena.tokens.sound import HOP, chunk, log_mel
 from alhena.tokens.text import TextPieces
 from alhena.tokens.vocabulary import Vocabulary
 
@@ -91,13 +91,20 @@ class Encoder:
         out.places.append(places)
 
     def _sound(self, out: _Stream, samples: np.ndarray) -> None:
-        v = self.vocabulary
-        samples = samples[: int(self.budget.audio_seconds * SAMPLE_RATE)]
+        v, most = self.vocabulary, self.budget.audio_seconds
+        # A resampled sound may be a few samples longer than its original.
+        if len(samples) > most * SAMPLE_RATE + HOP:
+            raise ValueError(f"the sound lasts {len(samples) / SAMPLE_RATE:.1f} s; this model reads at most {most:g} s")
         frames, lengths = chunk(log_mel(samples, self.audio), self.audio)
-        count = sum(self.audio.tokens(int(n)) for n in lengths)
+        count = self._sound_tokens(int(lengths.sum()))
         out.add([v.control("<boa>"), *[v.control("<aud>")] * count, v.control("<eoa>")], 0)
         out.frames.append(frames)
         out.lengths.append(lengths)
+
+    def _sound_tokens(self, frames: int) -> int:
+        """Soft tokens of a sound in chunks."""
+        whole, rest = divmod(frames, self.audio.chunk)
+        return whole * self.audio.tokens(self.audio.chunk) + self.audio.tokens(rest)
 
     def _clip(self, out: _Stream, data: bytes) -> None:
         v, clip = self.vocabulary, decode_video(data, self.budget.clip_frames)
@@ -115,6 +122,12 @@ class Encoder:
         rows, columns = code_grid(pixels.shape[0], pixels.shape[1], self.budget.drawn_codes)
         return resize(pixels, rows * config.CODES_STRIDE, columns * config.CODES_STRIDE)
 
+    def _codes(self, data: bytes) -> Codes:
+        pixels = self.drawn_pixels(data)
+        if self.draw is None:
+            raise ValueError("a picture in a model turn, but no image tokeniser to encode it")
+        return self.draw([pixels])[0]
+
     def _drawing(self, out: _Stream, codes: Codes) -> None:
         v, (rows, columns) = self.vocabulary, codes.shape
         grid = [v.code(int(k)) for k in codes.reshape(-1)]
@@ -129,10 +142,7 @@ class Encoder:
         if isinstance(part, Text):
             out.add(self.pieces.encode(part.text), weight)
         elif isinstance(part, Image) and role == "model":
-            if part.data not in codes and self.draw is None:
-                raise ValueError("a picture in a model turn, but no image tokeniser to encode it")
-            out_codes = codes[part.data] if part.data in codes else self.draw([self.drawn_pixels(part.data)])[0]  # type: ignore[misc]
-            self._drawing(out, out_codes)
+            self._drawing(out, codes[part.data] if part.data in codes else self._codes(part.data))
         elif isinstance(part, Image):
             self._image(out, decode_image(part.data), self.budget.image_tokens)
             out.saw(Modality.IMAGE)
@@ -169,14 +179,19 @@ class Encoder:
         document: Document,
         most_tokens: int,
         codes: Mapping[bytes, Codes] | None = None,
+        window: int | None = None,
     ) -> list[Example]:
-        """One Example, or several for running text longer than ``most_tokens``.
+        """One Example, or several: running text is split at ``window`` tokens, a long sound without words at what can be read.
 
         ``codes`` holds image codes already computed, by the picture's bytes; others are asked of ``draw``.
         Raises ValueError when a document with media or turns is too long, or a medium cannot be decoded.
         """
-        if all(c.role == "document" for c in document.contents) and all(isinstance(p, Text) for p in document.parts):
-            return list(self._running_text(document, most_tokens))
+        parts = list(document.parts)
+        if all(content.role == "document" for content in document.contents):
+            if all(isinstance(part, Text) for part in parts):
+                return list(self._running_text(document, window or most_tokens))
+            if len(parts) == 1 and isinstance(parts[0], Audio):
+                return list(self._running_sound(parts[0], most_tokens))
         out = _Stream()
         out.add([self.vocabulary.bos], 0)
         for content in document.contents:
@@ -200,6 +215,27 @@ class Encoder:
                 if start + room >= len(ids):
                     out.add([v.end], self.budget.text_weight)
                 yield self._example(out)
+
+    def _running_sound(self, part: Audio, most_tokens: int) -> Iterator[Example]:
+        """A sound without a transcript, split at whole chunks where it is longer than what can be read at once."""
+        v, c, samples = self.vocabulary, self.audio, decode_audio(part.data)
+        frames, seconds = -(-len(samples) // HOP), self.budget.audio_seconds
+        # Beside the sound's own there are <bos>, <document>, <boa>, <eoa> and <end>.
+        room = most_tokens - 5
+        piece = len(samples)
+        if frames * HOP > seconds * SAMPLE_RATE or self._sound_tokens(frames) > room:
+            chunks = min(int(seconds * SAMPLE_RATE / HOP) // c.chunk, room // c.tokens(c.chunk))
+            if chunks < 1:
+                raise ValueError(f"a chunk of sound takes {c.tokens(c.chunk) + 5} tokens; at most {most_tokens} fit")
+            piece = chunks * c.chunk * HOP
+        for start in range(0, len(samples), piece):
+            out = _Stream()
+            out.add([v.bos, v.control("<document>")], 0)
+            self._sound(out, samples[start : start + piece])
+            out.saw(Modality.AUDIO)
+            if start + piece >= len(samples):
+                out.add([v.end], self.budget.text_weight)
+            yield self._example(out)
 
     def prompt(self, contents: Sequence[Content]) -> Example:
         """A conversation up to the model's next turn: the stream ends with ``<model>``, generation goes on from there."""

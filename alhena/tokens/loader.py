@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import grain
@@ -24,6 +25,11 @@ from alhena.tokens.store import Examples
 _TOKEN_FIELDS = ("tokens", "targets", "weights", "modality")
 _PATCH_FIELDS = ("patches", "patch_positions", "patch_images")
 _CHUNK_FIELDS = ("frames", "frame_lengths")
+_UNITS = {
+    "tokens": "more than {most} tokens",
+    "patches": "more than {most} image patches",
+    "frames": "more than {most} chunks of sound",
+}
 MOST_IMAGES = 256  # images of one document in a row; keeps image numbers unique
 
 
@@ -41,12 +47,32 @@ class Shape:
         """What a row has room for, by the field of an Example that it bounds."""
         return {"tokens": self.tokens, "patches": self.patches, "frames": self.chunks}
 
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of a whole batch."""
+        return self.rows * self.tokens
+
     def fits(self, example: Example) -> bool:
         return all(len(getattr(example, name)) <= most for name, most in self.budgets.items())
 
     def fitting(self, examples: Examples) -> Int[np.ndarray, kept]:
         """Numbers of the examples that fit, by their lengths alone."""
         return np.flatnonzero(np.all([examples.lengths(name) <= most for name, most in self.budgets.items()], 0))
+
+    def left_out(self, examples: Examples) -> dict[str, int]:
+        """How many examples do not fit, by the first budget that they exceed; empty when all do."""
+        out, fits = {}, np.ones(len(examples), bool)
+        for name, most in self.budgets.items():
+            short = examples.lengths(name) <= most
+            out[_UNITS[name].format(most=most)] = int(np.sum(fits & ~short))
+            fits &= short
+        return {reason: count for reason, count in out.items() if count}
+
+
+def left_out(sources: Mapping[str, Examples], shape: Shape) -> dict[str, dict[str, int]]:
+    """Examples that do not fit a row, by source and reason; sources of which all fit are not named."""
+    counts = {name: shape.left_out(examples) for name, examples in sources.items()}
+    return {name: reasons for name, reasons in counts.items() if reasons}
 
 
 class _Source:
@@ -121,8 +147,13 @@ class Batches:
                 parts.append(data)
                 shares.append(float(weights[name]))
         if not parts:
+            reasons = "; ".join(
+                f"{name}: {count} with {reason}"
+                for name, some in left_out(sources, shape).items()
+                for reason, count in some.items()
+            )
             raise ValueError(
-                f"no example fits rows of {shape.tokens} tokens, {shape.patches} patches and {shape.chunks} chunks"
+                f"no example fits rows of {shape.tokens} tokens, {shape.patches} patches and {shape.chunks} chunks of sound ({reasons})"
             )
         mixed = grain.MapDataset.mix(parts, weights=shares)
         mixed = mixed.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
@@ -144,14 +175,10 @@ class Batches:
 def once(sources: Mapping[str, Examples], shape: Shape) -> Iterator[Batch]:
     """Every example that fits, once, in order and packed; the last batch is filled up with empty rows."""
     for name in sorted(sources):
-        examples = sources[name]
-        some = [dict(vars(examples[int(i)])) for i in shape.fitting(examples)]
-        packed = _packed(
-            grain.MapDataset.source(some).to_iter_dataset(grain.ReadOptions(num_threads=0)), shape, bins=shape.rows
-        )
-        rows = list(packed) if some else []
-        for start in range(0, len(rows), shape.rows):
-            group = rows[start : start + shape.rows]
+        some = grain.MapDataset.source(_Source(sources[name], shape.fitting(sources[name])))
+        read = some.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+        rows = iter(_packed(read, shape, bins=shape.rows)) if len(some) else iter(())
+        while group := list(islice(rows, shape.rows)):
             empty = {key: np.zeros_like(value) for key, value in group[0].items()}
             group += [empty] * (shape.rows - len(group))
             yield _batch({key: np.stack([row[key] for row in group]) for key in empty})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,56 +13,65 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from alhena.artifacts import atomic
 from alhena.batch import Example
 from alhena.shapes import Int
 
 _DTYPES = {"weights": np.float32, "patches": np.uint8, "frames": np.float16}
 _WIDTHS = ("patches", "frames")  # fields whose inner shape is kept in the file's metadata
+BATCH_BYTES = 64 << 20  # of Examples in one record batch
 NAMES = tuple(field.name for field in fields(Example))
 
 
 class Writer:
-    """Writes Examples to one file as they come; the file gets its name when the writer is closed without an error.
+    """Writes Examples to one file as they come: ``with Writer(path, inner) as writer: writer.add(example)``.
 
-    ``inner`` gives the shapes behind the first axis of patches and frames.
+    The file gets its name, flushed to disk, when the block ends without an error; otherwise nothing is left of it.
+    ``inner`` gives the shapes behind the first axis of patches and frames. At most ``rows`` Examples or ``most_bytes`` wait
+    in memory: they are one record batch of the file.
     """
 
-    def __init__(self, path: Path, inner: dict[str, tuple[int, ...]], rows: int = 256) -> None:
-        metadata = {name: ",".join(map(str, inner[name])) for name in _WIDTHS}
-        self._schema = pa.schema([(name, pa.large_binary()) for name in NAMES], metadata=metadata)
-        self.path, self._partial, self._rows = path, path.with_name(path.name + ".partial"), rows
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._sink = pa.OSFile(str(self._partial), "wb")
-        self._writer = pa.ipc.new_file(self._sink, self._schema)
+    def __init__(
+        self, path: Path, inner: dict[str, tuple[int, ...]], rows: int = 256, most_bytes: int = BATCH_BYTES
+    ) -> None:
+        self.path, self._rows, self._most_bytes = path, rows, most_bytes
+        self._metadata = {name: ",".join(map(str, inner[name])) for name in _WIDTHS}
         self._buffer: list[dict[str, bytes]] = []
-        self.examples, self.tokens = 0, 0
+        self.examples, self.tokens, self.waiting = 0, 0, 0
+
+    def __enter__(self) -> Writer:
+        self._schema = pa.schema([(name, pa.large_binary()) for name in NAMES], metadata=self._metadata)
+        with ExitStack() as stack:
+            partial = stack.enter_context(atomic(self.path))
+            sink = stack.enter_context(pa.OSFile(str(partial), "wb"))
+            self._writer = stack.enter_context(pa.ipc.new_file(sink, self._schema))
+            stack.push(lambda kind, *error: self.flush() if kind is None else None)
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
 
     def add(self, example: Example) -> None:
-        self._buffer.append(
-            {n: np.ascontiguousarray(getattr(example, n), _DTYPES.get(n, np.int32)).tobytes() for n in NAMES}
-        )
+        row = {n: np.ascontiguousarray(getattr(example, n), _DTYPES.get(n, np.int32)).tobytes() for n in NAMES}
+        self._buffer.append(row)
+        self.waiting += sum(map(len, row.values()))
         self.examples, self.tokens = self.examples + 1, self.tokens + len(example.tokens)
-        if len(self._buffer) == self._rows:
-            self._flush()
+        if len(self._buffer) == self._rows or self.waiting >= self._most_bytes:
+            self.flush()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Writes what waits in memory as a record batch."""
         if self._buffer:
             self._writer.write_batch(pa.RecordBatch.from_pylist(self._buffer, self._schema))
-        self._buffer = []
-
-    def close(self) -> None:
-        self._flush()
-        self._writer.close()
-        self._sink.close()
-        self._partial.replace(self.path)
+        self._buffer, self.waiting = [], 0
 
 
 def write_examples(path: Path, examples: Iterable[Example], inner: dict[str, tuple[int, ...]]) -> int:
     """Writes Examples to one file and returns their number."""
-    writer = Writer(path, inner)
-    for example in examples:
-        writer.add(example)
-    writer.close()
+    with Writer(path, inner) as writer:
+        for example in examples:
+            writer.add(example)
     return writer.examples
 
 

@@ -2,17 +2,22 @@
 
 curated/train ─ sample ─► text.model, coverage.json, coverage.png
 curated/SPLIT ─ encode in parallel ─► SPLIT/SOURCE.arrow, and a count of what was dropped and why
+
+Both are streams: what is in memory is a sample of bounded size, or the documents under way, whatever the size of the corpus.
 """
 
 from __future__ import annotations
 
+import heapq
 import multiprocessing
+import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,29 +26,49 @@ from matplotlib.figure import Figure
 
 from alhena.batch import Example
 from alhena.content import Document, Image, Text, read_documents
+from alhena.media import decode_image
 from alhena.tokens import text
 from alhena.tokens.encode import Codes, Draw, Encoder
+from alhena.tokens.images import resize
 from alhena.tokens.store import Writer
 
-BATCH = 64
 T = TypeVar("T")
 U = TypeVar("U")
+JOB, JOB_BYTES = 64, 16 << 20  # documents that a worker encodes in one go, and the most bytes of them
+WINDOW_PICTURES, WINDOW_BYTES = 256, 64 << 20  # documents whose generated pictures get their codes in one go
+WAITING_BYTES = 256 << 20  # of encoded examples that wait for their files
+PICTURE_BYTES, SCENES = 64 << 20, 1000  # decoded pictures that train the image tokenizer; of scenes a number
+MOST_PIXELS = 512 * 512  # of a picture that trains the image tokenizer; a larger one is scaled down
+MOST_REASONS = 100  # reasons for dropped documents that are told apart
+
+
+def thinned(items: Iterable[T], size: Callable[[T], int], most: int, seed: int) -> list[T]:
+    """A uniform sample of a stream, in its order, of a total size of at most ``most``: all of it when that fits.
+
+    Each item draws a random number; the smallest ones stay. Only the sample is held. An item larger than ``most`` is left out.
+    """
+    rng, kept, total, limit = np.random.default_rng(seed), list[tuple[float, int, T]](), 0, 1.0
+    for number, item in enumerate(items):
+        drawn = float(rng.random())
+        if drawn >= limit or size(item) > most:
+            continue
+        heapq.heappush(kept, (-drawn, number, item))
+        total += size(item)
+        while total > most:
+            largest, _, gone = heapq.heappop(kept)
+            total, limit = total - size(gone), -largest
+    return [item for _, _, item in sorted(kept, key=lambda entry: entry[1])]
 
 
 def sample_texts(curated: Path, most_characters: int, seed: int) -> list[tuple[str, str]]:
     """(language, text) of every text part, thinned evenly over the whole corpus to at most ``most_characters``."""
-    texts = [
-        (document.language, part.text)
+    texts = (
+        (document.language, part.text[:most_characters])
         for document in read_documents(curated)
         for part in document.parts
         if isinstance(part, Text)
-    ]
-    order, out, total = np.random.default_rng(seed).permutation(len(texts)), [], 0
-    for k in order:
-        if total + len(texts[k][1]) <= most_characters:
-            out.append(texts[k])
-            total += len(texts[k][1])
-    return out
+    )
+    return thinned(texts, lambda item: len(item[1]), most_characters, seed)
 
 
 def learn_text(curated: Path, size: int, most_characters: int = 3_000_000, seed: int = 0) -> text.TextPieces:
@@ -64,41 +89,45 @@ def draw_coverage(path: Path, rates: dict[str, float]) -> None:
     figure.savefig(path)
 
 
-def image_codes(curated: Path, encoder: Encoder, draw: Draw) -> dict[bytes, Codes]:
-    """Codes of every picture that a model turn draws, computed in batches, by the picture's bytes."""
-    data = {
-        p.data
-        for d in read_documents(curated)
-        for c in d.contents
-        if c.role == "model"
-        for p in c.parts
-        if isinstance(p, Image)
-    }
-    ordered = sorted(data)
-    return dict(zip(ordered, draw([encoder.drawn_pixels(item) for item in ordered]), strict=True))
+def _pixels(image: Image) -> np.ndarray | None:
+    """A picture, scaled down to MOST_PIXELS; None when it cannot be decoded (encoding drops and counts its document)."""
+    try:
+        pixels = decode_image(image.data)
+    except ValueError:
+        return None
+    height, width = pixels.shape[:2]
+    scale = min(1.0, (MOST_PIXELS / (height * width)) ** 0.5)
+    return resize(pixels, max(1, int(height * scale)), max(1, int(width * scale))) if scale < 1 else pixels
 
 
-@dataclass(frozen=True)
-class _Worker:
-    encoder_folder: Path
-    most_tokens: int
+def sample_pictures(curated: Path, seed: int = 0) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Pictures to train the image tokenizer on: those of model turns, thinned to PICTURE_BYTES, and the first of ``scenes``."""
+    scenes: list[np.ndarray] = []
+
+    def generated() -> Iterator[np.ndarray]:
+        for document in read_documents(curated):
+            for content in document.contents:
+                is_target = content.role == "model"
+                if not is_target and (document.source != "scenes" or len(scenes) >= SCENES):
+                    continue
+                found = (_pixels(part) for part in content.parts if isinstance(part, Image))
+                pictures = [pixels for pixels in found if pixels is not None]
+                if is_target:
+                    yield from pictures
+                else:
+                    scenes.extend(pictures)
+
+    return thinned(generated(), lambda pixels: pixels.nbytes, PICTURE_BYTES, seed), scenes
 
 
-_encoders: dict[Path, Encoder] = {}
+def _generated(document: Document) -> list[bytes]:
+    """The pictures of a document that the model is to generate."""
+    return [p.data for c in document.contents if c.role == "model" for p in c.parts if isinstance(p, Image)]
 
 
-def _encode(job: tuple[_Worker, list[Document], dict[bytes, Codes]]) -> list[tuple[str, list[Example] | str]]:
-    worker, documents, codes = job
-    if worker.encoder_folder not in _encoders:
-        _encoders[worker.encoder_folder] = Encoder.load(worker.encoder_folder)
-    out: list[tuple[str, list[Example] | str]] = []
-    for document in documents:
-        try:
-            made = _encoders[worker.encoder_folder].encode(document, worker.most_tokens, codes=codes)
-            out.append((document.source, made))
-        except ValueError as error:
-            out.append((document.source, str(error)))
-    return out
+def _size(document: Document) -> int:
+    """Bytes of a document, nearly."""
+    return 1000 + sum(len(part.text) if isinstance(part, Text) else len(part.data) for part in document.parts)
 
 
 def _without_condition(document: Document) -> Document:
@@ -106,22 +135,87 @@ def _without_condition(document: Document) -> Document:
     return replace(document, contents=tuple(replace(c, parts=()) if c.role == "user" else c for c in document.contents))
 
 
-def _jobs(
-    curated: Path, worker: _Worker, codes: dict[bytes, Codes], drop: float
-) -> Iterator[tuple[_Worker, list[Document], dict[bytes, Codes]]]:
-    rng, some = np.random.default_rng(0), []
-    for document in read_documents(curated):
-        drawn = [p.data for c in document.contents if c.role == "model" for p in c.parts if isinstance(p, Image)]
-        some.append(_without_condition(document) if drawn and rng.random() < drop else document)
-        if len(some) == BATCH:
-            yield worker, some, _needed(some, codes)
-            some = []
+def _groups(documents: Iterable[Document], is_full: Callable[[list[Document], int], bool]) -> Iterator[list[Document]]:
+    """Documents in groups; ``is_full`` is asked of a group and its bytes after each document."""
+    some, size = list[Document](), 0
+    for document in documents:
+        some.append(document)
+        size += _size(document)
+        if is_full(some, size):
+            yield some
+            some, size = [], 0
     if some:
-        yield worker, some, _needed(some, codes)
+        yield some
 
 
-def _needed(documents: list[Document], codes: dict[bytes, Codes]) -> dict[bytes, Codes]:
-    return {p.data: codes[p.data] for d in documents for p in d.parts if isinstance(p, Image) and p.data in codes}
+def _windows(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Documents in groups of a bounded number of generated pictures and of bytes."""
+    pictures = 0
+
+    def is_full(some: list[Document], size: int) -> bool:
+        nonlocal pictures
+        pictures += len(_generated(some[-1]))
+        full = pictures >= WINDOW_PICTURES or size >= WINDOW_BYTES
+        pictures = 0 if full else pictures
+        return full
+
+    return _groups(documents, is_full)
+
+
+def _image_codes(documents: Iterable[Document], encoder: Encoder, draw: Draw) -> dict[bytes, Codes]:
+    """Codes of every picture to be generated, computed together. One that cannot be decoded has none."""
+    pixels: dict[bytes, np.ndarray] = {}
+    for data in sorted({data for document in documents for data in _generated(document)}):
+        try:
+            pixels[data] = encoder.drawn_pixels(data)
+        except ValueError:
+            continue
+    return dict(zip(pixels, draw(list(pixels.values())), strict=True)) if pixels else {}
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How a split is encoded. Running text is split at ``window`` tokens; a document of another kind may have ``most_tokens``."""
+
+    tokenizers: Path
+    most_tokens: int
+    window: int | None = None  # None: most_tokens
+    drop_condition: float = 0.0  # share of generated pictures without a request, for classifier-free guidance
+    workers: int = 2
+
+
+@dataclass(frozen=True)
+class _Job:
+    how: Encoding
+    documents: list[Document]
+    codes: Mapping[bytes, Codes]
+
+
+def _jobs(curated: Path, how: Encoding, encoder: Encoder, draw: Draw | None) -> Iterator[_Job]:
+    rng = np.random.default_rng(0)
+    for window in _windows(read_documents(curated)):
+        codes = _image_codes(window, encoder, draw) if draw else {}
+        asked = (_without_condition(d) if _generated(d) and rng.random() < how.drop_condition else d for d in window)
+        for some in _groups(asked, lambda some, size: len(some) == JOB or size >= JOB_BYTES):
+            needed = {data for document in some for data in _generated(document)}
+            yield _Job(how, some, {data: codes[data] for data in needed if data in codes})
+
+
+_encoders: dict[Path, Encoder] = {}
+
+
+def _encode(job: _Job) -> list[tuple[str, list[Example] | str]]:
+    """Each document's source, and its Examples or the reason why it has none."""
+    folder, out = job.how.tokenizers, list[tuple[str, list[Example] | str]]()
+    if folder not in _encoders:
+        _encoders[folder] = Encoder.load(folder)
+    for document in job.documents:
+        try:
+            made = _encoders[folder].encode(document, job.how.most_tokens, job.codes, job.how.window)
+            out.append((document.source, made))
+        except ValueError as error:
+            out.append((document.source, str(error)))
+    return out
 
 
 def bounded(pool: ProcessPoolExecutor, work: Callable[[T], U], jobs: Iterable[T], most: int) -> Iterator[U]:
@@ -139,38 +233,57 @@ def count_documents(folder: Path) -> int:
     return sum(pq.ParquetFile(file).metadata.num_rows for file in sorted(folder.glob("*.parquet")))
 
 
+@dataclass
+class _Files:
+    """The files of a split, one a source, and what was dropped with its reason."""
+
+    folder: Path
+    inner: dict[str, tuple[int, ...]]
+    stack: ExitStack
+    writers: dict[str, Writer] = field(default_factory=dict)
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def add(self, source: str, result: list[Example] | str) -> None:
+        if not isinstance(result, str) and not re.fullmatch(r"[\w-]{1,64}", source):
+            source, result = "?", "the source names a file: letters, digits, - and _ only"
+        if isinstance(result, str):
+            reason = f"{source}: {result}"
+            known = reason in self.dropped or len(self.dropped) < MOST_REASONS
+            self.dropped[reason if known else "other reasons"] += 1
+            return
+        if source not in self.writers:
+            self.writers[source] = self.stack.enter_context(Writer(self.folder / f"{source}.arrow", self.inner))
+        for example in result:
+            self.writers[source].add(example)
+
+    def limit_memory(self) -> None:
+        while sum(writer.waiting for writer in self.writers.values()) > WAITING_BYTES:
+            max(self.writers.values(), key=lambda writer: writer.waiting).flush()
+
+    def report(self) -> dict[str, Any]:
+        counts = {name: {"examples": w.examples, "tokens": w.tokens} for name, w in sorted(self.writers.items())}
+        return {"sources": counts, "dropped": dict(self.dropped)}
+
+
 def encode_split(
     curated: Path,
     out: Path,
-    encoder_folder: Path,
-    most_tokens: int,
+    how: Encoding,
     draw: Draw | None = None,
-    drop_condition: float = 0.0,
-    workers: int = 2,
-    advance=lambda documents: None,
-) -> dict[str, object]:
+    advance: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:
     """Encodes a split to one Arrow file a source; returns examples and tokens by source, and what was dropped with its reason.
 
     ``advance`` is told how many documents were done (a progress bar's update).
     """
-    encoder = Encoder.load(encoder_folder)
-    codes = image_codes(curated, encoder, draw) if draw else {}
-    worker = _Worker(encoder_folder, most_tokens)
+    encoder = Encoder.load(how.tokenizers)
     inner = {"patches": (encoder.vision.patch_values,), "frames": (encoder.audio.chunk, encoder.audio.mels)}
-    writers: dict[str, Writer] = {}
-    dropped: Counter[str] = Counter()
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("forkserver")) as pool:
-        for results in bounded(pool, _encode, _jobs(curated, worker, codes, drop_condition), 4 * workers):
+    context = multiprocessing.get_context("forkserver")
+    with ExitStack() as stack, ProcessPoolExecutor(how.workers, mp_context=context) as pool:
+        files = _Files(out, inner, stack)
+        for results in bounded(pool, _encode, _jobs(curated, how, encoder, draw), 4 * how.workers):
             for source, result in results:
-                if isinstance(result, str):
-                    dropped[f"{source}: {result}"] += 1
-                    continue
-                if source not in writers:
-                    writers[source] = Writer(out / f"{source}.arrow", inner)
-                for example in result:
-                    writers[source].add(example)
+                files.add(source, result)
+            files.limit_memory()
             advance(len(results))
-    for writer in writers.values():
-        writer.close()
-    counts = {name: {"examples": w.examples, "tokens": w.tokens} for name, w in sorted(writers.items())}
-    return {"sources": counts, "dropped": dict(dropped)}
+    return files.report()
