@@ -148,7 +148,7 @@ class Evaluate(Staged):
 
             make_report(recipe_of(self.recipe), self.folder)
             return
-        from alhena.evaluate.card import held_out_card
+        from alhena.evaluate.held_out import held_out_card
 
         held_out_card(self.data, model_folder(self.folder, self.name), self.folder / "held_out" / self.name)
 

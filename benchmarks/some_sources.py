@@ -48,9 +48,9 @@ def main(bench: Bench) -> None:
         results = {}
         for split in ("validation", "test"):
             documents = [d for d in read_documents(bench.folder / "curated" / split) if d.source in asked]
-            lines, _ = measure(engines, documents)
-            show(lines)
-            results[split] = [asdict(line) for line in lines]
+            measured = measure(engines, documents)
+            show(measured.lines, measured.asked.not_asked)
+            results[split] = [asdict(line) for line in measured.lines]
     name = "_".join(bench.sources)
     write_json(Path(__file__).parent / "results" / f"alone_{name}.json", {"steps": bench.steps, "lines": results})
 

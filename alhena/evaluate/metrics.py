@@ -69,6 +69,33 @@ def wilson(percent: float, items: int) -> float:
     return 100 * z * math.sqrt(p * (1 - p) / items + z**2 / (4 * items**2)) / (1 + z**2 / items)
 
 
+def _errors(metric: Metric, reference: str, answer: str) -> tuple[int, int]:
+    """Errors of one answer, and the words or characters of its reference."""
+    if metric is word_errors:
+        words = jiwer.process_words(normal(reference), normal(answer))
+        return (
+            words.substitutions + words.deletions + words.insertions,
+            words.hits + words.substitutions + words.deletions,
+        )
+    letters = jiwer.process_characters(normal(reference), normal(answer))
+    errors = letters.substitutions + letters.deletions + letters.insertions
+    return errors, letters.hits + letters.substitutions + letters.deletions
+
+
+def interval(metric: Metric, references: Sequence[str], answers: Sequence[str]) -> float | None:
+    """Half width, in points, of the 95 % interval of a score; None where there is no formula or a single item.
+
+    Of a share Wilson's. Of an error rate that of a ratio of sums (errors by length), items drawn at random (Cochran 1977, 6.4).
+    """
+    if metric is exact:
+        return wilson(exact(references, answers), len(references))
+    if metric not in LOWER_IS_BETTER or len(references) < 2:
+        return None
+    errors, lengths = np.array([_errors(metric, r, a) for r, a in zip(references, answers, strict=True)]).T
+    rest = errors - lengths * errors.sum() / lengths.sum()
+    return float(100 * 1.96 * math.sqrt(len(rest) * rest.var(ddof=1)) / lengths.sum())
+
+
 def byte_entropy(texts: Sequence[str]) -> float:
     """Bits per byte of a model that knows only how frequent each byte is."""
     counts = np.bincount(np.frombuffer("".join(texts).encode(), np.uint8), minlength=256)

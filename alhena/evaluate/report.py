@@ -7,7 +7,7 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -16,10 +16,8 @@ from matplotlib.figure import Figure
 from alhena.artifacts import write_atomically
 from alhena.content import Audio, Image, Text, Video
 from alhena.evaluate.metrics import matches
+from alhena.evaluate.results import Answered, Line
 from alhena.media import SAMPLE_RATE, decode_audio, decode_video, encode_png
-
-if TYPE_CHECKING:
-    from alhena.evaluate.card import Answered, Line
 
 COLOURS = {
     "text": "#5b6c8f",
@@ -126,7 +124,8 @@ def _item(a: Answered) -> str:
 def _table(lines: Sequence[Line]) -> str:
     names = list(lines[0].scores)
     head = "".join(
-        f"<th>{html.escape(n)}</th>" for n in ("", "capability", "metric", "items", "chance", *names, "± 95 %")
+        f"<th>{html.escape(n)}</th>"
+        for n in ("", "capability", "metric", "items", "chance", *names, "± 95 %", "cut off")
     )
     body = []
     for line in lines:
@@ -138,8 +137,9 @@ def _table(lines: Sequence[Line]) -> str:
         interval = f"{line.interval:.1f}" if line.interval is not None else "–"
         arrow = " ↓" if line.lower_is_better else ""
         body.append(
-            f'<tr><td style="color:{COLOURS[line.group]}">{line.group}</td><td>{html.escape(line.name)}</td><td>{line.metric}{arrow}</td>'
-            f'<td class="n">{line.items}</td><td class="n">{line.chance:.2f}</td>{scores}<td class="n">{interval}</td></tr>'
+            f'<tr class="{"" if line.above_chance else "bad"}"><td style="color:{COLOURS[line.group]}">{line.group}</td><td>{html.escape(line.name)}</td><td>{line.metric}{arrow}</td>'
+            f'<td class="n">{line.items}</td><td class="n">{line.chance:.2f}</td>{scores}<td class="n">{interval}</td>'
+            f'<td class="n">{max(line.cut.values(), default=0) or "–"}</td></tr>'
         )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
@@ -159,6 +159,11 @@ figure p{margin:.2rem 0;overflow-wrap:anywhere}figure img{max-width:100%;display
 """
 
 
+def _not_asked(results: Mapping[str, Any]) -> str:
+    reasons = "; ".join(f"{count} × {html.escape(reason)}" for reason, count in results["not_asked"].items())
+    return f" Not asked: {reasons}." if reasons else ""
+
+
 def _page(lines: Sequence[Line], answered: Sequence[Answered], results: Mapping[str, Any]) -> str:
     tasks: dict[str, list[Answered]] = {}
     for a in answered:
@@ -173,7 +178,8 @@ def _page(lines: Sequence[Line], answered: Sequence[Answered], results: Mapping[
         f"<title>Alhena: report card</title><style>{_STYLE}</style><h1>Report card</h1><p>{_headline(results)}</p>{_table(lines)}"
         f"<p>The dark mark is the chance level: the best constant answer (one listed number for retrieval, single-byte entropy for bits per "
         f"byte). The test split holds combinations never seen in training. Drawn digits are judged by a support vector machine trained on real "
-        f"digits ({judge} % right on real ones it has not seen), drawn shapes by their pixels.</p>{galleries}</html>"
+        f"digits ({judge} % right on real ones it has not seen), drawn shapes by their pixels. A row in red is not above chance. An answer "
+        f"is cut off at the limit that follows from the longest reference of its task.{_not_asked(results)}</p>{galleries}</html>"
     )
 
 

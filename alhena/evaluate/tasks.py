@@ -36,7 +36,11 @@ def _task(name: str) -> Callable[[Document], bool]:
 
 
 def _place(low: float, high: float) -> Callable[[Document], bool]:
-    return lambda d: d.facts.get("task") == "retrieval" and low <= float(d.facts["position"]) <= high
+    return lambda d: (
+        d.facts.get("task") == "retrieval"
+        and all(isinstance(d.facts.get(name), int | float) for name in ("position", "pairs"))
+        and low <= d.facts["position"] <= high
+    )
 
 
 def _language(code: str) -> Callable[[Document], bool]:
@@ -71,9 +75,18 @@ ANSWERS: tuple[Row, ...] = (
 )
 
 
+_SHOWN = {"drawing/digit": ("digit",), "drawing/shape": ("colour", "shape")}
+
+
+def _judged(document: Document) -> str | None:
+    """The task, where the answer is a picture that a judge looks at: its facts say what the picture is to show."""
+    task = str(document.facts.get("task"))
+    return task if task in _SHOWN and all(name in document.facts for name in _SHOWN[task]) else None
+
+
 def reference(document: Document) -> str:
     """What is right, as text: the last turn's words, or what a drawing was to show."""
-    task = document.facts.get("task")
+    task = _judged(document)
     if task == "drawing/digit":
         return str(document.facts["digit"])
     if task == "drawing/shape":
@@ -83,8 +96,8 @@ def reference(document: Document) -> str:
 
 def verdict(document: Document, parts: Sequence[object]) -> str:
     """An answer as text to compare: its words, or what the judges see in its first picture."""
-    task = document.facts.get("task")
-    if task not in ("drawing/digit", "drawing/shape"):
+    task = _judged(document)
+    if task is None:
         return "".join(part.text for part in parts if isinstance(part, Text))
     pictures = [part for part in parts if isinstance(part, Image)]
     if not pictures:

@@ -11,8 +11,10 @@ from alhena.artifacts import read_json
 from alhena.content import Document, Image, Text, read_documents
 from alhena.corpus.starter.splits import COLOURS
 from alhena.evaluate import metrics
-from alhena.evaluate.card import Answered, answer_line, held_out_card
+from alhena.evaluate.card import answer_line
+from alhena.evaluate.held_out import held_out_card
 from alhena.evaluate.judges import colour_of, digit_judge, shape_of
+from alhena.evaluate.results import Answered
 from alhena.evaluate.scoring import text_nats
 from alhena.evaluate.tasks import ANSWERS, reference, verdict
 from alhena.media import decode_image
