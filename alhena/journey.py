@@ -148,6 +148,8 @@ def encode(curated: Path, out: Path, how: tokenise.Encoding, title: str) -> dict
         facts = tokenise.encode_split(curated, out, how, draw, lambda done: progress.update(bar, advance=done))
     for reason, count in facts["dropped"].items():
         CONSOLE.print(f"dropped {count:,} of {title}: {reason}", style="yellow", markup=False)
+    for note, count in facts["used_in_part"].items():
+        CONSOLE.print(f"used in part {count:,} of {title}: {note}", style="yellow", markup=False)
     return facts
 
 
@@ -247,23 +249,14 @@ def tune_on_documents(base: Path, curated: Path, work: Path, out: Path, t: tunin
     Says what was used and left out, and what the tuning cost on the validation split of the run, where ``base`` lies in one.
     """
     if not (work / "encoded.json").exists():
-        how = tokenise.Encoding(base, t.shape.batch_tokens, window=t.shape.tokens)
-        write_json(work / "encoded.json", encode(curated, work / "examples", how, "answers"))
-    held = _validation_of(base)
-    before = validate(*load_model(base), held, t.shape)
+        write_json(work / "encoded.json", encode(curated, work / "examples", t.encoding(base), "answers"))
+    before = tuning.validation_nats(base, t.shape)
     facts = tune_on(base, work / "examples", work, out, t)
-    losses = {"before": before, "after": validate(*load_model(out), held, t.shape)}
+    losses = {"before": before, "after": tuning.validation_nats(out, t.shape)}
     write_json(work / "report.json", {**facts, "encoded": read_json(work / "encoded.json"), "validation_nats": losses})
     for name, nats in before.items():
         CONSOLE.print(f"loss on the run's validation split, {name}: {nats:.3f} → {losses['after'][name]:.3f}")
     CONSOLE.print(f"{facts['examples']:,} examples used, {facts['tuned_steps']:,} steps → {out}")
-
-
-def _validation_of(model_folder: Path) -> dict[str, Examples]:
-    """The validation split of the run that a model lies in; nothing where there is none with the model's own tokenizers."""
-    tokens = model_folder.parent.parent / "tokens"
-    same = all((tokens / n).is_file() and (tokens / n).read_bytes() == (model_folder / n).read_bytes() for n in _KEPT)
-    return open_examples(tokens / "validation") if same else {}
 
 
 def tune_on(base: Path, examples: Path, work: Path, out: Path, t: tuning.Tune) -> dict[str, Any]:

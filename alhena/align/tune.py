@@ -15,11 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from alhena.model import config, model
-from alhena.pretrain.loop import Phase, Training, open_examples, train
+from alhena.model.weights import load_model
+from alhena.pretrain.loop import Phase, Training, open_examples, train, validate
 from alhena.pretrain.optimizer import Optimizer
 from alhena.shapes import Int
 from alhena.tokens.loader import Shape
 from alhena.tokens.store import Examples
+from alhena.tokens.tokenise import Encoding
 
 MEMORY = 4  # times as long rows may become, on data of one's own, before there are fewer of them
 
@@ -34,6 +36,10 @@ class Tune:
     weights: Mapping[str, float] | None = None
     seed: int = 1
     save_every: int = 50
+
+    def encoding(self, base: Path) -> Encoding:
+        """How documents of one's own are encoded: each may be as long as a batch; running text is split at a row of the recipe."""
+        return Encoding(base, self.shape.batch_tokens, window=self.shape.tokens)
 
 
 def _sizes(sources: Mapping[str, Examples]) -> Int[np.ndarray, "examples 3"]:
@@ -89,6 +95,19 @@ def training(t: Tune, data: Path, questions: float) -> Training:
     phases = (Phase(t.steps, weights),)
     shape = t.shape if t.weights else trimmed(widened(t.shape, sources), sources)
     return Training(phases, shape, t.optimizer, t.seed, t.save_every, 5, 100, questions)
+
+
+def validation_nats(folder: Path, shape: Shape) -> dict[str, float]:
+    """Loss of a model of a run on the run's validation split, by source.
+
+    Empty where the model lies in no run, or the run's split was encoded with other tokenizers than the model's.
+    """
+    tokens = folder.parent.parent / "tokens"
+    files = ("text.model", "vocabulary.json", "image_tokenizer.safetensors")
+    if not all((tokens / n).is_file() and (tokens / n).read_bytes() == (folder / n).read_bytes() for n in files):
+        return {}
+    params, c = load_model(folder)
+    return validate(params, c, open_examples(tokens / "validation"), shape)
 
 
 def tune(

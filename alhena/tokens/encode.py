@@ -57,6 +57,7 @@ class _Stream:
     images: list[np.ndarray] = field(default_factory=list)
     frames: list[np.ndarray] = field(default_factory=list)
     lengths: list[np.ndarray] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what of its media could not be read
     modality: Modality = Modality.TEXT
 
     def add(self, tokens: Sequence[int], weight: float) -> None:
@@ -108,6 +109,7 @@ class Encoder:
 
     def _clip(self, out: _Stream, data: bytes) -> None:
         v, clip = self.vocabulary, decode_video(data, self.budget.clip_frames)
+        out.notes.extend(clip.notes)
         out.add([v.control("<bov>")], 0)
         for pixels, seconds in zip(clip.frames, clip.seconds, strict=True):
             out.add([v.time(round(float(seconds) * 4))], 0)
@@ -180,11 +182,12 @@ class Encoder:
         most_tokens: int,
         codes: Mapping[bytes, Codes] | None = None,
         window: int | None = None,
+        notes: list[str] | None = None,
     ) -> list[Example]:
         """One Example, or several: running text is split at ``window`` tokens, a long sound without words at what can be read.
 
-        ``codes`` holds image codes already computed, by the picture's bytes; others are asked of ``draw``.
-        Raises ValueError when a document with media or turns is too long, or a medium cannot be decoded.
+        ``codes`` holds image codes already computed, by the picture's bytes; others are asked of ``draw``. ``notes`` gets what could
+        not be read of media that are used all the same. Raises ValueError when a document with media or turns is too long, or a medium cannot be decoded.
         """
         parts = list(document.parts)
         if all(content.role == "document" for content in document.contents):
@@ -201,6 +204,8 @@ class Encoder:
             self._content(out, content, weight, codes or {})
         if len(out.tokens) > most_tokens:
             raise ValueError(f"it takes {len(out.tokens)} tokens; at most {most_tokens} fit")
+        if notes is not None:
+            notes.extend(out.notes)
         return [self._example(out)]
 
     def _running_text(self, document: Document, most_tokens: int) -> Iterator[Example]:

@@ -204,17 +204,27 @@ def _jobs(curated: Path, how: Encoding, encoder: Encoder, draw: Draw | None) -> 
 _encoders: dict[Path, Encoder] = {}
 
 
-def _encode(job: _Job) -> list[tuple[str, list[Example] | str]]:
-    """Each document's source, and its Examples or the reason why it has none."""
-    folder, out = job.how.tokenizers, list[tuple[str, list[Example] | str]]()
+@dataclass(frozen=True)
+class _Result:
+    """What became of a document: its Examples, or the reason why it has none; and what of its media could not be read."""
+
+    source: str
+    made: list[Example] | str
+    notes: list[str]
+
+
+def _encode(job: _Job) -> list[_Result]:
+    folder, out = job.how.tokenizers, list[_Result]()
     if folder not in _encoders:
         _encoders[folder] = Encoder.load(folder)
     for document in job.documents:
+        notes: list[str] = []
+        made: list[Example] | str
         try:
-            made = _encoders[folder].encode(document, job.how.most_tokens, job.codes, job.how.window)
-            out.append((document.source, made))
+            made = _encoders[folder].encode(document, job.how.most_tokens, job.codes, job.how.window, notes)
         except ValueError as error:
-            out.append((document.source, str(error)))
+            made = str(error)
+        out.append(_Result(document.source, made, notes))
     return out
 
 
@@ -233,27 +243,34 @@ def count_documents(folder: Path) -> int:
     return sum(pq.ParquetFile(file).metadata.num_rows for file in sorted(folder.glob("*.parquet")))
 
 
+def _count(counts: Counter[str], reason: str) -> None:
+    """Counts a reason; of very many different ones only the first are told apart."""
+    counts[reason if reason in counts or len(counts) < MOST_REASONS else "other reasons"] += 1
+
+
 @dataclass
 class _Files:
-    """The files of a split, one a source, and what was dropped with its reason."""
+    """The files of a split, one a source, what was dropped with its reason, and what was used in part."""
 
     folder: Path
     inner: dict[str, tuple[int, ...]]
     stack: ExitStack
     writers: dict[str, Writer] = field(default_factory=dict)
     dropped: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
 
-    def add(self, source: str, result: list[Example] | str) -> None:
-        if not isinstance(result, str) and not re.fullmatch(r"[\w-]{1,64}", source):
-            source, result = "?", "the source names a file: letters, digits, - and _ only"
-        if isinstance(result, str):
-            reason = f"{source}: {result}"
-            known = reason in self.dropped or len(self.dropped) < MOST_REASONS
-            self.dropped[reason if known else "other reasons"] += 1
+    def add(self, result: _Result) -> None:
+        source, made = result.source, result.made
+        if not isinstance(made, str) and not re.fullmatch(r"[\w-]{1,64}", source):
+            source, made = "?", "the source names a file: letters, digits, - and _ only"
+        if isinstance(made, str):
+            _count(self.dropped, f"{source}: {made}")
             return
+        for note in result.notes:
+            _count(self.notes, f"{source}: {note}")
         if source not in self.writers:
             self.writers[source] = self.stack.enter_context(Writer(self.folder / f"{source}.arrow", self.inner))
-        for example in result:
+        for example in made:
             self.writers[source].add(example)
 
     def limit_memory(self) -> None:
@@ -262,7 +279,7 @@ class _Files:
 
     def report(self) -> dict[str, Any]:
         counts = {name: {"examples": w.examples, "tokens": w.tokens} for name, w in sorted(self.writers.items())}
-        return {"sources": counts, "dropped": dict(self.dropped)}
+        return {"sources": counts, "dropped": dict(self.dropped), "used_in_part": dict(self.notes)}
 
 
 def encode_split(
@@ -282,8 +299,8 @@ def encode_split(
     with ExitStack() as stack, ProcessPoolExecutor(how.workers, mp_context=context) as pool:
         files = _Files(out, inner, stack)
         for results in bounded(pool, _encode, _jobs(curated, how, encoder, draw), 4 * how.workers):
-            for source, result in results:
-                files.add(source, result)
+            for result in results:
+                files.add(result)
             files.limit_memory()
             advance(len(results))
     return files.report()
