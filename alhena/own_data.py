@@ -1,0 +1,62 @@
+"""Models made of a run's models and documents of one's own, and report cards of single models.
+
+CURATED + RUN/models/assistant ─► RUN/tuned/NAME (encoded examples, checkpoints) ─► RUN/models/NAME
+RUN/curated/test + RUN/models/NAME ─► RUN/reports/NAME
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from alhena.align.tune import Tune
+from alhena.artifacts import content_fingerprint, fingerprint, read_json, write_json
+from alhena.journey import encode, make_card, tune_on
+from alhena.stages import Stage, check_inputs, fingerprint_of, run_stage
+
+
+def tune_on_documents(run: Path, base: Path, curated: Path, name: str, t: Tune) -> dict[str, Any]:
+    """Tunes the model of folder ``base`` on curated Documents of one's own, to RUN/models/NAME; returns what was used and dropped.
+
+    Encoded examples and checkpoints lie in RUN/tuned/NAME, keyed by the content of the documents, the base model and the settings.
+    Raises ValueError for a base that cannot be tuned.
+    """
+    work, out = run / "tuned" / name, run / "models" / name
+    if not curated.exists():
+        raise ValueError(f"{curated}: no such folder of curated documents (alhena curate writes them)")
+    if is_quantised(base):
+        raise ValueError(
+            f"{base}: a model of 4-bit weights cannot be tuned; tune the model that it was made of (--base assistant)"
+        )
+    check_inputs(base)
+    print_ = fingerprint("tuned", content_fingerprint(curated), content_fingerprint(base), t)
+
+    def learn() -> dict[str, Any]:
+        if not (work / "encoded.json").exists():
+            counts = encode(curated, work / "examples", base, t.shape.tokens, "answers")
+            write_json(work / "encoded.json", counts)
+        counts = read_json(work / "encoded.json")
+        return {**tune_on(base, work / "examples", work, out, t), "encoded": counts}
+
+    return run_stage(Stage(f"tune {name}", work, print_, models=(out,)), learn)
+
+
+def is_quantised(folder: Path) -> bool:
+    """Whether a model folder holds 4-bit weights, by the names of its arrays."""
+    path = folder / "weights.safetensors"
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return any(name.endswith(".packed") for name in file.keys())  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from None
+
+
+def report_on(folder: Path, model_: Path) -> Path:
+    """The report card of one model, on the run's test split; returns its folder."""
+    check_inputs(model_)
+    print_ = fingerprint(fingerprint_of(folder / "curated"), content_fingerprint(model_))
+    out = folder / "reports" / model_.name
+    make_card(folder, {model_.name: model_}, out, print_)
+    return out
