@@ -33,7 +33,7 @@ from alhena.pretrain.replay import Replayed, replay
 from alhena.pretrain.scaling import Law
 from alhena.progress import progress_bar
 from alhena.run import Run
-from alhena.stages import CONSOLE, Stage, fingerprint_of, run_stage
+from alhena.stages import CONSOLE, Stage, check_inputs, fingerprint_of, finish_stage, run_stage, start_stage
 from alhena.tokens import text, tokenise
 from alhena.tokens.encode import Encoder
 from alhena.tokens.loader import Shape
@@ -49,15 +49,19 @@ _OWN_RAW = "documents of your own need a recipe with corpus=None (docs/your-data
 def make_corpus(run: Run, folder: Path) -> None:
     raw, corpus = folder / "raw", run.corpus
     if corpus is None:
-        raise ValueError(f"{run.name} is trained on documents of your own: put them under {raw} (docs/your-data.md)")
+        if not raw.is_dir():
+            raise ValueError(
+                f"{run.name} is trained on documents of your own: put them under {raw} (docs/your-data.md)"
+            )
+        return
     stage = Stage("starter corpus", raw, fingerprint("raw", corpus), advice=_OWN_RAW)
     run_stage(stage, lambda: {"documents": starter.build(raw, corpus)})
 
 
 def make_curated(run: Run, folder: Path) -> None:
     raw, out = folder / "raw", folder / "curated"
-    if run.corpus is None and not raw.is_dir():
-        raise ValueError(f"{raw}: no such folder; {run.name} is trained on documents of your own: put them there")
+    if run.corpus is None:
+        make_corpus(run, folder)
     origin = content_fingerprint(raw) if run.corpus is None else fingerprint_of(raw)
     reads = () if run.corpus is None else (raw,)
     stage = Stage("curate", out, fingerprint(origin, run.curate), reads)
@@ -177,11 +181,19 @@ def replay_base(run: Run, folder: Path, step: int) -> Replayed:
 
 
 def fit_scaling(run: Run, folder: Path, budgets: Sequence[float], factors: Sequence[float]) -> Law:
-    """A ladder of the run's model, smaller, on the run's tokens; rungs that are done are kept."""
-    tokens, out = folder / "tokens", folder / "scaling"
+    """A ladder of the run's model, smaller, on the run's tokens; rungs that are done are kept while tokens and settings are the same."""
+    tokens, out, t = folder / "tokens", folder / "scaling", run.pretrain
+    check_inputs(tokens)
     c = run.model(Encoder.load(tokens).vocabulary)
-    rungs = ladder.climb(c, run.pretrain, tokens / "train", tokens / "validation", out, budgets, factors)
-    return ladder.fit_ladder(rungs, out)
+    # The batch size is in the name of a rung's folder, the number of steps follows from its budget.
+    mixtures = [(round(phase.steps / t.steps, 3), phase.weights) for phase in t.phases]
+    settings = (mixtures, replace(t.shape, rows=0), t.optimizer, t.seed, t.ignored_weight)
+    stage = Stage("scaling ladder", out, fingerprint(fingerprint_of(tokens), c, *settings))
+    start_stage(stage)
+    rungs = ladder.climb(c, t, tokens / "train", tokens / "validation", out, budgets, factors)
+    law = ladder.fit_ladder(rungs, out)
+    finish_stage(stage, {"rungs": len(rungs)})
+    return law
 
 
 def make_base(run: Run, folder: Path) -> None:

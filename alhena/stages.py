@@ -98,16 +98,12 @@ def is_finished(stage: Stage) -> bool:
     return (stage.folder / MANIFEST).exists() and fingerprint_of(stage.folder) == stage.fingerprint
 
 
-def _is_ours(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (BEGUN, MANIFEST, FILES))
-
-
-def _is_begun(stage: Stage) -> bool:
-    """Whether the folder holds work under the same fingerprint. A damaged file says nothing: that work is set aside."""
+def _begun(folder: Path) -> dict[str, Any]:
+    """What a stage noted when it began. A damaged note says nothing: that work is set aside."""
     try:
-        return read_json(stage.folder / BEGUN, fingerprint=str)["fingerprint"] == stage.fingerprint
+        return read_json(folder / BEGUN, fingerprint=str, models=list)
     except ValueError:
-        return False
+        return {"fingerprint": None, "models": []}
 
 
 def _names(folder: Path) -> list[str]:
@@ -115,11 +111,16 @@ def _names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name not in (BEGUN, LOCK)) if folder.exists() else []
 
 
-def _refuse_foreign(folder: Path, advice: str) -> None:
-    names = _names(folder)
-    if names and not _is_ours(folder):
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        raise ValueError(f"{folder} holds files that no stage of this run made ({shown}): {advice}")
+def _refuse_foreign(stage: Stage) -> None:
+    """Raises ValueError when there are files in a folder of the stage, or of its models, that no stage began."""
+    marks = [(stage.folder, any((stage.folder / name).exists() for name in (BEGUN, MANIFEST)))]
+    written = _begun(stage.folder)["models"]
+    marks += [(model, (model / FILES).exists() or model.name in written) for model in stage.models]
+    for folder, is_ours in marks:
+        names = _names(folder)
+        if names and not is_ours:
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise ValueError(f"{folder} holds files that no stage of this run made ({shown}): {stage.advice}")
 
 
 def set_aside(folder: Path) -> Path:
@@ -137,9 +138,8 @@ def start_stage(stage: Stage) -> None:
 
     Work under another fingerprint is set aside with the models made of it. Raises ValueError when files of somebody else are there.
     """
-    if not _is_begun(stage):
-        for folder in (stage.folder, *stage.models):
-            _refuse_foreign(folder, stage.advice)
+    if _begun(stage.folder)["fingerprint"] != stage.fingerprint:
+        _refuse_foreign(stage)
         for folder in (stage.folder, *stage.models):
             if _names(folder):
                 kept = set_aside(folder)
@@ -148,7 +148,8 @@ def start_stage(stage: Stage) -> None:
                     highlight=False,
                     markup=False,
                 )
-        write_json(stage.folder / BEGUN, {"fingerprint": stage.fingerprint})
+        note = {"fingerprint": stage.fingerprint, "models": [folder.name for folder in stage.models]}
+        write_json(stage.folder / BEGUN, note)
     (stage.folder / MANIFEST).unlink(missing_ok=True)
 
 
