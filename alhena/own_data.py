@@ -17,13 +17,17 @@ from alhena.journey import encode, make_card, tune_on
 from alhena.stages import Stage, check_inputs, fingerprint_of, run_stage
 
 
+def tuning_stage(run: Path, base: Path, curated: Path, name: str, t: Tune) -> Stage:
+    """The stage RUN/tuned/NAME, keyed by the content of documents and base model, and by the settings."""
+    print_ = fingerprint("tuned", content_fingerprint(curated), content_fingerprint(base), t)
+    return Stage(f"tune {name}", run / "tuned" / name, print_, models=(run / "models" / name,))
+
+
 def tune_on_documents(run: Path, base: Path, curated: Path, name: str, t: Tune) -> dict[str, Any]:
     """Tunes the model of folder ``base`` on curated Documents of one's own, to RUN/models/NAME; returns what was used and dropped.
 
-    Encoded examples and checkpoints lie in RUN/tuned/NAME, keyed by the content of the documents, the base model and the settings.
-    Raises ValueError for a base that cannot be tuned.
+    Encoded examples and checkpoints lie in RUN/tuned/NAME. Raises ValueError for a base that cannot be tuned.
     """
-    work, out = run / "tuned" / name, run / "models" / name
     if not curated.exists():
         raise ValueError(f"{curated}: no such folder of curated documents (alhena curate writes them)")
     if is_quantised(base):
@@ -31,16 +35,18 @@ def tune_on_documents(run: Path, base: Path, curated: Path, name: str, t: Tune) 
             f"{base}: a model of 4-bit weights cannot be tuned; tune the model that it was made of (--base assistant)"
         )
     check_inputs(base)
-    print_ = fingerprint("tuned", content_fingerprint(curated), content_fingerprint(base), t)
+    stage = tuning_stage(run, base, curated, name, t)
+    examples, counted = stage.folder / "examples", stage.folder / "encoded.json"
 
-    def learn() -> dict[str, Any]:
-        if not (work / "encoded.json").exists():
-            counts = encode(curated, work / "examples", base, t.shape.tokens, "answers")
-            write_json(work / "encoded.json", counts)
-        counts = read_json(work / "encoded.json")
-        return {**tune_on(base, work / "examples", work, out, t), "encoded": counts}
+    def work() -> dict[str, Any]:
+        if not counted.exists():
+            write_json(counted, encode(curated, examples, base, t.shape.tokens, "answers"))
+        return {
+            **tune_on(base, examples, stage.folder, stage.models[0], t),
+            "encoded": read_json(counted, dropped=dict),
+        }
 
-    return run_stage(Stage(f"tune {name}", work, print_, models=(out,)), learn)
+    return run_stage(stage, work)
 
 
 def is_quantised(folder: Path) -> bool:

@@ -207,7 +207,10 @@ def test_one_command_writes_in_a_run_folder(tmp_path):
     )
     try:
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(ValueError, match=rf"another command writes there \(process {holder.pid}: "), locked(tmp_path):
+        with (
+            pytest.raises(ValueError, match=rf"another command writes there \(process {holder.pid}: "),
+            locked(tmp_path),
+        ):
             pass
         # Further processes of the training that holds the lock.
         with locked(tmp_path, take=False):
