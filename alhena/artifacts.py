@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
@@ -29,6 +29,9 @@ from typing import Any
 MANIFEST, BEGUN = "stage.json", "begun.json"
 FILES = "files.json"
 LOCK = ".lock"
+_BLOCK = 1 << 20
+# Bytes that take some seconds to read and hash.
+_LARGE = 4 << 30
 
 
 def flush(path: Path) -> None:
@@ -167,10 +170,29 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file's content, as ``sha256sum`` prints it."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def digest(path: Path, advance: Callable[[int], object] = lambda size: None) -> str:
+    """SHA-256 of a file's content, as ``sha256sum`` prints it; ``advance`` is told how many bytes were read."""
+    total = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            total.update(block)
+            advance(len(block))
+    return total.hexdigest()
+
+
+def digests(paths: Sequence[Path]) -> list[str]:
+    """SHA-256 of each file, several at a time; with progress where it takes more than some seconds."""
+    size = sum(path.stat().st_size for path in paths)
+    with ThreadPoolExecutor(4) as pool:
+        if size < _LARGE:
+            return list(pool.map(digest, paths))
+        # Few programs that use this module read so much, and all others start faster without it.
+        from alhena.progress import progress_bar
+
+        with progress_bar() as progress:
+            bar = progress.add_task("check files (MB)", total=size // 10**6)
+            advance = lambda count: progress.update(bar, advance=count / 10**6)  # noqa: E731
+            return list(pool.map(lambda path: digest(path, advance), paths))
 
 
 def files_under(folder: Path) -> list[str]:
@@ -182,14 +204,9 @@ def files_under(folder: Path) -> list[str]:
 
 def describe_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Size and hash of each file, by its name."""
-
-    def one(name: str) -> dict[str, Any]:
-        path = folder / name
-        return {"size": path.stat().st_size, "sha256": digest(path)}
-
-    names = list(names)
-    with ThreadPoolExecutor(4) as pool:
-        return dict(zip(names, pool.map(one, names), strict=True))
+    paths = {name: folder / name for name in names}
+    hashes = zip(paths.items(), digests([*paths.values()]), strict=True)
+    return {name: {"size": path.stat().st_size, "sha256": found} for (name, path), found in hashes}
 
 
 def content_fingerprint(folder: Path) -> str:
@@ -223,19 +240,18 @@ def read_entries(path: Path) -> dict[str, dict[str, Any]]:
 
 def changed_files(folder: Path, entries: Mapping[str, Mapping[str, Any]], by_content: bool = True) -> list[str]:
     """What differs from what was written: a line for each file that is missing, has another size, or other content."""
-
-    def one(name: str) -> str | None:
-        path, entry = folder / name, entries[name]
+    lines: dict[Path, str] = {}
+    for name, entry in entries.items():
+        path = folder / name
         if not path.is_file():
-            return f"{path}: deleted since it was written"
-        if (size := path.stat().st_size) != entry["size"]:
-            return f"{path}: {size:,} bytes, {entry['size']:,} were written"
-        if by_content and digest(path) != entry["sha256"]:
-            return f"{path}: its content has changed since it was written (SHA-256 differs)"
-        return None
-
-    with ThreadPoolExecutor(4) as pool:
-        return [line for line in pool.map(one, sorted(entries)) if line]
+            lines[path] = "deleted since it was written"
+        elif (size := path.stat().st_size) != entry["size"]:
+            lines[path] = f"{size:,} bytes, {entry['size']:,} were written"
+    same = {folder / name: entry["sha256"] for name, entry in entries.items() if folder / name not in lines}
+    for path, found in zip(same, digests([*same]), strict=True) if by_content else ():
+        if found != same[path]:
+            lines[path] = "its content has changed since it was written (SHA-256 differs)"
+    return [f"{path}: {line}" for path, line in sorted(lines.items())]
 
 
 def seal_folder(folder: Path, names: Iterable[str]) -> None:

@@ -12,7 +12,17 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from alhena.align.tune import Tune
-from alhena.artifacts import content_fingerprint, fingerprint, read_json, write_json
+from alhena.artifacts import (
+    changed_files,
+    content_fingerprint,
+    describe_files,
+    files_under,
+    fingerprint,
+    flush_all,
+    read_entries,
+    read_json,
+    write_json,
+)
 from alhena.journey import encode, make_card, tune_on
 from alhena.stages import Stage, check_inputs, fingerprint_of, run_stage
 
@@ -36,17 +46,23 @@ def tune_on_documents(run: Path, base: Path, curated: Path, name: str, t: Tune) 
         )
     check_inputs(base)
     stage = tuning_stage(run, base, curated, name, t)
-    examples, counted = stage.folder / "examples", stage.folder / "encoded.json"
+    examples = stage.folder / "examples"
 
     def work() -> dict[str, Any]:
-        if not counted.exists():
-            write_json(counted, encode(curated, examples, base, t.shape.tokens, "answers"))
-        return {
-            **tune_on(base, examples, stage.folder, stage.models[0], t),
-            "encoded": read_json(counted, dropped=dict),
-        }
+        counts = _encode_once(curated, examples, base, t.shape.tokens)
+        return {**tune_on(base, examples, stage.folder, stage.models[0], t), "encoded": counts}
 
     return run_stage(stage, work)
+
+
+def _encode_once(curated: Path, examples: Path, base: Path, most: int) -> dict[str, Any]:
+    """Encodes the documents, unless ``examples.json`` lists what an interrupted stage encoded, and it is whole. Returns the counts."""
+    listed = examples.with_suffix(".json")
+    if not listed.exists() or changed_files(examples, read_entries(listed)):
+        counts = encode(curated, examples, base, most, "answers")
+        flush_all(examples)
+        write_json(listed, {"counts": counts, "files": describe_files(examples, files_under(examples))})
+    return read_json(listed, counts=dict)["counts"]
 
 
 def is_quantised(folder: Path) -> bool:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from alhena import artifacts
 from alhena.artifacts import check_sealed, content_fingerprint, cut_lines, read_lines, seal_folder, write_atomically
 from alhena.pretrain.fingerprints import read_fingerprints
 from alhena.pretrain.goodput import goodput
@@ -85,3 +86,12 @@ def test_a_model_folder_lists_its_files_and_is_checked_when_read(tmp_path):
     write_atomically(tmp_path / "weights.safetensors", b"12345679")
     with pytest.raises(ValueError, match=r"weights\.safetensors: its content has changed"):
         check_sealed(tmp_path)
+
+
+def test_much_to_hash_shows_how_far(tmp_path, monkeypatch, capsys):
+    write_atomically(tmp_path / "weights.safetensors", b"1" * 3_000_000)
+    seal_folder(tmp_path, ["weights.safetensors"])
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(artifacts, "_LARGE", 1_000_000)
+    check_sealed(tmp_path)
+    assert capsys.readouterr().out.startswith("check files (MB): 3 of 3")
