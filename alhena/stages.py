@@ -187,7 +187,8 @@ def check_inputs(folder: Path) -> None:
         entries = {name: entry for name, entry in entries.items() if not name.startswith(_SPARE)}
         _refuse_changes(changed_files(folder, entries), folder)
     elif (folder / FILES).exists():
-        maker = next((s for s in _stage_folders(folder.parent.parent) if folder.name in _models_of(s)), None)
+        stages = _stage_folders(folder.parent.parent) if folder.parent.name == "models" else []
+        maker = next((stage for stage in stages if folder.name in _models_of(stage)), None)
         changes = changed_files(folder, read_entries(folder / FILES))
         if maker is not None:
             changes = _model_changes(maker, folder, by_content=True)

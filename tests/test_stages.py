@@ -13,6 +13,7 @@ import pytest
 
 from alhena.artifacts import FILES, MANIFEST, read_json, seal_folder, write_atomically
 from alhena.journey import make_card, make_corpus, make_curated
+from alhena.pretrain.launch import supervise
 from alhena.stages import Stage, check_inputs, check_run, locked, run_stage
 from recipes import starter
 
@@ -222,3 +223,27 @@ def test_one_command_writes_in_a_run_folder(tmp_path):
     assert (tmp_path / ".lock").read_text()
     with locked(tmp_path):
         pass
+
+
+SHARED = """
+import sys
+import jax
+from pathlib import Path
+from alhena.pretrain.launch import join
+join()
+from alhena.stages import Stage, locked, run_stage
+from alhena.artifacts import write_atomically
+run, mine = Path(sys.argv[1]), jax.process_index()
+with locked(run, take=mine == 0):
+    for _ in range(2):
+        stage = Stage("train", run / "train", "a")
+        run_stage(stage, lambda: write_atomically(run / "train" / f"{mine}.log", "x" * 10) or {})
+"""
+
+
+def test_processes_of_one_training_share_a_stage_and_its_lock(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("XLA_FLAGS", "")
+    ended = supervise([sys.executable, "-c", SHARED, str(tmp_path)], processes=2, most=0, tell=pytest.fail)
+    assert ended.code == 0
+    assert sorted(read_json(tmp_path / "train" / MANIFEST)["files"]) == ["0.log", "1.log"]
