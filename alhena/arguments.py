@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,3 +39,17 @@ class Staged:
 
     folder: Folder = DEFAULT  # the run folder
     recipe: str = "starter"  # module under recipes/, or module:function
+
+    @contextmanager
+    def begin(self, new: bool = False, take: bool = True) -> Iterator[Any]:
+        """The recipe, while this process alone writes in the run folder, which must exist unless the command makes a ``new`` one.
+
+        ``take`` is False in all but one of several processes of one training.
+        """
+        from alhena.stages import locked
+
+        run = recipe_of(self.recipe)
+        if not new and not self.folder.is_dir():
+            raise ValueError(f"{self.folder}: no such run folder; `alhena demo` or `alhena corpus` makes one")
+        with locked(self.folder, take):
+            yield run

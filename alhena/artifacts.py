@@ -8,8 +8,9 @@
       models/     base, assistant, nano: weights that serve, each folder complete in itself
       report/     evaluate    report.html, report.png, results.json
 
-A finished stage leaves ``stage.json`` with the fingerprint of its settings and inputs; a stage whose fingerprint is unchanged
-is not repeated. Files appear by atomic rename only, so a killed process never leaves half a file under a final name.
+A finished stage leaves ``stage.json``: the fingerprint of its settings and inputs, and size and hash of each of its files. A stage
+whose fingerprint is unchanged is not repeated (:mod:`alhena.stages`). A model folder lists its files in ``files.json``. Files appear
+by atomic rename only, so a killed process never leaves half a file under a final name.
 """
 
 from __future__ import annotations
@@ -18,13 +19,19 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-MANIFEST = "stage.json"
+MANIFEST, BEGUN = "stage.json", "begun.json"
+FILES = "files.json"
+LOCK = ".lock"
+_BLOCK = 1 << 20
+# Bytes that take some seconds to read and hash.
+_LARGE = 4 << 30
 
 
 def flush(path: Path) -> None:
@@ -36,10 +43,18 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it; the names of new ones are flushed to the disk."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(missing):
+        flush(path.parent)
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary path to write to. It becomes ``path`` when the block ends without an error: flushed, renamed, its folder flushed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     partial = path.with_name(path.name + ".partial")
     try:
         yield partial
@@ -67,32 +82,65 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Raises ValueError that names the file when it is missing or no JSON."""
+def _checked(value: Any, kinds: Mapping[str, type]) -> dict[str, Any]:
+    """A JSON object with at least these fields. Raises ValueError that says what is wrong."""
+    if not isinstance(value, dict):
+        raise ValueError(f"it is a {type(value).__name__}, not an object")
+    for key, kind in kinds.items():
+        if key not in value:
+            raise ValueError(f"it has no field {key!r}")
+        found = value[key]
+        number = isinstance(found, int) and not isinstance(found, bool)
+        if not (
+            number or isinstance(found, float) if kind is float else number if kind is int else type(found) is kind
+        ):
+            raise ValueError(f"field {key!r} is {found!r:.40}, a value of type {kind.__name__} is wanted")
+    return value
+
+
+def read_json(path: Path, **kinds: type) -> Any:
+    """The value of a JSON file; with ``kinds``, an object that has these fields with values of these types.
+
+    Raises ValueError that names the file when it is missing, no JSON, or lacks a field.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; has the stage that writes it finished?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); delete it and run its stage again") from None
+    try:
+        return _checked(value, kinds) if kinds else value
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; delete it and run its stage again") from None
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a log of JSON lines; no log is an empty one. A last line that a killed process was writing is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+def read_lines(path: Path, **kinds: type) -> list[dict[str, Any]]:
+    """The records of a log of JSON lines, each with the fields ``kinds`` and values of these types; no log is an empty one.
+
+    A last line that a killed process was writing is left out. Raises ValueError that names file and line of any other damage.
+    """
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    while lines and not lines[-1].strip():
+        lines.pop()
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            value = json.loads(line.decode("utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             if number < len(lines):
                 raise ValueError(f"{path}, line {number}: not valid JSON ({error}); delete the line") from None
+            continue
+        try:
+            records.append(_checked(value, kinds))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}; delete the line") from None
     return records
 
 
 def cut_lines(path: Path, step: int) -> None:
     """Drops the records of steps after ``step``: what comes now will write them again."""
-    kept = [record for record in read_lines(path) if record["step"] <= step]
+    kept = [record for record in read_lines(path, step=int) if record["step"] <= step]
     write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
@@ -122,21 +170,101 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def is_finished(folder: Path, print_: str) -> bool:
-    """Whether the stage that writes ``folder`` has finished with exactly these settings and inputs."""
-    manifest = folder / MANIFEST
-    return manifest.exists() and read_json(manifest)["fingerprint"] == print_
+def digest(path: Path, advance: Callable[[int], object] = lambda size: None) -> str:
+    """SHA-256 of a file's content, as ``sha256sum`` prints it; ``advance`` is told how many bytes were read."""
+    total = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            total.update(block)
+            advance(len(block))
+    return total.hexdigest()
 
 
-def start_stage(folder: Path, print_: str) -> None:
-    """Empties ``folder`` unless it holds work begun under the same fingerprint (which the stage may resume)."""
-    begun = folder / "begun.json"
-    if folder.exists() and not (begun.exists() and read_json(begun)["fingerprint"] == print_):
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(begun, {"fingerprint": print_})
+def digests(paths: Sequence[Path]) -> list[str]:
+    """SHA-256 of each file, several at a time; with progress where it takes more than some seconds."""
+    size = sum(path.stat().st_size for path in paths)
+    with ThreadPoolExecutor(4) as pool:
+        if size < _LARGE:
+            return list(pool.map(digest, paths))
+        # Few programs that use this module read so much, and all others start faster without it.
+        from alhena.progress import progress_bar
+
+        with progress_bar() as progress:
+            bar = progress.add_task("check files (MB)", total=size // 10**6)
+            advance = lambda count: progress.update(bar, advance=count / 10**6)  # noqa: E731
+            return list(pool.map(lambda path: digest(path, advance), paths))
 
 
-def finish_stage(folder: Path, print_: str, facts: Mapping[str, Any]) -> None:
-    """Marks a stage as whole; ``facts`` (counts, seconds, versions) are kept beside the fingerprint."""
-    write_json(folder / MANIFEST, {"fingerprint": print_, **plain(facts)})
+def files_under(folder: Path) -> list[str]:
+    """Relative names of the files at any depth, sorted; without those by which folders are managed."""
+    managed = {MANIFEST, BEGUN, FILES, LOCK}
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(path.as_posix() for path in paths if str(path) not in managed)
+
+
+def describe_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Size and hash of each file, by its name."""
+    paths = {name: folder / name for name in names}
+    hashes = zip(paths.items(), digests([*paths.values()]), strict=True)
+    return {name: {"size": path.stat().st_size, "sha256": found} for (name, path), found in hashes}
+
+
+def content_fingerprint(folder: Path) -> str:
+    """A fingerprint of names and content of all files under a folder (or of one file)."""
+    if folder.is_file():
+        return fingerprint(folder.name, digest(folder))
+    return fingerprint("content", describe_files(folder, files_under(folder)))
+
+
+def flush_all(folder: Path) -> None:
+    """Flushes every file under a folder, and every folder, to the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file() or path.is_dir():
+            flush(path)
+    flush(folder)
+
+
+def read_entries(path: Path) -> dict[str, dict[str, Any]]:
+    """Size and hash by file name, as ``files.json`` and ``stage.json`` list them. Raises ValueError for anything else."""
+    entries = read_json(path, files=dict)["files"]
+    for name, entry in entries.items():
+        inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
+        try:
+            _checked(entry, {"size": int, "sha256": str})
+        except ValueError as error:
+            raise ValueError(f"{path}: entry {name!r}: {error}; delete it and run its stage again") from None
+        if not inside:
+            raise ValueError(f"{path}: entry {name!r} leaves the folder")
+    return entries
+
+
+def changed_files(folder: Path, entries: Mapping[str, Mapping[str, Any]], by_content: bool = True) -> list[str]:
+    """What differs from what was written: a line for each file that is missing, has another size, or other content."""
+    lines: dict[Path, str] = {}
+    for name, entry in entries.items():
+        path = folder / name
+        if not path.is_file():
+            lines[path] = "deleted since it was written"
+        elif (size := path.stat().st_size) != entry["size"]:
+            lines[path] = f"{size:,} bytes, {entry['size']:,} were written"
+    same = {folder / name: entry["sha256"] for name, entry in entries.items() if folder / name not in lines}
+    for path, found in zip(same, digests([*same]), strict=True) if by_content else ():
+        if found != same[path]:
+            lines[path] = "its content has changed since it was written (SHA-256 differs)"
+    return [f"{path}: {line}" for path, line in sorted(lines.items())]
+
+
+def seal_folder(folder: Path, names: Iterable[str]) -> None:
+    """Lists the files of a folder with size and hash in its ``files.json``, once they are flushed to the disk."""
+    flush_all(folder)
+    write_json(folder / FILES, {"files": describe_files(folder, sorted(names))})
+
+
+def check_sealed(folder: Path) -> None:
+    """Raises ValueError when a file that ``files.json`` lists is not as it was written. A folder without the list is not checked."""
+    if not (folder / FILES).exists():
+        return
+    changed = changed_files(folder, read_entries(folder / FILES))
+    if changed:
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise ValueError(f"{changed[0]}{more}; copy the model folder again, or have its stage write it again")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from alhena.arguments import Staged, recipe_of
+from alhena.arguments import DEFAULT, Folder, Staged, recipe_of
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,33 @@ class Replay(Staged):
     def __call__(self) -> None:
         from alhena.journey import replay_base
 
-        replayed = replay_base(recipe_of(self.recipe), self.folder, self.step)
+        with self.begin() as run:
+            replayed = replay_base(run, self.folder, self.step)
         if replayed.difference:
             sys.exit(f"alhena: {replayed}")
         print(replayed)
+
+
+@dataclass(frozen=True)
+class Check:
+    """Compare every file of a run's finished stages and models with the size and hash it was written with."""
+
+    folder: Folder = DEFAULT  # a run folder or a model folder
+
+    def __call__(self) -> None:
+        from alhena.stages import check_run
+
+        found = check_run(self.folder)
+        for folder in found.unfinished:
+            print(f"{folder}: begun and not finished")
+        for line in found.changes:
+            print(line)
+        if found.changes:
+            sys.exit(
+                f"alhena: {len(found.changes)} differences, {found.whole} files as they were written. Put a file back, or delete "
+                "the stage.json of its stage and type the command of the stage again"
+            )
+        print(f"{self.folder}: {found.whole} files, all as they were written")
 
 
 @dataclass(frozen=True)
@@ -78,9 +101,9 @@ class Fit(Staged):
     def __call__(self) -> None:
         from alhena.journey import fit_scaling
 
-        run = recipe_of(self.recipe)
-        training = run.pretrain.with_rows(self.rows) if self.rows else run.pretrain
-        law = fit_scaling(replace(run, pretrain=training), self.folder, self.budgets, self.factors)
+        with self.begin() as run:
+            training = run.pretrain.with_rows(self.rows) if self.rows else run.pretrain
+            law = fit_scaling(replace(run, pretrain=training), self.folder, self.budgets, self.factors)
         print(f"{law} → {self.folder / 'scaling' / 'scaling.png'}")
 
 

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
+from collections.abc import Mapping
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from alhena.arguments import DEFAULT, Folder, Staged, recipe_of
-from alhena.artifacts import copy_atomically
-from alhena.at_scale import Launch, Plan, Replay, Runs, Scale
+from alhena.arguments import DEFAULT, Folder, Staged
+from alhena.artifacts import FILES, check_sealed, copy_atomically, seal_folder
+from alhena.at_scale import Check, Launch, Plan, Replay, Runs, Scale
 from alhena.memory import use_large_pages
 
 
@@ -28,7 +31,8 @@ class Demo(Staged):
     def __call__(self) -> None:
         from alhena.journey import CONSOLE, travel
 
-        travel(recipe_of(self.recipe), self.folder)
+        with self.begin(new=True) as run:
+            travel(run, self.folder)
         CONSOLE.print(f"\nReport card: {self.folder / 'report' / 'report.html'} and report.png")
         CONSOLE.print(f"Talk to it:  alhena chat {self.folder}")
 
@@ -40,7 +44,8 @@ class Corpus(Staged):
     def __call__(self) -> None:
         from alhena.journey import make_corpus
 
-        make_corpus(recipe_of(self.recipe), self.folder)
+        with self.begin(new=True) as run:
+            make_corpus(run, self.folder)
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,12 @@ class Curate:
 
     def __call__(self) -> None:
         from alhena.corpus import curate
+        from alhena.stages import locked
 
-        curate.curate(self.input, self.out, curate.Curate(), self.evaluation)
+        if not self.input.exists():
+            raise ValueError(f"{self.input}: nothing to read: no such file or folder")
+        with locked(self.out):
+            curate.curate(self.input, self.out, curate.Curate(), self.evaluation)
 
 
 @dataclass(frozen=True)
@@ -67,8 +76,9 @@ class Tokenise(Staged):
     def __call__(self) -> None:
         from alhena.journey import make_curated, make_tokens
 
-        make_curated(recipe_of(self.recipe), self.folder)
-        make_tokens(recipe_of(self.recipe), self.folder)
+        with self.begin() as run:
+            make_curated(run, self.folder)
+            make_tokens(run, self.folder)
 
 
 @dataclass(frozen=True)
@@ -89,12 +99,13 @@ class Pretrain(Staged):
         from alhena.journey import make_base, make_ears
         from alhena.model.sharding import with_pods_left
 
-        run = recipe_of(self.recipe)
-        if self.elastic and run.pretrain.mesh:
-            mesh = with_pods_left(run.pretrain.mesh, jax.device_count())
-            run = replace(run, pretrain=replace(run.pretrain, mesh=mesh))
-        make_ears(run, self.folder)
-        make_base(run, self.folder)
+        # Several processes of one training write in one folder: the first one holds the lock for all.
+        with self.begin(take=jax.process_index() == 0) as run:
+            if self.elastic and run.pretrain.mesh:
+                mesh = with_pods_left(run.pretrain.mesh, jax.device_count())
+                run = replace(run, pretrain=replace(run.pretrain, mesh=mesh))
+            make_ears(run, self.folder)
+            make_base(run, self.folder)
 
 
 @dataclass(frozen=True)
@@ -108,21 +119,38 @@ class Tune(Staged):
     rate: float = 2e-4  # highest learning rate
 
     def __call__(self) -> None:
-        from alhena.journey import make_assistant, tune_on_documents
+        from alhena.journey import ASSISTANT, BASE, NANO, make_assistant
+        from alhena.own_data import tune_on_documents
 
-        recipe = recipe_of(self.recipe)
         if self.data is None:
-            make_assistant(recipe, self.folder)
+            with self.begin() as run:
+                make_assistant(run, self.folder)
             return
-        if not re.fullmatch(r"[\w-]+", self.name) or self.name == self.base:
+        taken = (BASE, ASSISTANT, NANO, self.base)
+        if not re.fullmatch(r"[\w-]+", self.name) or self.name in taken:
             raise ValueError(
-                f"--name {self.name!r}: give the new model a name of its own, of letters, digits and dashes"
+                f"--name {self.name!r}: give the new model a name of its own, of letters, digits and dashes "
+                f"(not {', '.join(dict.fromkeys(taken))})"
             )
-        t = replace(
-            recipe.tune, steps=self.steps, weights=None, optimizer=replace(recipe.tune.optimizer, rate=self.rate)
-        )
-        models = self.folder / "models"
-        tune_on_documents(models / self.base, self.data, self.folder / "tuned" / self.name, models / self.name, t)
+        base = model_folder(self.folder, self.base)
+        with self.begin() as run:
+            optimizer = replace(run.tune.optimizer, rate=self.rate)
+            t = replace(run.tune, steps=self.steps, weights=None, optimizer=optimizer)
+            facts = tune_on_documents(self.folder, base, self.data, self.name, t)
+        self._tell(facts)
+
+    def _tell(self, facts: Mapping[str, Any]) -> None:
+        """What was used, what was left out and why, and what to do next."""
+        left = [f"{n} × {name}: {why}" for name, some in facts["left_out"].items() for why, n in some.items()]
+        left += [f"{count} × {reason}" for reason, count in facts["encoded"]["dropped"].items()]
+        losses = facts["validation_nats"]
+        print(f"used: {facts['examples']} examples, about {facts['epochs']:g} epochs in {facts['tuned_steps']} steps")
+        print(f"left out: {'; '.join(left) or 'none'}")
+        for name, nats in losses["before"].items():
+            print(f"loss on the run's validation split, {name}: {nats:.3f} → {losses['after'][name]:.3f}")
+        print(f"the model: {self.folder / 'models' / self.name}")
+        print(f"next: alhena evaluate {self.folder} --name {self.name} --data HELD_OUT")
+        print(f"      alhena chat {self.folder} --name {self.name}")
 
 
 @dataclass(frozen=True)
@@ -132,25 +160,37 @@ class Compress(Staged):
     def __call__(self) -> None:
         from alhena.journey import make_nano
 
-        make_nano(recipe_of(self.recipe), self.folder)
+        with self.begin() as run:
+            make_nano(run, self.folder)
 
 
 @dataclass(frozen=True)
 class Evaluate(Staged):
-    """The report card of a run; with --data, exact match, WER, CER and perplexity on held-out documents of your own."""
+    """The report card of a run, or with --name of one of its models.
+
+    With --data, exact match, WER, CER and perplexity on held-out documents of your own.
+    """
 
     data: Path | None = None  # curated held-out documents
-    name: str = "assistant"  # with --data: which model of the run
+    name: str | None = None  # which model of the run; with --data the assistant unless said otherwise
 
     def __call__(self) -> None:
-        if self.data is None:
-            from alhena.journey import make_report
+        from alhena.journey import ASSISTANT, make_report
+        from alhena.own_data import report_on
 
-            make_report(recipe_of(self.recipe), self.folder)
+        if self.data is None and self.name is None:
+            with self.begin() as run:
+                make_report(run, self.folder)
             return
-        from alhena.evaluate.held_out import held_out_card
+        name = self.name or ASSISTANT
+        found = model_folder(self.folder, name)
+        with self.begin():
+            if self.data is None:
+                print(f"Report card: {report_on(self.folder, found) / 'report.html'} and report.png")
+                return
+            from alhena.evaluate.held_out import held_out_card
 
-        held_out_card(self.data, model_folder(self.folder, self.name), self.folder / "held_out" / self.name)
+            held_out_card(self.data, found, self.folder / "held_out" / name)
 
 
 @dataclass(frozen=True)
@@ -196,8 +236,10 @@ class Import:
 
         params, c = gemma.read(self.path, self.as_)
         save_model(self.out, params, c, {"name": self.path.name, "imported_as": self.as_})
-        if (self.path / "tokenizer.model").exists():
-            copy_atomically(self.path / "tokenizer.model", self.out / "text.model")
+        tokenizer = self.path / "tokenizer.model"
+        if tokenizer.exists():
+            copy_atomically(tokenizer, self.out / "text.model")
+        seal_folder(self.out, ["weights.safetensors", "model.json", *(["text.model"] if tokenizer.exists() else [])])
         print(f"{model.count(params):,} parameters → {self.out}")
 
 
@@ -231,6 +273,7 @@ Command = (
     | Pretrain
     | Launch
     | Replay
+    | Check
     | Tune
     | Compress
     | Evaluate
@@ -245,9 +288,13 @@ Command = (
 
 
 def model_folder(folder: Path, name: str) -> Path:
-    """The folder of a model, given a run folder or the model folder itself. Raises ValueError when there is none."""
+    """The folder of a model, given a run folder or the model folder itself.
+
+    Raises ValueError when there is none, or when a file of it is not as it was written.
+    """
     for found in (folder, folder / "models" / name):
-        if (found / "model.json").exists():
+        if (found / "model.json").exists() or (found / FILES).exists():
+            check_sealed(found)
             return found
     models = sorted(path.parent.name for path in folder.glob("models/*/model.json"))
     there = f"it has {', '.join(models)}" if models else "no model is there yet: make one with `alhena demo`"
@@ -263,19 +310,39 @@ def _prepare() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a command in the same way as Ctrl-C does."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
 def main() -> None:
     """Entry point: one clear line for every foreseeable error, no traceback."""
+    signal.signal(signal.SIGTERM, _terminate)
     use_large_pages()
-    command = tyro.cli(Command, prog="alhena", description=__doc__)
     try:
+        command = tyro.cli(Command, prog="alhena", description=__doc__)
         _prepare()
         command()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError, BrokenProcessPool) as error:
         if os.environ.get("ALHENA_TRACEBACK"):
             raise
-        sys.exit(f"alhena: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nalhena: interrupted; type the same command again to go on where it was")
+        sys.exit(f"alhena: {_line_of(error)}")
+    except KeyboardInterrupt as error:
+        print("\nalhena: interrupted; type the same command again to go on where it was", file=sys.stderr)
+        sys.exit(128 + (signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT))
+
+
+def _line_of(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return (
+            f"out of memory ({error or 'no more could be allocated'}); give the process more, or less to do at a time"
+        )
+    if isinstance(error, BrokenProcessPool):
+        return "a worker process was killed (for memory, most often); what had finished is kept, type the command again"
+    return str(error)
 
 
 if __name__ == "__main__":

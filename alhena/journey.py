@@ -7,29 +7,18 @@ A stage's fingerprint is made of its settings and of the fingerprint before it, 
 
 from __future__ import annotations
 
-import resource
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
-from rich.console import Console
 
 from alhena.align import tune as tuning
-from alhena.artifacts import (
-    copy_atomically,
-    fingerprint,
-    finish_stage,
-    is_finished,
-    plain,
-    read_json,
-    start_stage,
-    write_json,
-)
+from alhena.artifacts import content_fingerprint, copy_atomically, fingerprint, plain, seal_folder, write_json
 from alhena.compress.quantise import quantise_model
 from alhena.corpus import starter
 from alhena.corpus.curate import curate
@@ -40,58 +29,42 @@ from alhena.pretrain import ladder, runs
 from alhena.pretrain.best_rq import listen
 from alhena.pretrain.loop import open_examples, train, validate
 from alhena.pretrain.replay import Replayed, replay
-from alhena.pretrain.replicas import everywhere
 from alhena.pretrain.scaling import Law
 from alhena.progress import progress_bar
 from alhena.run import Run
+from alhena.stages import CONSOLE, Stage, check_inputs, fingerprint_of, finish_stage, run_stage, start_stage
 from alhena.tokens import text, tokenise
 from alhena.tokens.encode import Encoder
 from alhena.tokens.loader import Shape, left_out
 from alhena.tokens.store import Examples
 from alhena.tokens.vocabulary import Vocabulary
 
-CONSOLE = Console()
 BASE, ASSISTANT, NANO = "base", "assistant", "nano"
 EARS = "listen"
 _KEPT = ("text.model", "vocabulary.json", "image_tokenizer.json", "image_tokenizer.safetensors")
-
-
-def stage(folder: Path, name: str, print_: str, work: Callable[[], dict[str, Any]]) -> None:
-    """Runs a stage unless its folder says that it has finished with the same fingerprint."""
-    if is_finished(folder, print_):
-        CONSOLE.print(f"[dim]✓ {name}: finished before, kept ({folder})[/dim]")
-        return
-    first = jax.process_index() == 0
-    if first:
-        start_stage(folder, print_)
-    everywhere(None)  # of several processes the others wait until the folder is there
-    CONSOLE.rule(f"[bold]{name}[/bold]", align="left")
-    began = time.monotonic()
-    facts = work()
-    seconds = round(time.monotonic() - began, 1)
-    peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
-    if first:
-        finish_stage(folder, print_, {"seconds": seconds, "peak_gib": peak, **facts})
-    CONSOLE.print(f"✓ {name}: {seconds:.0f} s → {folder}")
-
-
-def _print_of(folder: Path) -> str:
-    return read_json(folder / "stage.json")["fingerprint"]
+_OWN_RAW = "documents of your own need a recipe with corpus=None (docs/your-data.md); or choose another run folder"
 
 
 def make_corpus(run: Run, folder: Path) -> None:
     raw, corpus = folder / "raw", run.corpus
     if corpus is None:
-        raise ValueError(f"{run.name} is trained on documents of your own: put them under {raw} (docs/your-data.md)")
-    stage(raw, "starter corpus", fingerprint("raw", corpus), lambda: {"documents": starter.build(raw, corpus)})
+        if not raw.is_dir():
+            raise ValueError(
+                f"{run.name} is trained on documents of your own: put them under {raw} (docs/your-data.md)"
+            )
+        return
+    stage = Stage("starter corpus", raw, fingerprint("raw", corpus), advice=_OWN_RAW)
+    run_stage(stage, lambda: {"documents": starter.build(raw, corpus)})
 
 
 def make_curated(run: Run, folder: Path) -> None:
     raw, out = folder / "raw", folder / "curated"
-    own = (file for file in sorted(raw.rglob("*")) if run.corpus is None and file.is_file())
-    files = [(str(file.relative_to(raw)), file.stat().st_size) for file in own]
-    origin = fingerprint("own", files) if files else _print_of(raw)
-    stage(out, "curate", fingerprint(origin, run.curate), lambda: {"report": curate(raw, out, run.curate)})
+    if run.corpus is None:
+        make_corpus(run, folder)
+    origin = content_fingerprint(raw) if run.corpus is None else fingerprint_of(raw)
+    reads = () if run.corpus is None else (raw,)
+    stage = Stage("curate", out, fingerprint(origin, run.curate), reads)
+    run_stage(stage, lambda: {"report": curate(raw, out, run.curate)})
 
 
 def _learn_image_tokenizer(run: Run, curated: Path, out: Path) -> dict[str, Any]:
@@ -115,9 +88,10 @@ def make_tokens(run: Run, folder: Path) -> None:
         run.budget,
         run.drop_condition,
     )
-    images, print_ = folder / "image_tokenizer", fingerprint(_print_of(curated), *settings, run.pretrain.shape)
-    image_print = fingerprint(_print_of(curated), run.image_tokenizer, run.image_training)
-    stage(images, "image tokeniser", image_print, lambda: _learn_image_tokenizer(run, curated, images))
+    images, print_ = folder / "image_tokenizer", fingerprint(fingerprint_of(curated), *settings, run.pretrain.shape)
+    image_print = fingerprint(fingerprint_of(curated), run.image_tokenizer, run.image_training)
+    learning = Stage("image tokeniser", images, image_print, (curated,))
+    run_stage(learning, lambda: _learn_image_tokenizer(run, curated, images))
 
     def work() -> dict[str, Any]:
         with CONSOLE.status("learning text pieces from the whole corpus"):
@@ -136,7 +110,7 @@ def make_tokens(run: Run, folder: Path) -> None:
         how = tokenise.Encoding(out, run.pretrain.shape.tokens, drop_condition=run.drop_condition)
         return {s: encode(curated / s, out / s, how, s) for s in ("train", "validation")}
 
-    stage(out, "tokenise", print_, work)
+    run_stage(Stage("tokenise", out, print_, (curated, images)), work)
 
 
 def encode(curated: Path, out: Path, how: tokenise.Encoding, title: str) -> dict[str, Any]:
@@ -167,6 +141,7 @@ def publish(params: model.Params, c: config.Model, tokens: Path, out: Path, fact
     for name in _KEPT:
         copy_atomically(tokens / name, out / name)
     save_model(out, params, c, facts)
+    seal_folder(out, (*_KEPT, "weights.safetensors", "model.json"))
 
 
 def _beginning(run: Run, folder: Path) -> tuple[model.Params, config.Model]:
@@ -193,7 +168,7 @@ def make_ears(run: Run, folder: Path) -> None:
         write_tree(out / "audio.safetensors", ears)
         return facts
 
-    stage(out, "listen", fingerprint(_print_of(tokens), t, run.audio), work)
+    run_stage(Stage("listen", out, fingerprint(fingerprint_of(tokens), t, run.audio), (tokens,)), work)
 
 
 def replay_base(run: Run, folder: Path, step: int) -> Replayed:
@@ -203,11 +178,19 @@ def replay_base(run: Run, folder: Path, step: int) -> Replayed:
 
 
 def fit_scaling(run: Run, folder: Path, budgets: Sequence[float], factors: Sequence[float]) -> Law:
-    """A ladder of the run's model, smaller, on the run's tokens; rungs that are done are kept."""
-    tokens, out = folder / "tokens", folder / "scaling"
+    """A ladder of the run's model, smaller, on the run's tokens; rungs that are done are kept while tokens and settings are the same."""
+    tokens, out, t = folder / "tokens", folder / "scaling", run.pretrain
+    check_inputs(tokens)
     c = run.model(Encoder.load(tokens).vocabulary)
-    rungs = ladder.climb(c, run.pretrain, tokens / "train", tokens / "validation", out, budgets, factors)
-    return ladder.fit_ladder(rungs, out)
+    # The batch size is in the name of a rung's folder, the number of steps follows from its budget.
+    mixtures = [(round(phase.steps / t.steps, 3), phase.weights) for phase in t.phases]
+    settings = (mixtures, replace(t.shape, rows=0), t.optimizer, t.seed, t.ignored_weight)
+    stage = Stage("scaling ladder", out, fingerprint(fingerprint_of(tokens), c, *settings))
+    start_stage(stage)
+    rungs = ladder.climb(c, t, tokens / "train", tokens / "validation", out, budgets, factors)
+    law = ladder.fit_ladder(rungs, out)
+    finish_stage(stage, {"rungs": len(rungs)})
+    return law
 
 
 def make_base(run: Run, folder: Path) -> None:
@@ -231,32 +214,19 @@ def make_base(run: Run, folder: Path) -> None:
     several = jax.process_count() > 1
     # On which chips it is trained, and how often it is copied, is not what is trained: a run may go on with fewer.
     settings = replace(run.pretrain, mesh=None, copy_every=0)
-    stage(out, "pretrain", fingerprint(_print_of(tokens), settings, run.decoder, run.compute, run.listen), work)
+    print_ = fingerprint(fingerprint_of(tokens), settings, run.decoder, run.compute, run.listen)
+    reads = (tokens,) if run.listen is None else (tokens, folder / EARS)
+    run_stage(Stage("pretrain", out, print_, reads, (folder / "models" / BASE,)), work)
 
 
 def make_assistant(run: Run, folder: Path) -> None:
-    models, out = folder / "models", folder / "tune"
+    models, tokens, out = folder / "models", folder / "tokens", folder / "tune"
 
     def work() -> dict[str, Any]:
-        return tune_on(models / BASE, folder / "tokens" / "train", out, models / ASSISTANT, run.tune)
+        return tune_on(models / BASE, tokens / "train", out, models / ASSISTANT, run.tune)
 
-    stage(out, "tune", fingerprint(_print_of(folder / "pretrain"), run.tune), work)
-
-
-def tune_on_documents(base: Path, curated: Path, work: Path, out: Path, t: tuning.Tune) -> None:
-    """Tunes the model of folder ``base`` on curated Documents of one's own; encoded examples and checkpoints in ``work``.
-
-    Says what was used and left out, and what the tuning cost on the validation split of the run, where ``base`` lies in one.
-    """
-    if not (work / "encoded.json").exists():
-        write_json(work / "encoded.json", encode(curated, work / "examples", t.encoding(base), "answers"))
-    before = tuning.validation_nats(base, t.shape)
-    facts = tune_on(base, work / "examples", work, out, t)
-    losses = {"before": before, "after": tuning.validation_nats(out, t.shape)}
-    write_json(work / "report.json", {**facts, "encoded": read_json(work / "encoded.json"), "validation_nats": losses})
-    for name, nats in before.items():
-        CONSOLE.print(f"loss on the run's validation split, {name}: {nats:.3f} → {losses['after'][name]:.3f}")
-    CONSOLE.print(f"{facts['examples']:,} examples used, {facts['tuned_steps']:,} steps → {out}")
+    print_ = fingerprint(fingerprint_of(folder / "pretrain"), run.tune)
+    run_stage(Stage("tune", out, print_, (models / BASE, tokens), (models / ASSISTANT,)), work)
 
 
 def tune_on(base: Path, examples: Path, work: Path, out: Path, t: tuning.Tune) -> dict[str, Any]:
@@ -270,8 +240,18 @@ def tune_on(base: Path, examples: Path, work: Path, out: Path, t: tuning.Tune) -
     facts = read_config(base)[1] | {"name": out.name, "tuned_steps": t.steps}
     publish(params, c, base, out, facts)
     runs.draw(runs.find([work]), work / runs.PLOT)
-    used = sum(map(len, sources.values())) - sum(sum(reasons.values()) for reasons in missing.values())
-    return {"tuned_steps": t.steps, "examples": used, "shape": plain(training.shape), "left_out": missing}
+    facts = _amount(sources.values(), training.shape, t.steps)
+    return {"tuned_steps": t.steps, **facts, "shape": plain(training.shape), "left_out": missing}
+
+
+def _amount(sources: Iterable[Examples], shape: Shape, steps: int) -> dict[str, Any]:
+    """How many examples fit a row, and about how often training reads each: a row holds what its scarcest budget allows."""
+    every = np.concatenate([np.stack([some.lengths(name) for name in shape.budgets], 1) for some in sources])
+    room = np.array([*shape.budgets.values()])
+    some = every[(every <= room).all(1)]
+    mean = some.mean(0) if len(some) else room
+    a_row = (room[mean > 0] / mean[mean > 0]).min()
+    return {"examples": len(some), "epochs": round(float(steps * shape.rows * a_row / max(len(some), 1)), 1)}
 
 
 def make_nano(run: Run, folder: Path) -> None:
@@ -289,16 +269,23 @@ def make_nano(run: Run, folder: Path) -> None:
         CONSOLE.print(f"{sizes[ASSISTANT]:,} bytes → {sizes[NANO]:,} bytes")
         return {"bytes": sizes}
 
-    stage(out, "compress", fingerprint(_print_of(folder / "tune"), run.group), work)
+    print_ = fingerprint(fingerprint_of(folder / "tune"), run.group)
+    run_stage(Stage("compress", out, print_, (assistant, folder / "tokens"), (nano,)), work)
 
 
 def make_report(run: Run, folder: Path) -> None:
+    """The report card of the assistant and its 4-bit form."""
+    models = {"float32": folder / "models" / ASSISTANT, "4-bit": folder / "models" / NANO}
+    make_card(folder, models, folder / "report", fingerprint(fingerprint_of(folder / "compress")))
+
+
+def make_card(folder: Path, models: dict[str, Path], out: Path, print_: str) -> None:
+    """The stage that asks the models of some folders the run's test split."""
     from alhena.evaluate.card import report_card
 
-    out = folder / "report"
-    models = {"float32": folder / "models" / ASSISTANT, "4-bit": folder / "models" / NANO}
     test = folder / "curated" / "test"
-    stage(out, "evaluate", fingerprint(_print_of(folder / "compress")), lambda: report_card(test, models, out))
+    stage = Stage("evaluate", out, print_, (folder / "curated", *models.values()))
+    run_stage(stage, lambda: report_card(test, models, out))
 
 
 STAGES = (make_corpus, make_curated, make_tokens, make_ears, make_base, make_assistant, make_nano, make_report)

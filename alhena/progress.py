@@ -1,12 +1,100 @@
-"""The progress bar of all long work: what, how far, how long, how long still."""
+"""Progress of all long work: a bar in a terminal, and a log line a minute where there is none."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from typing import Any, TypeVar
+
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+T = TypeVar("T")
+INTERVAL = 60.0  # seconds between log lines of one task
+
+
+def _columns() -> tuple[ProgressColumn, ...]:
+    text, count = TextColumn("{task.description:20}"), MofNCompleteColumn()
+    return text, BarColumn(), count, TimeElapsedColumn(), TimeRemainingColumn()
+
+
+class LoggedProgress(Progress):
+    """A Progress that prints ``title: done of total, elapsed, remaining``: every INTERVAL seconds, and when a task is complete.
+
+    A task may carry the field ``note``: more to say in its line, such as the losses of a training.
+    """
+
+    def __init__(self, console: Console | None = None, get_time: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(*_columns(), console=console, get_time=get_time, auto_refresh=False)
+        self._said: dict[TaskID, tuple[float, float]] = {}
+
+    def start(self) -> None:
+        """No live display."""
+
+    def stop(self) -> None:
+        for task in self.tasks:
+            self._say(task)
+
+    def get_renderables(self) -> Iterator[Any]:
+        """Nothing, where the progress is part of a display."""
+        yield from ()
+
+    def add_task(self, *arguments: Any, **more: Any) -> TaskID:
+        added = super().add_task(*arguments, **more)
+        self._said[added] = self.get_time(), -1.0
+        return added
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        super().update(task_id, **changes)
+        self._look(task_id)
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        super().advance(task_id, advance)
+        self._look(task_id)
+
+    def _look(self, task_id: TaskID) -> None:
+        task = self._tasks[task_id]
+        if task.finished or self.get_time() - self._said[task_id][0] >= INTERVAL:
+            self._say(task)
+
+    def _say(self, task: Task) -> None:
+        """The line of a task, unless it was the last one printed."""
+        if self._said[task.id][1] == task.completed:
+            return
+        self._said[task.id] = self.get_time(), task.completed
+        total = "" if task.total is None else f" of {task.total:,.0f}"
+        left = _clock(task.time_remaining)
+        remaining = f", {left} remaining" if left and not task.finished else ""
+        note = f" · {task.fields['note']}" if task.fields.get("note") else ""
+        line = f"{task.description}: {task.completed:,.0f}{total}, {_clock(task.elapsed)} elapsed{remaining}{note}"
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _clock(seconds: float | None) -> str:
+    return "" if seconds is None else str(timedelta(seconds=round(seconds)))
 
 
 def progress_bar(console: Console | None = None) -> Progress:
-    """A rich Progress with the house's columns."""
-    text, count = TextColumn("{task.description:20}"), MofNCompleteColumn()
-    return Progress(text, BarColumn(), count, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
+    """A Progress for a with-block: live in a terminal, a log line a minute elsewhere."""
+    console = console or Console()
+    return Progress(*_columns(), console=console) if console.is_terminal else LoggedProgress(console)
+
+
+def track(items: Iterable[T], title: str, total: int, completed: int = 0) -> Iterator[T]:
+    """The items, with progress from ``completed`` on."""
+    with progress_bar() as progress:
+        task = progress.add_task(title, total=total, completed=completed)
+        for item in items:
+            yield item
+            progress.update(task, advance=1)

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich.progress import track
 
 from alhena.model import audio, config, model
 from alhena.model.einsum import einsum
@@ -27,6 +26,7 @@ from alhena.model.layers import matrix
 from alhena.model.usm import Usm
 from alhena.pretrain.checkpoint import Checkpoints
 from alhena.pretrain.optimizer import Optimizer, optimizer
+from alhena.progress import track
 from alhena.shapes import Array, Bool, Float, Int
 from alhena.tokens.store import Examples
 
@@ -142,7 +142,7 @@ def listen(
         first, state, _ = checkpoints.restore(state)
     nats = []
     try:
-        for step in track(range(first, t.steps), "listen", total=t.steps, completed=first):
+        for step in track(range(first, t.steps), "listen", t.steps, first):
             state, one = _step(state, *sound.batch(t, step), jnp.int32(step), c, t)
             nats.append(one)
             if (step + 1) % t.save_every == 0 or step + 1 == t.steps:

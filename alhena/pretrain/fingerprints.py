@@ -108,10 +108,22 @@ class Fingerprints:
         add_line(self._path, asdict(fingerprint))
 
 
+def _is_machine(line: dict) -> bool:
+    return isinstance(line.get("machine"), dict)
+
+
+def _is_print(line: dict, names: set[str]) -> bool:
+    return set(line) == names and all(isinstance(line[name], str) for name in names - {"step"})
+
+
 def read_fingerprints(folder: Path) -> tuple[dict[int, Fingerprint], dict]:
     """By step; and the machine that made the last of them. Raises ValueError when there are none."""
-    lines = read_lines(folder / FILE)
-    prints = {line["step"]: Fingerprint(**line) for line in lines if "batch" in line}
+    lines, names = read_lines(folder / FILE, step=int), {f.name for f in fields(Fingerprint)}
+    for number, line in enumerate(lines, 1):
+        if not _is_machine(line) and not _is_print(line, names):
+            raise ValueError(f"{folder / FILE}, line {number}: neither a fingerprint nor a machine; delete the line")
+    prints = {line["step"]: Fingerprint(**line) for line in lines if not _is_machine(line)}
     if not prints:
         raise ValueError(f"{folder / FILE}: no fingerprints; is {folder.parent} a run folder that has been trained?")
-    return prints, [line["machine"] for line in lines if "machine" in line][-1]
+    machines = [line["machine"] for line in lines if _is_machine(line)]
+    return prints, machines[-1] if machines else {}

@@ -64,14 +64,14 @@ class Goodput:
 
 def goodput(folder: Path) -> Goodput | None:
     """What the ledger of a folder adds up to; None when there is none."""
-    lines = read_lines(folder / FILE)
+    lines = read_lines(folder / FILE, at=float, what=str, step=int)
     if not lines:
         return None
     steps: list[tuple[int, int, float]] = []  # after which step, up to which, seconds
     other: dict[str, float] = {}
     for before, line in itertools.pairwise(lines):
         seconds, what, step = line["at"] - before["at"], line["what"], line["step"]
-        if what == "steps":
+        if what == "steps" and step > before["step"]:
             steps.append((before["step"], step, seconds))
             continue
         other[what] = other.get(what, 0.0) + seconds

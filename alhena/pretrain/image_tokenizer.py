@@ -18,11 +18,11 @@ import numpy as np
 import optax
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from rich.progress import track
 
 from alhena.model import config
 from alhena.model import image_tokenizer as tokenizer
 from alhena.pretrain.checkpoint import Checkpoints
+from alhena.progress import track
 from alhena.shapes import Array
 
 
@@ -94,7 +94,7 @@ def train(images: Sequence[np.ndarray], c: config.ImageTokenizer, t: TrainImageT
     if checkpoints.latest() is not None:
         first, state, _ = checkpoints.restore(state)
     try:
-        for step in track(range(first, t.steps), "image tokeniser", total=t.steps, completed=first):
+        for step in track(range(first, t.steps), "image tokeniser", t.steps, first):
             state, _ = _step(state, _crops(usable, t, step), c, t)
             if (step + 1) % t.save_every == 0:
                 checkpoints.save(step + 1, state, None)

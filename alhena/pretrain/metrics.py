@@ -29,6 +29,25 @@ from alhena.progress import progress_bar
 FILE, FACTS = "metrics.jsonl", "training.json"
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a training's log. Raises ValueError that names a line which lacks what every line has."""
+    lines = read_lines(path, kind=str, step=int, loss_by_modality=dict)
+    for number, line in enumerate(lines, 1):
+        numbers = [
+            line["loss_by_modality"],
+            line.get("output_norm_by_modality"),
+            {"": line.get("gradient_norm"), "skipped": line.get("skipped", 0)},
+        ]
+        wanted = numbers if line["kind"] == "train" else numbers[:1]
+        if not all(isinstance(part, dict) and all(_is_number(v) for v in part.values()) for part in wanted):
+            raise ValueError(f"{path}, line {number}: its losses or norms are not numbers by name; delete the line")
+    return lines
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
 def by_modality(tallies: list[Tally]) -> dict[str, dict[str, float]]:
     """Nats per weighted token and size of the output of each modality that occurred, from the sums of several batches."""
     nats, weight, square = (
@@ -81,7 +100,7 @@ class Metrics:
     def cut(self, step: int) -> None:
         """Drops what was logged after ``step``."""
         cut_lines(self._path, step)
-        self.recent = deque([r for r in read_lines(self._path) if r["kind"] == "train"], SPAN + 1)
+        self.recent = deque([r for r in read_metrics(self._path) if r["kind"] == "train"], SPAN + 1)
 
     def say(self, text: str) -> None:
         """A line that stays above the live display."""
@@ -107,3 +126,4 @@ class Metrics:
         shown = [f"{k} {v:,.0f}" if v >= 100 else f"{k} {v:.3g}" for k, v in values.items()]
         shown += [f"{k} {v:.2f}" for k, v in split["loss"].items()]
         self._line.plain = f"{kind}: " + " · ".join(shown)
+        self._progress.update(self._bar, note=self._line.plain)

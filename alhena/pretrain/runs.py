@@ -16,11 +16,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from alhena.artifacts import read_json, read_lines
+from alhena.artifacts import read_json
 from alhena.batch import Modality
 from alhena.pretrain.goodput import goodput
 from alhena.pretrain.growth import growing
-from alhena.pretrain.metrics import FACTS, FILE
+from alhena.pretrain.metrics import FACTS, FILE, read_metrics
 
 PLOT = "losses.png"  # of each stage that trains
 _COLOURS = ("#2a7f9e", "#c2405a", "#2f7d4f", "#b5651d", "#7a5195", "#5b6c8f", "#111111")
@@ -47,11 +47,13 @@ def find(folders: Sequence[Path]) -> list[Trained]:
     """Every training under the folders that has logged something. Raises ValueError when there is none."""
     out = []
     for path in sorted({path.parent for folder in folders for path in folder.rglob(FACTS)}):
-        lines = read_lines(path / FILE)
+        lines = read_metrics(path / FILE)
         train = [line for line in lines if line["kind"] == "train"]
         if train:
             held = [line for line in lines if line["kind"] == "validation"]
-            out.append(Trained(path, read_json(path / FACTS), train, held))
+            out.append(
+                Trained(path, read_json(path / FACTS, title=str, parameters=int, steps=int, warmup=int), train, held)
+            )
     if not out:
         raise ValueError(f"{', '.join(map(str, folders))}: no training has logged anything there ({FILE})")
     return out
