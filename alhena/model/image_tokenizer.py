@@ -10,6 +10,7 @@ have equal codes, which a small language model can learn; the large one looks ar
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -20,7 +21,7 @@ from alhena.artifacts import read_json, write_json
 from alhena.model import config
 from alhena.model.layers import matrix, rms_norm, zeros
 from alhena.model.weights import read_tree, write_tree
-from alhena.shapes import Array, Float, Int
+from alhena.shapes import Array, Float, Int, UInt8
 
 STRIDE = config.CODES_STRIDE
 
@@ -116,16 +117,21 @@ def paint(params: Params, c: config.ImageTokenizer, levels: Float[Array, "n h w 
     return cells.reshape(n, h, w, STRIDE, STRIDE, 3).transpose(0, 1, 3, 2, 4, 5).reshape(n, h * STRIDE, w * STRIDE, 3)
 
 
-@jax.jit
-def _scaled(pixels: Array) -> Array:
-    return pixels.astype(jnp.float32) / 127.5 - 1
+@partial(jax.jit, static_argnums=1)
+def _encode(params: Params, c: config.ImageTokenizer, pixels: UInt8[Array, "n H W 3"]) -> Int[Array, "n h w"]:
+    return to_codes(levels_of(params, c, pixels.astype(jnp.float32) / 127.5 - 1), c)
+
+
+@partial(jax.jit, static_argnums=1)
+def _decode(params: Params, c: config.ImageTokenizer, codes: Int[Array, "n h w"]) -> UInt8[Array, "n H W 3"]:
+    images = paint(params, c, to_level_values(codes, c))
+    return jnp.clip((images + 1) * 127.5, 0, 255).round().astype(jnp.uint8)
 
 
 def encode_images(
     params: Params, c: config.ImageTokenizer, images: list[np.ndarray], batch: int = 256
 ) -> list[np.ndarray]:
     """Codes int32 [rows, columns] of uint8 images whose sides are multiples of 8; images of one size go together."""
-    run = jax.jit(lambda p, x: to_codes(levels_of(p, c, _scaled(x)), c))
     out: list[np.ndarray | None] = [None] * len(images)
     for shape in sorted({image.shape for image in images}):
         places = [i for i, image in enumerate(images) if image.shape == shape]
@@ -133,15 +139,14 @@ def encode_images(
             some = places[start : start + batch]
             stack = np.zeros((batch, *shape), np.uint8)
             stack[: len(some)] = [images[i] for i in some]
-            for i, codes in zip(some, np.asarray(run(params, stack)), strict=False):
+            for i, codes in zip(some, np.asarray(_encode(params, c, stack)), strict=False):
                 out[i] = codes
     return [codes for codes in out if codes is not None]
 
 
 def decode_codes(params: Params, c: config.ImageTokenizer, codes: np.ndarray) -> np.ndarray:
     """One grid of codes int [rows, columns] to uint8 [8·rows, 8·columns, 3]."""
-    images = paint(params, c, to_level_values(jnp.asarray(codes)[None], c))
-    return np.asarray(jnp.clip((images[0] + 1) * 127.5, 0, 255).round().astype(jnp.uint8))
+    return np.asarray(_decode(params, c, jnp.asarray(codes, jnp.int32)[None])[0])
 
 
 def save(folder: Path, params: Params, c: config.ImageTokenizer) -> None:

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 
 from alhena.artifacts import read_json, write_atomically, write_json
 from alhena.model import config, model
-from alhena.model.einsum import Int4
+from alhena.model.int4 import Int4
 
 Tree = TypeVar("Tree")
 _TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "uint8": "U8", "int32": "I32"}
