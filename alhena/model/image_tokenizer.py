@@ -17,10 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alhena.artifacts import read_json, write_json
+from alhena.artifacts import write_json
 from alhena.model import config
 from alhena.model.layers import matrix, rms_norm, zeros
-from alhena.model.weights import read_tree, write_tree
+from alhena.model.tensors import read_settings, regular
+from alhena.model.weights import check_size, read_tree, write_tree
+from alhena.schema import parsed
 from alhena.shapes import Array, Float, Int, UInt8
 
 STRIDE = config.CODES_STRIDE
@@ -156,10 +158,7 @@ def save(folder: Path, params: Params, c: config.ImageTokenizer) -> None:
 
 def load(folder: Path) -> tuple[Params, config.ImageTokenizer]:
     """Raises ValueError that names the file when it is missing or of another tokeniser."""
-    stored = read_json(folder / "image_tokenizer.json")
-    try:
-        levels = {name: tuple(stored[name]) for name in ("structure", "colour")}
-        c = config.ImageTokenizer(**(stored | levels))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'image_tokenizer.json'}: not an image tokeniser's settings ({error})") from None
-    return read_tree(folder / "image_tokenizer.safetensors", jax.eval_shape(lambda: init(jax.random.key(0), c))), c
+    path, weights = folder / "image_tokenizer.json", regular(folder / "image_tokenizer.safetensors")
+    c = parsed(config.ImageTokenizer, read_settings(path), path)
+    check_size(weights, weights.stat().st_size, c.least_bytes)
+    return read_tree(weights, jax.eval_shape(lambda: init(jax.random.key(0), c))), c
