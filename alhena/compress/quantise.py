@@ -1,9 +1,7 @@
-"""4-bit weights in groups: every group of ``group`` values along the contracted dimension shares one scale.
-
-    w [I, O] ─► for each group and output: the scale, out of a few, that loses least ─► q = round(w / scale) in -8..7
+"""A model with 4-bit weights (alhena/model/int4.py).
 
 The decoder's matrices and the tied embedding are quantised; norms and the encoders (a small share of a large model) stay as they
-are. Round-to-nearest with a search for the scale (as in AWQ's clipping, Lin et al. 2023).
+are.
 """
 
 from __future__ import annotations
@@ -11,45 +9,8 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-
 from alhena.model import model
-from alhena.model.einsum import Int4
-from alhena.shapes import Array, Float
-
-SHRINK = np.linspace(0.7, 1.0, 13, dtype=np.float32)  # of the scale that just reaches the largest value
-
-
-def quantise(w: Float[Array, "*layers I O"], group: int, transposed: bool = False) -> Int4:
-    """An Int4 of a weight; ``transposed`` for the embedding ``[V, D]``, which is contracted along its last dimension.
-
-    Raises ValueError when the contracted dimension is no multiple of the group, or the group is odd.
-    """
-    values = np.asarray(w, np.float32)
-    if transposed:
-        values = np.swapaxes(values, -1, -2)
-    *layers, inner, outer = values.shape
-    if inner % group or group % 2:
-        raise ValueError(
-            f"a weight of {inner} inputs cannot be quantised in groups of {group}; choose an even divisor of {inner}"
-        )
-    grouped = values.reshape(*layers, inner // group, group, outer)
-    largest = np.abs(grouped).max(-2)
-    best_error, best_scale = np.full(largest.shape, np.inf, np.float32), np.ones_like(largest)
-    # A scale may be negative: -8..7 reaches one step further on one side, and each group turns that side where it needs it.
-    for candidate in (*SHRINK, *-SHRINK):
-        scale = candidate * np.maximum(largest / 7.5, 1e-12)
-        error = np.sum((_round(grouped, scale) * scale[..., None, :] - grouped) ** 2, -2)
-        better = error < best_error
-        best_error, best_scale = np.where(better, error, best_error), np.where(better, scale, best_scale)
-    q = (_round(grouped, best_scale) + 8).astype(np.uint8).reshape(*layers, inner // 2, 2, outer)
-    packed = q[..., 0, :] | (q[..., 1, :] << 4)
-    return Int4(jnp.asarray(packed), jnp.asarray(best_scale.astype(np.float32)), transposed)
-
-
-def _round(grouped: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    return np.clip(np.round(grouped / scale[..., None, :]), -8, 7)
+from alhena.model.int4 import Int4, quantise
 
 
 def quantise_model(params: model.Params, group: int = 32) -> model.Params:

@@ -26,9 +26,8 @@ def _nats(params: model.Params, c: config.Model, batch: Batch) -> jax.Array:
     hidden = model.forward(params, c, batch)
     weights = (batch.weights > 0).astype(np.float32)
     flat = hidden.reshape(-1, hidden.shape[-1])
-    _, nats = weighted_loss(
-        flat, dense(params.embedding), batch.targets.reshape(-1), weights.reshape(-1), c.compute, None, c.code_factors
-    )
+    targets, cap = batch.targets.reshape(-1), c.decoder.logit_cap
+    _, nats = weighted_loss(flat, dense(params.embedding), targets, weights.reshape(-1), c.compute, cap, c.code_factors)
     return (nats.reshape(weights.shape) * weights).sum(1)
 
 

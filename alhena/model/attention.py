@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 
 from alhena.model import kernels, sharding
+from alhena.model.layers import softcap
 from alhena.shapes import Array, Bool, Float, Int
 
 BLOCK = 128
@@ -54,9 +55,7 @@ def attend(
     K = k.shape[2]
     q = q.reshape(B, L, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, K, (N // K) * L, H)
     scores = jnp.einsum("bkrh,bskh->bkrs", q, k, preferred_element_type=jnp.float32)
-    scores = scores * (H**-0.5 if scale is None else scale)
-    if cap is not None:
-        scores = cap * jnp.tanh(scores / cap)
+    scores = softcap(scores * (H**-0.5 if scale is None else scale), cap)
     scores = jnp.where(mask[:, None, None], scores.reshape(B, K, N // K, L, -1), FAR)
     weights = jax.nn.softmax(scores, axis=-1).reshape(B, K, (N // K) * L, -1)
     out = jnp.einsum("bkrs,bskh->bkrh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
@@ -149,9 +148,7 @@ def _product(a: Float[Array, "B K ..."], b: Float[Array, "B K ..."], over: int) 
 def _scores(q, k, mine, theirs, ahead, reach, scale, cap):
     """Scores [B, K, R, size] of queries with the keys ``ahead`` places before them; FAR where one must not look."""
     (B, K, R, _), size = q.shape, mine.shape[1]
-    scores = _product(q, k, 3) * scale
-    if cap is not None:
-        scores = cap * jnp.tanh(scores / cap)
+    scores = softcap(_product(q, k, 3) * scale, cap)
     distance = ahead + jnp.arange(size)[:, None] - jnp.arange(size)
     seen = (distance >= 0) & (distance < reach) & (mine[:, :, None] == theirs[:, None, :])
     return jnp.where(seen[:, None, None], scores.reshape(B, K, R // size, size, size), FAR).reshape(B, K, R, size)

@@ -1,4 +1,7 @@
-"""Shapes of a model, as frozen dataclasses. Everything derivable is a property and never typed in twice."""
+"""Shapes of a model, as frozen dataclasses. Everything derivable is a property and never typed in twice.
+
+Configurations are read from files too, so each checks its own fields: a ValueError names the field, what it is and what it can be.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from alhena.schema import bounded, shown
+
 CODES_STRIDE = 8  # pixels per image code, each way
+SIZES = (1, 2**20)  # of widths, hidden sizes and counts of heads
+DEPTHS = (1, 2**12)  # of layers
+COMPUTE = ("float32", "bfloat16", "float16")
+
+
+def _divides(owner: object, part: str, whole: str) -> None:
+    if getattr(owner, whole) % getattr(owner, part):
+        name = type(owner).__name__
+        raise ValueError(f"{name}.{part} is {getattr(owner, part)}; it must divide {whole}, {getattr(owner, whole)}")
 
 
 @dataclass(frozen=True)
@@ -30,6 +44,15 @@ class Decoder:
     logit_cap: float | None = None
     remat: bool = False  # training keeps only what enters each layer and computes the rest again, going back
 
+    def __post_init__(self) -> None:
+        positive = (1e-6, 1e12)
+        bounded(self, width=SIZES, layers=DEPTHS, heads=SIZES, head_dim=(2, 2**16), hidden=SIZES, kv_heads=SIZES)
+        bounded(self, window=(1, 2**31 - 1), global_every=(1, 2**31 - 1), rope_base=positive, local_rope_base=positive)
+        bounded(self, rope_stretch=positive, query_size=positive, attention_cap=positive, logit_cap=positive)
+        _divides(self, "kv_heads", "heads")
+        if self.head_dim % 2:
+            raise ValueError(f"Decoder.head_dim is {self.head_dim}; rotary positions need an even number")
+
     @property
     def score_scale(self) -> float:
         return (self.query_size or self.head_dim) ** -0.5
@@ -48,6 +71,13 @@ class Vision:
     side: int = 128  # most rows and columns of patches
     plain: bool = False  # SigLIP's layers and positions (alhena/model/vision.py)
     remat: bool = False
+
+    def __post_init__(self) -> None:
+        bounded(self, width=SIZES, layers=DEPTHS, heads=SIZES, hidden=SIZES, patch=(1, 256), pool=(1, 64))
+        bounded(self, side=(1, 2**13))
+        _divides(self, "heads", "width")
+        if self.width % 4:
+            raise ValueError(f"Vision.width is {self.width}; its positions need a multiple of 4")
 
     @property
     def patch_values(self) -> int:
@@ -73,6 +103,12 @@ class Audio:
     stack: int = 2
     remat: bool = False
 
+    def __post_init__(self) -> None:
+        bounded(self, width=SIZES, layers=DEPTHS, heads=SIZES, hidden=SIZES, kernel=(1, 2**12), mels=(1, 2**12))
+        bounded(self, chunk=(4, 2**20), stack=(1, 2**10))
+        _divides(self, "heads", "width")
+        _divides(self, "frames_per_token", "chunk")
+
     @property
     def frames_per_token(self) -> int:
         return 4 * self.stack
@@ -94,12 +130,18 @@ class Usm(Audio):
     right: int = 0  # and of those after it
     cap: float = 50.0  # scores s become cap·tanh(s / cap)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        bounded(self, block=(1, 2**16), left=(1, 2**16), right=(0, 2**16), cap=(1e-6, 1e12))
+        if not all(1 <= n <= 2**16 for n in self.channels):
+            raise ValueError(f"Usm.channels is {self.channels}; each must be 1 to {2**16}")
+        if self.mels % 4 or self.width % 2:
+            raise ValueError(f"Usm: {self.mels} mels and a width of {self.width}; multiples of 4 and of 2 are needed")
 
-def audio(settings: Mapping[str, Any]) -> Audio:
-    """The settings of an audio encoder, from the fields of one. Raises TypeError for fields that none has."""
-    if "channels" not in settings:
-        return Audio(**settings)
-    return Usm(**{**settings, "channels": tuple(settings["channels"])})
+
+def audio_class(settings: Any) -> type[Audio]:
+    """Which audio encoder stored settings describe, by the field that only one has."""
+    return Usm if isinstance(settings, Mapping) and "channels" in settings else Audio
 
 
 @dataclass(frozen=True)
@@ -115,6 +157,18 @@ class ImageTokenizer:
     width: int
     seeing: int = 0  # residual blocks of the encoder
     painting: int = 2  # and of the decoder
+
+    def __post_init__(self) -> None:
+        bounded(self, width=(1, 2**16), seeing=(0, 2**8), painting=(0, 2**8))
+        if not (self.structure and self.colour and len(self.levels) <= 16 and all(n >= 2 for n in self.levels)):
+            raise ValueError(f"ImageTokenizer: levels {shown(self.levels)}; up to 16 numbers of 2 or more are needed")
+        if self.num_codes > 2**20:
+            raise ValueError(f"ImageTokenizer: {self.num_codes} codes; at most {2**20} can be read")
+
+    @property
+    def least_bytes(self) -> int:
+        """What the weights take in a file at the very least: the largest of them, 16 bits each."""
+        return 2 * 9 * self.width**2 * max(self.seeing, self.painting)
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -141,3 +195,25 @@ class Model:
     audio: Audio | None
     code_factors: tuple[int, int] | None = None  # structures and colours of the image codes (alhena/model/codes.py)
     compute: str = "float32"  # dtype of matmul operands; results are accumulated in float32
+
+    def __post_init__(self) -> None:
+        bounded(self, vocabulary=(1, 2**24))
+        bounded(self, image_token=(-1, self.vocabulary - 1), audio_token=(-1, self.vocabulary - 1))
+        if self.compute not in COMPUTE:
+            raise ValueError(f"Model.compute is {shown(self.compute)}; one of {', '.join(COMPUTE)} is needed")
+        if self.code_factors is not None:
+            A, B = self.code_factors
+            if A < 1 or B < 1 or self.vocabulary < A * B:
+                raise ValueError(f"Model.code_factors is {shown((A, B))}; their product must be 1 to {self.vocabulary}")
+
+    @property
+    def least_bytes(self) -> int:
+        """What the weights take in a file at the very least: the largest of them, 4 bits each (of encoders 16)."""
+        d, codes = self.decoder, math.prod(self.code_factors or (0,))
+        nibbles = d.layers * d.width * (3 * d.hidden + 2 * d.heads * d.head_dim) + (self.vocabulary - codes) * d.width
+        encoders = [e.layers * e.width * (3 * e.width + 2 * e.hidden) for e in (self.vision, self.audio) if e]
+        if self.vision:
+            v = self.vision
+            encoders += [(v.side**2 if v.plain else v.side) * v.width, v.pool**2 * v.width * d.width]
+            encoders += [v.patch_values * v.width * (1 if v.plain else v.pool**2)]
+        return nibbles // 2 + 2 * sum(encoders)

@@ -5,10 +5,6 @@ A weight is a matrix ``[in, out]`` (or stacked ``[layers, in, out]``, sliced by 
     "...i,io->...o"   a projection
     "...i,oi->...o"   the logits of the tied embedding ``[V, D]``
 
-Int4 keeps two 4-bit values a byte along the contracted dimension, with one scale for each group of ``group`` of them:
-
-    w [I, O]  ──►  packed uint8 [I/2, O],  scales float32 [I/group, O]        w ≈ (q - 8) · scale, q in 0..15
-
 Activations are flattened to 2-D and each product contracts one dimension: the form XLA's CPU backend runs at full rate. On a mesh
 they keep their shape, since rows and tokens are cut along different axes. Going back, the slopes are rounded to the operands' type too.
 """
@@ -16,42 +12,16 @@ they keep their shape, since rows and tokens are cut along different axes. Going
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from alhena.model import sharding
-from alhena.shapes import Array, Float, Int, UInt8
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Int4:
-    """A 4-bit matrix. ``transposed`` says that the stored matrix is ``[in, out]`` of an ``[out, in]`` weight (the embedding)."""
-
-    packed: UInt8[Array, "*layers I/2 O"]
-    scales: Float[Array, "*layers I/G O"]
-    transposed: bool = field(default=False, metadata={"static": True})
-
+from alhena.model.int4 import Int4, dequantise
+from alhena.shapes import Array, Float, Int
 
 Weight = Array | Int4
-
-
-def unpack(w: Int4) -> Int[Array, "*layers I O"]:
-    """The integers -8..7, in their order along the contracted dimension."""
-    low, high = w.packed & 15, w.packed >> 4
-    both = jnp.stack([low, high], axis=-2)  # [..., I/2, 2, O]
-    return both.reshape(*w.packed.shape[:-2], -1, w.packed.shape[-1]).astype(jnp.int32) - 8
-
-
-def dequantise(w: Int4) -> Float[Array, "*layers I O"]:
-    """The float32 weight that an Int4 stands for, in its original orientation."""
-    values = unpack(w).astype(jnp.float32)
-    group = values.shape[-2] // w.scales.shape[-2]
-    full = values * jnp.repeat(w.scales.astype(jnp.float32), group, axis=-2)
-    return jnp.swapaxes(full, -1, -2) if w.transposed else full
 
 
 def dense(w: Weight) -> Float[Array, "*layers I O"]:

@@ -18,11 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alhena.artifacts import read_json, write_json
+from alhena.artifacts import write_json
 from alhena.model import config
 from alhena.model.layers import matrix, rms_norm, zeros
-from alhena.model.weights import read_tree, write_tree
-from alhena.shapes import Array, Float, Int
+from alhena.model.tensors import read_settings, regular
+from alhena.model.weights import check_size, read_tree, write_tree
+from alhena.schema import parsed
+from alhena.shapes import Array, Float, Int, UInt8
 
 STRIDE = config.CODES_STRIDE
 
@@ -119,8 +121,14 @@ def paint(params: Params, c: config.ImageTokenizer, levels: Float[Array, "n h w 
 
 
 @partial(jax.jit, static_argnums=1)
-def _codes(params: Params, c: config.ImageTokenizer, pixels: Array) -> Int[Array, "n h w"]:
+def _encode(params: Params, c: config.ImageTokenizer, pixels: UInt8[Array, "n H W 3"]) -> Int[Array, "n h w"]:
     return to_codes(levels_of(params, c, pixels.astype(jnp.float32) / 127.5 - 1), c)
+
+
+@partial(jax.jit, static_argnums=1)
+def _decode(params: Params, c: config.ImageTokenizer, codes: Int[Array, "n h w"]) -> UInt8[Array, "n H W 3"]:
+    images = paint(params, c, to_level_values(codes, c))
+    return jnp.clip((images + 1) * 127.5, 0, 255).round().astype(jnp.uint8)
 
 
 def encode_images(
@@ -134,15 +142,14 @@ def encode_images(
             some = places[start : start + batch]
             stack = np.zeros((batch, *shape), np.uint8)
             stack[: len(some)] = [images[i] for i in some]
-            for i, codes in zip(some, np.asarray(_codes(params, c, stack)), strict=False):
+            for i, codes in zip(some, np.asarray(_encode(params, c, stack)), strict=False):
                 out[i] = codes
     return [codes for codes in out if codes is not None]
 
 
 def decode_codes(params: Params, c: config.ImageTokenizer, codes: np.ndarray) -> np.ndarray:
     """One grid of codes int [rows, columns] to uint8 [8·rows, 8·columns, 3]."""
-    images = paint(params, c, to_level_values(jnp.asarray(codes)[None], c))
-    return np.asarray(jnp.clip((images[0] + 1) * 127.5, 0, 255).round().astype(jnp.uint8))
+    return np.asarray(_decode(params, c, jnp.asarray(codes, jnp.int32)[None])[0])
 
 
 def save(folder: Path, params: Params, c: config.ImageTokenizer) -> None:
@@ -152,10 +159,7 @@ def save(folder: Path, params: Params, c: config.ImageTokenizer) -> None:
 
 def load(folder: Path) -> tuple[Params, config.ImageTokenizer]:
     """Raises ValueError that names the file when it is missing or of another tokeniser."""
-    stored = read_json(folder / "image_tokenizer.json")
-    try:
-        levels = {name: tuple(stored[name]) for name in ("structure", "colour")}
-        c = config.ImageTokenizer(**(stored | levels))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'image_tokenizer.json'}: not an image tokeniser's settings ({error})") from None
-    return read_tree(folder / "image_tokenizer.safetensors", jax.eval_shape(lambda: init(jax.random.key(0), c))), c
+    path, weights = folder / "image_tokenizer.json", regular(folder / "image_tokenizer.safetensors")
+    c = parsed(config.ImageTokenizer, read_settings(path), path)
+    check_size(weights, weights.stat().st_size, c.least_bytes)
+    return read_tree(weights, jax.eval_shape(lambda: init(jax.random.key(0), c))), c

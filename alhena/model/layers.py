@@ -37,6 +37,11 @@ def rope(x: Float[Array, "B L N H"], table: Float[Array, "B L H"]) -> Float[Arra
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
 
 
+def softcap(scores: Float[Array, ...], cap: float | None) -> Float[Array, ...]:
+    """Scores within ±cap (Gemma Team 2024, arXiv:2408.00118); None: as they are."""
+    return scores if cap is None else cap * jnp.tanh(scores / cap)
+
+
 @jax.checkpoint
 def gated(gate: Float[Array, "... F"], up: Float[Array, "... F"]) -> Float[Array, "... F"]:
     """GeGLU's product (Shazeer 2020)."""

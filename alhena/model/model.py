@@ -18,7 +18,7 @@ from alhena.batch import Batch
 from alhena.model import audio, config, decoder, sharding, usm, vision
 from alhena.model.codes import expand, lookup, lookup_on_mesh, num_rows
 from alhena.model.einsum import Weight, einsum
-from alhena.model.layers import rms_norm, zeros
+from alhena.model.layers import rms_norm, softcap, zeros
 from alhena.shapes import Array, Bool, Float
 
 SHARED = 0.7  # size of the embeddings' common direction, where that of each one's own is 1
@@ -99,8 +99,7 @@ def forward(params: Params, c: config.Model, batch: Batch) -> Float[Array, "B L 
 
 def logits(params: Params, c: config.Model, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
     scores = expand(einsum("...i,oi->...o", hidden, params.embedding, c.compute), c.code_factors)
-    cap = c.decoder.logit_cap
-    return scores if cap is None else cap * jnp.tanh(scores / cap)
+    return softcap(scores, c.decoder.logit_cap)
 
 
 def count(params: Params) -> int:

@@ -1,61 +1,199 @@
-"""Tensors by name out of a folder in the layout of Hugging Face: one safetensors file, or shards and their index.
+"""Tensors by name out of safetensors files: one file, or a folder in the layout of Hugging Face (one file, or shards and their index).
 
-    read = open_tensors(folder, ("", "model."), "norm.weight")
-    read("norm.weight", (64,))            ─► float32 [64], shape checked; only this tensor is in memory
+    stored = open_file(path)              ─► {"norm.weight": Stored}: names, shapes and types; no numbers are read
+    stored["norm.weight"].read()          ─► the array; only this tensor is in memory
 
-A pickle is never opened, and a shard must lie in the folder itself.
+    tensors = Tensors(folder, ("", "model."), "norm.weight")
+    tensors.read("norm.weight", (64,))    ─► float32 [64], shape checked
+    tensors.finish()                      raises ValueError for tensors that nobody has read
+
+A file's header is checked against its size before anything is allocated. A pickle is never opened, and every file must lie in the folder
+itself (or be a link as the cache of the Hugging Face Hub makes them).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from alhena.artifacts import read_json
+from alhena.schema import parsed, shown
 
 Read = Callable[[str, tuple[int, ...]], np.ndarray]
+TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "U8": np.uint8, "I32": np.int32}
+FLOATS = ("F32", "F16", "BF16")
+LFS = b"version https://git-lfs"
+INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
+MOST_JSON = 16 * 2**20  # bytes of a settings file
 
 
-def _shards(folder: Path) -> dict[str, Path]:
-    """Which file holds each tensor."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        names = read_json(index).get("weight_map", {})
-        if any(Path(file).name != file or not file.endswith(".safetensors") for file in names.values()):
-            raise ValueError(f"{index}: a shard must be a .safetensors file beside it")
-        return {name: folder / file for name, file in names.items()}
-    whole = folder / "model.safetensors"
-    if not whole.exists():
-        raise ValueError(f"{folder}: neither model.safetensors nor model.safetensors.index.json is there")
-    with safe_open(whole, framework="numpy") as file:
-        return dict.fromkeys(file.keys(), whole)
+def regular(path: Path) -> Path:
+    """A file of a model folder that may be opened. Raises ValueError for one that is missing, no plain file, or elsewhere."""
+    if not path.is_file():
+        raise ValueError(f"{path}: {'not a plain file' if path.exists() else 'no such file'}")
+    if path.is_symlink():
+        folder = path.parent.resolve()
+        blobs, target = folder.parent.parent / "blobs", path.resolve()
+        if not (target.is_relative_to(folder) or (folder.parent.name == "snapshots" and target.parent == blobs)):
+            raise ValueError(f"{path}: a link to a file outside the folder; copy that file here")
+    with open(path, "rb") as file:
+        if file.read(len(LFS)) == LFS:
+            raise ValueError(f"{path}: a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`")
+    return path
 
 
-def open_tensors(folder: Path, prefixes: Sequence[str], known: str) -> Read:
-    """A function that reads one tensor by its name behind the prefix, as float32, and checks its shape.
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) < len(pairs):
+        twice = next(name for i, (name, _) in enumerate(pairs) if any(name == other for other, _ in pairs[:i]))
+        raise ValueError(f"{shown(twice)} stands there twice")
+    return out
 
-    ``known`` is a tensor that must be there: behind which of the prefixes it stands, all others do. Raises ValueError that names the
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A JSON object of a model folder. Raises ValueError that names the file."""
+    if regular(path).stat().st_size > MOST_JSON:
+        raise ValueError(f"{path}: {path.stat().st_size:,} bytes; settings of at most {MOST_JSON:,} are read")
+    try:
+        value = json.loads(path.read_bytes(), object_pairs_hook=_object)
+    except RecursionError:
+        raise ValueError(f"{path}: nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: a JSON object is needed, not {shown(value)}")
+    return value
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a safetensors file, not read yet. ``dtype`` is the file's name of its type, ``target`` what it is read as."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    target: Any = None
+
+    def read(self) -> np.ndarray:
+        """The numbers. Raises ValueError for those that are not finite."""
+        try:
+            with safe_open(self.path, framework="numpy") as file:
+                array = file.get_tensor(self.name)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{self.path}: {self.name} cannot be read ({error})") from None
+        if self.dtype in FLOATS and not np.isfinite(array).all():
+            raise ValueError(f"{self.path}: {self.name} holds numbers that are not finite: a damaged file?")
+        return array if self.target is None else array.astype(self.target, copy=False)
+
+
+def open_file(path: Path) -> dict[str, Stored]:
+    """The tensors of a safetensors file. Raises ValueError that names the file when its header is damaged or it is cut short."""
+    regular(path)
+    out = {}
+    try:
+        with safe_open(path, framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118
+                part = file.get_slice(name)
+                out[name] = Stored(path, name, tuple(part.get_shape()), str(part.get_dtype()))
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
+    for stored in out.values():
+        if stored.dtype not in TYPES:
+            raise ValueError(f"{path}: {stored.name} is of type {stored.dtype}; {', '.join(TYPES)} can be read")
+    return out
+
+
+def _open_folder(folder: Path) -> dict[str, Stored]:
+    """The tensors of all shards. Raises ValueError for an index that does not describe the files beside it exactly."""
+    index, whole = folder / INDEX, folder / WHOLE
+    if index.exists() and whole.exists():
+        raise ValueError(f"{folder}: both {WHOLE} and {INDEX} are there; keep the one that is the model")
+    if not index.exists() and not whole.exists() and not whole.is_symlink():
+        raise ValueError(f"{folder}: neither {WHOLE} nor {INDEX} is there")
+    places = (
+        parsed(dict[str, str], read_settings(index).get("weight_map"), index, "weight_map") if index.exists() else {}
+    )
+    if any(Path(file).name != file or not file.endswith(".safetensors") for file in places.values()):
+        raise ValueError(f"{index}: a shard must be a .safetensors file beside it")
+    files = sorted(set(places.values())) if index.exists() else [WHOLE]
+    for path in sorted(folder.glob("*.safetensors")):
+        if path.name not in files:
+            raise ValueError(f"{path}: not a part of the model; move it away")
+    out: dict[str, Stored] = {}
+    for file in files:
+        for name, stored in open_file(folder / file).items():
+            if index.exists() and places.get(name) != file:
+                raise ValueError(
+                    f"{folder / file}: it holds {name}, which the index has in {places.get(name, 'no file')}"
+                )
+            out[name] = stored
+    if missing := sorted(set(places) - set(out)):
+        raise ValueError(f"{folder / places[missing[0]]}: it has no tensor {missing[0]}, which the index has there")
+    return out
+
+
+class Tensors:
+    """The tensors of a folder, of which each has to be read or named.
+
+    ``known`` is a tensor that must be there: behind which of the prefixes it stands, all others do. Errors are ValueErrors that name the
     file.
     """
-    shards = _shards(folder)
-    prefix = next((p for p in prefixes if p + known in shards), None)
-    if prefix is None:
-        raise ValueError(f"{folder}: no tensor {known} behind any of {', '.join(map(repr, prefixes))}: another model?")
 
-    def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        if prefix + name not in shards:
-            raise ValueError(f"{folder}: it has no tensor {prefix + name}")
-        path = shards[prefix + name]
-        try:
-            with safe_open(path, framework="flax") as file:
-                found = tuple(file.get_slice(prefix + name).get_shape())
-                if found != shape:
-                    raise ValueError(f"{path}: {prefix + name} is {found}, expected {shape}")
-                return np.asarray(file.get_tensor(prefix + name), np.float32)
-        except (SafetensorError, FileNotFoundError) as error:
-            raise ValueError(f"{path}: cannot be read ({error})") from None
+    def __init__(self, folder: Path, prefixes: Sequence[str], known: str) -> None:
+        self.folder, self._stored = folder, _open_folder(folder)
+        prefix = next((p for p in prefixes if p + known in self._stored), None)
+        if prefix is None:
+            raise ValueError(
+                f"{folder}: no tensor {known} behind any of {', '.join(map(repr, prefixes))}: another model?"
+            )
+        self.prefix, self._rest = prefix, dict(self._stored)
 
-    return read
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(math.prod(s.shape) * np.dtype(TYPES[s.dtype]).itemsize for s in self._stored.values())
+
+    def check(self, name: str, shape: tuple[int, ...]) -> Stored:
+        """A tensor by its name behind the prefix, which has this shape and can be read as float32."""
+        stored = self._stored.get(self.prefix + name)
+        if stored is None:
+            raise ValueError(f"{self.folder}: it has no tensor {self.prefix + name}")
+        if stored.shape != shape:
+            raise ValueError(f"{stored.path}: {stored.name} is {shown(stored.shape)}, expected {shape}")
+        if stored.dtype not in FLOATS:
+            raise ValueError(f"{stored.path}: {stored.name} is of type {stored.dtype}: quantized weights are not read")
+        return stored
+
+    def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The numbers of a tensor, as float32."""
+        stored = self.check(name, shape)
+        self._rest.pop(stored.name, None)
+        return stored.read().astype(np.float32, copy=False)
+
+    def take(self, name: str) -> Stored | None:
+        """A tensor by its whole name, which counts as read; None when there is none."""
+        self._rest.pop(name, None)
+        return self._stored.get(name)
+
+    def finish(self, left_out: Collection[str] = ()) -> dict[str, int]:
+        """How many tensors begin with each of ``left_out``, which were not read. Raises ValueError for any other such tensor."""
+        counts: dict[str, int] = {}
+        for name, stored in sorted(self._rest.items()):
+            start = next((start for start in left_out if name.startswith(start)), None)
+            if start is None:
+                raise ValueError(f"{stored.path}: the tensor {shown(name)} has no place in this model")
+            counts[start] = counts.get(start, 0) + 1
+        return counts
+
+    def finish_part(self, unused: Collection[str] = ()) -> None:
+        """:meth:`finish` of one part of a larger model, where other parts may stand behind other prefixes."""
+        others = [name for name in self._rest if self.prefix and not name.startswith(self.prefix)]
+        self.finish([*others, *(self.prefix + name for name in unused)])

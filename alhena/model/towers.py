@@ -15,18 +15,25 @@ nobody's and starts at random:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alhena.artifacts import read_json
 from alhena.model import config, usm, vision
+from alhena.model.hf_settings import settings_of
 from alhena.model.layers import matrix
-from alhena.model.tensors import Read, open_tensors
+from alhena.model.tensors import Read, Tensors, read_settings
+from alhena.model.weights import check_size
+from alhena.schema import shown
+
+T = TypeVar("T")
+C = TypeVar("C", config.Vision, config.Usm)
 
 SIGLIP_PREFIXES = (
     "",
@@ -37,38 +44,72 @@ SIGLIP_PREFIXES = (
 )
 USM_PREFIXES = ("", "audio_tower.", "model.audio_tower.")
 HALF_A_MINUTE = 3008  # frames: the longest sound Gemma 3n hears
-# What published configurations leave out, because it is the default of their class …
-SIGLIP_DEFAULTS: Mapping[str, Any] = {
-    "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, "image_size": 224,
-    "patch_size": 16,
+# Of what our code has only one.
+SIGLIP_ALWAYS: Mapping[str, Sequence[Any]] = {
+    "layer_norm_eps": (vision.LAYER_EPSILON,), "hidden_act": ("gelu_pytorch_tanh",), "num_channels": (3,),
+    "model_type": ("siglip_vision_model",), "vision_use_head": (True, False, None),
+    "projection_dim": (None, 2048), "projector_hidden_act": (None, "gelu_fast"), "num_image_tokens": (None, 256),
 }  # fmt: skip
-USM_DEFAULTS: Mapping[str, Any] = {
-    "input_feat_size": 128, "hidden_size": 1536, "conf_num_attention_heads": 8, "conf_num_hidden_layers": 12,
-    "conf_conv_kernel_size": 5, "conf_reduction_factor": 4, "conf_attention_chunk_size": 12, "conf_attention_context_left": 13,
-    "conf_attention_context_right": 0, "conf_attention_logit_cap": 50.0, "sscp_conv_channel_size": (128, 32),
+USM_ALWAYS: Mapping[str, Sequence[Any]] = {
+    "rms_norm_eps": (1e-6,), "sscp_conv_group_norm_eps": (usm.GROUP_EPSILON,), "conf_residual_weight": (0.5,),
+    "gradient_clipping": (1e10,), "sscp_conv_kernel_size": ([[3, 3], [3, 3]],), "sscp_conv_stride_size": ([[2, 2], [2, 2]],),
+    "model_type": ("gemma3n_audio",),
 }  # fmt: skip
-# … and what our code has only one of.
-SIGLIP_ALWAYS: Mapping[str, Any] = {
-    "layer_norm_eps": vision.LAYER_EPSILON, "hidden_act": "gelu_pytorch_tanh", "num_channels": 3,
-}  # fmt: skip
-USM_ALWAYS: Mapping[str, Any] = {
-    "rms_norm_eps": 1e-6, "sscp_conv_group_norm_eps": usm.GROUP_EPSILON, "conf_residual_weight": 0.5, "gradient_clipping": 1e10,
-    "sscp_conv_kernel_size": [[3, 3], [3, 3]], "sscp_conv_stride_size": [[2, 2], [2, 2]],
-}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Siglip:
+    """What a SigLIP configuration holds; the defaults are those of its class, which published files leave out."""
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    image_size: int = 224
+    patch_size: int = 16
+
+
+@dataclass(frozen=True)
+class Gemma3nAudio:
+    """The same of Gemma 3n's audio encoder."""
+
+    input_feat_size: int = 128
+    hidden_size: int = 1536
+    conf_num_attention_heads: int = 8
+    conf_num_hidden_layers: int = 12
+    conf_conv_kernel_size: int = 5
+    conf_reduction_factor: int = 4
+    conf_attention_chunk_size: int = 12
+    conf_attention_context_left: int = 13
+    conf_attention_context_right: int = 0
+    conf_attention_logit_cap: float = 50.0
+    sscp_conv_channel_size: tuple[int, int] = (128, 32)
+    # Of the embedder behind the encoder, which is not read.
+    vocab_size: int = 128
+    vocab_offset: int = 262_272
 
 
 def _settings(
-    path: Path, inside: str, kind: str, defaults: Mapping[str, Any], always: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The encoder's configuration, made whole. Raises ValueError when it is of another kind, or has what ours cannot do."""
-    stored = read_json(path)
-    full = {**defaults, **always, **stored.get(inside, stored)}
-    if full.get("model_type") != kind:
-        raise ValueError(f"{path}: an encoder of type {full.get('model_type')!r}, not {kind}")
-    for name, ours in always.items():
-        if full[name] != ours:
-            raise ValueError(f"{path}: {name} is {full[name]!r}; ours has {ours!r}")
-    return full
+    path: Path, inside: str, kind: type[T], always: Mapping[str, Sequence[Any]], prefixes: Sequence[str], known: str
+) -> tuple[T, Tensors]:
+    """The encoder's configuration and its tensors. Raises ValueError when it is of another kind, or has what ours cannot do."""
+    stored = read_settings(path)
+    own = stored.get(inside, stored)
+    found, wanted = own.get("model_type") if isinstance(own, Mapping) else own, always["model_type"][0]
+    if found != wanted:
+        raise ValueError(f"{path}: an encoder of type {shown(found)}, not {wanted}")
+    settings = settings_of(kind, own, always, path, inside if inside in stored else "")
+    return settings, Tensors(path.parent, prefixes, known)
+
+
+def _configured(path: Path, tensors: Tensors, make: Callable[[], C]) -> C:
+    """Our configuration, if it is one and the file can hold its weights. Raises ValueError that names the file."""
+    try:
+        c = make()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    check_size(path.parent, tensors.nbytes, c.layers * c.width * (3 * c.width + 2 * c.hidden))
+    return c
 
 
 class _Stacks:
@@ -98,11 +139,13 @@ def read_siglip(folder: Path, width: int, key: jax.Array, pool: int = 2) -> tupl
 
     Raises ValueError that names the file when the folder holds no SigLIP.
     """
-    s = _settings(folder / "config.json", "vision_config", "siglip_vision_model", SIGLIP_DEFAULTS, SIGLIP_ALWAYS)
-    E, F, n = s["hidden_size"], s["intermediate_size"], s["num_hidden_layers"]
-    side, patch = s["image_size"] // s["patch_size"], s["patch_size"]
-    c = config.Vision(E, n, s["num_attention_heads"], F, patch=patch, pool=pool, side=side, plain=True)
-    read: Callable[..., Any] = open_tensors(folder, SIGLIP_PREFIXES, "post_layernorm.weight")
+    path, known = folder / "config.json", "post_layernorm.weight"
+    s, tensors = _settings(path, "vision_config", Siglip, SIGLIP_ALWAYS, SIGLIP_PREFIXES, known)
+    E, F, n, patch = s.hidden_size, s.intermediate_size, s.num_hidden_layers, s.patch_size
+    side, heads = s.image_size // max(patch, 1), s.num_attention_heads
+    make = partial(config.Vision, E, n, heads, F, patch=patch, pool=pool, side=side, plain=True)
+    c = _configured(path, tensors, make)
+    read: Callable[..., Any] = tensors.read
     layers, qkv = _Stacks(read, "encoder.layers.{}.", n), [f"self_attn.{x}_proj" for x in "qkv"]
     params = vision.Vision(
         patch=_kernel(read, "embeddings.patch_embedding.weight", E, 3, patch),
@@ -130,6 +173,7 @@ def read_siglip(folder: Path, width: int, key: jax.Array, pool: int = 2) -> tupl
         project=matrix(key, pool**2 * E, width),
         norm_bias=read("post_layernorm.bias", (E,)),
     )
+    tensors.finish_part(unused=("head.",))  # SigLIP's own pooling of patches to one vector
     return jax.tree.map(jnp.asarray, params), c
 
 
@@ -138,18 +182,19 @@ def read_usm(folder: Path, width: int, key: jax.Array, chunk: int = HALF_A_MINUT
 
     Raises ValueError that names the file when the folder holds no audio encoder of Gemma 3n.
     """
-    s = _settings(folder / "config.json", "audio_config", "gemma3n_audio", USM_DEFAULTS, USM_ALWAYS)
-    E, F, n, heads = s["hidden_size"], 4 * s["hidden_size"], s["conf_num_hidden_layers"], s["conf_num_attention_heads"]
-    (first, second), M = s["sscp_conv_channel_size"], s["input_feat_size"]
-    if chunk % (4 * s["conf_reduction_factor"]):
-        raise ValueError(f"chunks of {chunk} frames; this encoder needs a multiple of {4 * s['conf_reduction_factor']}")
-    c = config.Usm(
-        E, n, heads, F, kernel=s["conf_conv_kernel_size"], mels=M, chunk=chunk, stack=s["conf_reduction_factor"],
-        channels=(first, second), block=s["conf_attention_chunk_size"], left=s["conf_attention_context_left"],
-        right=s["conf_attention_context_right"], cap=s["conf_attention_logit_cap"],
-    )  # fmt: skip
-    start = "subsample_conv_projection."
-    read: Callable[..., Any] = open_tensors(folder, USM_PREFIXES, start + "input_proj_linear.weight")
+    path, start = folder / "config.json", "subsample_conv_projection."
+    known = start + "input_proj_linear.weight"
+    s, tensors = _settings(path, "audio_config", Gemma3nAudio, USM_ALWAYS, USM_PREFIXES, known)
+    E, F, n, heads = s.hidden_size, 4 * s.hidden_size, s.conf_num_hidden_layers, s.conf_num_attention_heads
+    (first, second), M = s.sscp_conv_channel_size, s.input_feat_size
+    if chunk % (4 * max(s.conf_reduction_factor, 1)):
+        raise ValueError(f"chunks of {chunk} frames; this encoder needs a multiple of {4 * s.conf_reduction_factor}")
+    c = _configured(path, tensors, lambda: config.Usm(
+        E, n, heads, F, kernel=s.conf_conv_kernel_size, mels=M, chunk=chunk, stack=s.conf_reduction_factor,
+        channels=(first, second), block=s.conf_attention_chunk_size, left=s.conf_attention_context_left,
+        right=s.conf_attention_context_right, cap=s.conf_attention_logit_cap,
+    ))  # fmt: skip
+    read: Callable[..., Any] = tensors.read
     layers = _Stacks(read, "conformer.{}.", n)
 
     def mlp(ours: str, there: str) -> dict[str, Any]:
@@ -185,4 +230,5 @@ def read_usm(folder: Path, width: int, key: jax.Array, chunk: int = HALF_A_MINUT
         layers=inside,
         project=matrix(key, E, width),
     )
+    tensors.finish_part()
     return jax.tree.map(jnp.asarray, params), c

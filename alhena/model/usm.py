@@ -25,7 +25,7 @@ import numpy as np
 from alhena.model import config, sharding
 from alhena.model.attention import FAR
 from alhena.model.einsum import einsum
-from alhena.model.layers import matrix, rms_norm, through, zeros
+from alhena.model.layers import matrix, rms_norm, softcap, through, zeros
 from alhena.shapes import Array, Bool, Float, Int
 
 GROUP_EPSILON = 1e-3
@@ -146,7 +146,7 @@ def _attend(w: Layers, qkv: Float[Array, "X T 3E"], valid: Bool[Array, "X T"], c
     by_distance = jnp.einsum("xuwnh,fnh->xunwf", q, far, preferred_element_type=jnp.float32)
     index = jnp.clip(apart, 0, past + c.right)
     scores = scores + jnp.take_along_axis(by_distance, jnp.broadcast_to(index, scores.shape), -1)
-    scores = jnp.where(seen[:, :, None], c.cap * jnp.tanh(scores / c.cap), FAR)
+    scores = jnp.where(seen[:, :, None], softcap(scores, c.cap), FAR)
     weights = jax.nn.softmax(scores, -1).astype(dtype)
     out = jnp.einsum("xunwc,xucnh->xuwnh", weights, v, preferred_element_type=jnp.float32)
     return out.reshape(X, blocks * c.block, -1)[:, :T]

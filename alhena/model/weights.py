@@ -9,24 +9,22 @@ Nothing is unpickled and nothing is executed; every name and shape is checked ag
 
 from __future__ import annotations
 
-import itertools
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import save_file
 
-from alhena.artifacts import read_json, write_atomically, write_json
+from alhena.artifacts import atomic, write_json
 from alhena.model import config, model
-from alhena.model.einsum import Int4
+from alhena.model.int4 import Int4
+from alhena.model.tensors import FLOATS, Stored, open_file, read_settings, regular
+from alhena.schema import parsed, shown
 
 Tree = TypeVar("Tree")
-_TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "uint8": "U8", "int32": "I32"}
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
@@ -41,17 +39,30 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
     return out
 
 
-def _fill(like: Any, arrays: dict[str, np.ndarray], prefix: str = "") -> Any:
+def _int4(name: str, arrays: dict[str, Stored], expected: tuple[int, ...]) -> Int4:
+    """A stored 4-bit weight, of which everything is checked but its numbers."""
+    packed, scales = arrays.pop(name + ".packed"), arrays.pop(name + ".scales", None)
+    if scales is None:
+        raise ValueError(f"it has no array {name}.scales")
+    if packed.dtype != "U8" or scales.dtype not in FLOATS or len(packed.shape) != len(expected):
+        raise ValueError(f"{name} is no 4-bit weight: {packed.dtype} {shown(packed.shape)}, scales of {scales.dtype}")
+    transposed = name.split(".")[-1] == "embedding"
+    *layers, half, outer = packed.shape
+    stored = (*layers, 2 * half, outer)
+    if (stored[:-2] + stored[:-3:-1] if transposed else stored) != expected:
+        raise ValueError(f"{name} is a 4-bit {stored}, expected {expected}")
+    groups = scales.shape[-2] if len(scales.shape) == len(stored) else 0
+    if scales.shape != (*layers, groups, outer) or not groups or 2 * half % groups:
+        raise ValueError(f"{name}.scales is {shown(scales.shape)}; that does not fit a 4-bit {stored}")
+    return Int4(packed, scales, transposed)  # type: ignore[arg-type]  # read afterwards
+
+
+def _fill(like: Any, arrays: dict[str, Stored], prefix: str = "") -> Any:
     values: dict[str, Any] = {}
     for field in fields(like):
         value, name = getattr(like, field.name), prefix + field.name
-        if name + ".packed" in arrays and not isinstance(value, Int4):
-            packed, scales = arrays.pop(name + ".packed"), arrays.pop(name + ".scales")
-            expected, transposed = tuple(value.shape), field.name == "embedding"
-            stored = (*packed.shape[:-2], 2 * packed.shape[-2], packed.shape[-1])
-            if (stored[:-2] + stored[:-3:-1] if transposed else stored) != expected:
-                raise ValueError(f"{name} is a 4-bit {stored}, expected {expected}")
-            values[field.name] = Int4(jax.numpy.asarray(packed), jax.numpy.asarray(scales), transposed)
+        if name + ".packed" in arrays and not (value is None or is_dataclass(value)):
+            values[field.name] = _int4(name, arrays, tuple(value.shape))
         elif is_dataclass(value):
             values[field.name] = _fill(value, arrays, name + ".")
         elif value is None or field.metadata.get("static"):
@@ -61,26 +72,18 @@ def _fill(like: Any, arrays: dict[str, np.ndarray], prefix: str = "") -> Any:
                 raise ValueError(f"it has no array {name}")
             array = arrays.pop(name)
             if array.shape != tuple(value.shape):
-                raise ValueError(f"{name} is {array.shape}, expected {tuple(value.shape)}")
-            values[field.name] = jax.numpy.asarray(array, value.dtype)
+                raise ValueError(f"{name} is {shown(array.shape)}, expected {tuple(value.shape)}")
+            if (array.dtype in FLOATS) != jax.numpy.issubdtype(value.dtype, jax.numpy.floating):
+                raise ValueError(f"{name} is of type {array.dtype}, expected {value.dtype}")
+            values[field.name] = replace(array, target=value.dtype)
     return type(like)(**values)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """One safetensors file, array by array: nothing is copied whole. Metadata says ``format: pt``, as readers of it expect."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    place = 0
-    for name, array in arrays.items():
-        header[name] = {
-            "dtype": _TYPES[array.dtype.name],
-            "shape": array.shape,
-            "data_offsets": (place, place + array.nbytes),
-        }
-        place += array.nbytes
-    head = json.dumps(header, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)
-    pieces = (np.ascontiguousarray(array).data.cast("B") for array in arrays.values() if array.size)
-    write_atomically(path, itertools.chain((len(head).to_bytes(8, "little"), head), pieces))
+    """One safetensors file. Metadata says ``format: pt``, as readers of it expect. Arrays that are contiguous are not copied."""
+    # The library writes an array as it lies in memory: one that is not contiguous would be written in another order.
+    with atomic(path) as partial:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial, {"format": "pt"})
 
 
 def write_tree(path: Path, tree: Any) -> None:
@@ -88,17 +91,27 @@ def write_tree(path: Path, tree: Any) -> None:
 
 
 def read_tree(path: Path, like: Tree) -> Tree:
-    """Arrays of ``path`` in the shape of ``like`` (arrays or ShapeDtypeStructs). Raises ValueError naming file and array."""
+    """Arrays of ``path`` in the shape of ``like`` (arrays or ShapeDtypeStructs). Raises ValueError naming file and array.
+
+    Names, shapes and types are checked before any array is read.
+    """
+    arrays = open_file(path)
     try:
-        arrays = load_file(path)
         tree = _fill(like, arrays)
         if arrays:
-            raise ValueError(f"it holds {len(arrays)} unknown arrays, such as {min(arrays)}")
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except (SafetensorError, ValueError) as error:
+            raise ValueError(f"it holds {len(arrays)} unknown arrays, such as {shown(min(arrays))}")
+    except ValueError as error:
         raise ValueError(f"{path}: these are not the weights of this model: {error}") from None
-    return tree
+    return jax.tree.map(lambda stored: jax.numpy.asarray(stored.read()), tree)
+
+
+def check_size(path: Path, size: int, least_bytes: int) -> None:
+    """Raises ValueError when weights of ``size`` bytes are fewer than their configuration's, before shapes are made of it."""
+    if size < least_bytes:
+        raise ValueError(
+            f"{path}: these are not the weights of this model: {size:,} bytes, "
+            f"where the configuration needs {shown(least_bytes)} or more"
+        )
 
 
 def save_model(folder: Path, params: model.Params, c: config.Model, facts: dict[str, Any]) -> None:
@@ -107,25 +120,30 @@ def save_model(folder: Path, params: model.Params, c: config.Model, facts: dict[
     write_json(folder / "model.json", {"config": asdict(c), "facts": facts})
 
 
+@dataclass(frozen=True)
+class _File:
+    """What ``model.json`` holds."""
+
+    config: dict[str, Any]
+    facts: dict[str, Any]
+
+
 def read_config(folder: Path) -> tuple[config.Model, dict[str, Any]]:
-    """The configuration of a model folder and the facts kept with it."""
-    stored = read_json(folder / "model.json")
-    try:
-        parts = dict(stored["config"])
-        kinds: dict[str, Callable[..., Any]] = {
-            "decoder": lambda fields: config.Decoder(**fields),
-            "vision": lambda fields: config.Vision(**fields),
-            "audio": config.audio,
-        }
-        parts |= {name: parts[name] and read(parts[name]) for name, read in kinds.items()}
-        parts["code_factors"] = parts["code_factors"] and tuple(parts["code_factors"])
-        return config.Model(**parts), stored["facts"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'model.json'}: not a model of Alhena ({error})") from None
+    """The configuration of a model folder and the facts kept with it. Raises ValueError that names file and field."""
+    path = folder / "model.json"
+    stored = parsed(_File, read_settings(path), path)
+    audio = stored.config.get("audio")
+    c = parsed(
+        config.Model, {**stored.config, "audio": None} if "audio" in stored.config else stored.config, path, "config"
+    )
+    if audio is not None:
+        c = replace(c, audio=parsed(config.audio_class(audio), audio, path, "config.audio"))
+    return c, stored.facts
 
 
 def load_model(folder: Path) -> tuple[model.Params, config.Model]:
     """Reads what :func:`save_model` wrote, plain or 4-bit."""
     c, _ = read_config(folder)
-    like = jax.eval_shape(lambda: model.init(jax.random.key(0), c))
-    return read_tree(folder / "weights.safetensors", like), c
+    weights = regular(folder / "weights.safetensors")
+    check_size(weights, weights.stat().st_size, c.least_bytes)
+    return read_tree(weights, jax.eval_shape(lambda: model.init(jax.random.key(0), c))), c

@@ -22,7 +22,7 @@ from alhena.batch import Batch, Modality
 from alhena.model import config, model, sharding
 from alhena.model.codes import Factors, collapse, collapse_part, expand, expand_part, part_ids
 from alhena.model.einsum import dense, outer_sum
-from alhena.model.layers import rms_norm
+from alhena.model.layers import rms_norm, softcap
 from alhena.shapes import Array, Float, Int
 
 CHUNK = 512
@@ -40,8 +40,7 @@ def _chunk(
     scores = jax.lax.dot_general(h, e, dims, preferred_element_type=jnp.float32)
     logits = expand(scores, factors) if axis is None else expand_part(scores, factors, axis)
     ids = jnp.arange(logits.shape[1]) if axis is None else part_ids(scores.shape[1], factors, axis)
-    if cap is not None:
-        logits = cap * jnp.tanh(logits / cap)
+    logits = softcap(logits, cap)
     if axis is not None:
         logits = jnp.where(ids < 0, VOID, logits)
     log_z = jax.nn.logsumexp(logits, axis=-1)

@@ -30,6 +30,7 @@ from alhena.shapes import Array
 
 Tree = TypeVar("Tree")
 SLOT = "ALHENA_SLOT"
+DATA = "data"  # the name of the array that holds the JSON of what is no array
 KEPT = 2  # copies: while one is written, the one before it is whole
 MEMORY = Path("/dev/shm" if os.path.isdir("/dev/shm") else os.environ.get("TMPDIR", "/tmp"))
 
@@ -55,7 +56,7 @@ class Replicas:
     def save(self, step: int, state: Any, data: Any) -> None:
         leaves = enumerate(jax.tree.leaves(state))
         arrays = {f"{i}.{k}": np.asarray(s.data) for i, leaf in leaves for k, s in enumerate(_shards(leaf))}
-        payload = save(arrays, {"data": json.dumps(data)})
+        payload = save({**arrays, DATA: np.frombuffer(json.dumps(data).encode(), np.uint8)})
         write_atomically(self.folder / f"{step}.copy", hashlib.blake2b(payload, digest_size=16).digest() + payload)
         for old in self._steps()[KEPT:]:
             (self.folder / f"{old}.copy").unlink()
@@ -103,13 +104,7 @@ class Replicas:
                 raise ValueError(f"{self.folder}: these copies are of another model or mesh; delete the folder")
             put = [jax.device_put(part, s.device) for part, s in zip(parts, held, strict=True)]
             whole.append(jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, put))
-        return jax.tree.unflatten(structure, whole), None if payload is None else _data_of(payload)
-
-
-def _data_of(payload: bytes) -> Any:
-    """What stands beside the arrays."""
-    size = int.from_bytes(payload[:8], "little")
-    return json.loads(json.loads(payload[8 : 8 + size])["__metadata__"]["data"])
+        return jax.tree.unflatten(structure, whole), None if arrays is None else json.loads(arrays[DATA].tobytes())
 
 
 def _from_pod(tree: Tree, source: int) -> Tree:

@@ -13,14 +13,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from alhena.artifacts import read_json, write_atomically, write_json
+from alhena.artifacts import write_atomically, write_json
 from alhena.batch import Example, Modality
 from alhena.content import Audio, Content, Document, Image, Part, Text, Video
 from alhena.media import SAMPLE_RATE, decode_audio, decode_image, decode_video
 from alhena.model import config
+from alhena.model.tensors import read_settings, regular
+from alhena.schema import bounded, parsed
 from alhena.tokens.images import code_grid, patchify, resize
 from alhena.tokens.sound import HOP, chunk, log_mel
 from alhena.tokens.text import TextPieces
@@ -44,6 +47,24 @@ class Budget:
     )
     code_weight: float = 0.3  # of a drawn image code: much of which one comes next is chance
     text_weight: float = 0.25  # running text has many more targets than an answer; this keeps it from drowning the rest
+
+    def __post_init__(self) -> None:
+        some, share = (1, 2**16), (0.0, 1e3)
+        bounded(
+            self, image_tokens=some, frame_tokens=some, clip_frames=some, audio_seconds=(0.01, 86_400), drawn_codes=some
+        )
+        bounded(self, question_weight=share, code_weight=share, text_weight=share)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What ``vocabulary.json`` holds."""
+
+    num_text: int
+    num_codes: int
+    vision: dict[str, Any]
+    audio: dict[str, Any]
+    budget: dict[str, Any]
 
 
 @dataclass
@@ -263,18 +284,19 @@ class Encoder:
     @classmethod
     def load(cls, folder: Path, draw: Draw | None = None) -> Encoder:
         """Reads what :meth:`save` wrote. Raises ValueError that names the file when one is missing or does not fit."""
-        settings = read_json(folder / "vocabulary.json")
+        path = folder / "vocabulary.json"
+        stored = parsed(_Settings, read_settings(path), path)
+        vocabulary = parsed(Vocabulary, {"num_text": stored.num_text, "num_codes": stored.num_codes}, path)
+        vision = parsed(config.Vision, stored.vision, path, "vision")
+        audio = parsed(config.audio_class(stored.audio), stored.audio, path, "audio")
+        budget = parsed(Budget, stored.budget, path, "budget")
+        model = regular(folder / "text.model")
         try:
-            data = (folder / "text.model").read_bytes()
-            pieces = TextPieces.from_bytes(data)
-            vocabulary = Vocabulary(settings["num_text"], settings["num_codes"])
-            parts = config.Vision(**settings["vision"]), config.audio(settings["audio"]), Budget(**settings["budget"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{folder / 'vocabulary.json'}: not a vocabulary of Alhena ({error})") from None
-        except (FileNotFoundError, ValueError) as error:
-            raise ValueError(f"{folder / 'text.model'}: {error}") from None
+            pieces = TextPieces.from_bytes(model.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{model}: {error}") from None
         if pieces.size != vocabulary.num_text:
             raise ValueError(
                 f"{folder}: text.model has {pieces.size} pieces but vocabulary.json says {vocabulary.num_text}"
             )
-        return cls(pieces, vocabulary, *parts, draw)
+        return cls(pieces, vocabulary, vision, audio, budget, draw)

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from alhena.schema import bounded
+
 CONTROLS = "<pad> <bos> <user> <model> <document> <end> <boi> <img> <eoi> <boa> <aud> <eoa> <bov> <eov> <boi_out> <eoi_out>".split()
 NUM_TIMES = 64  # <time k>: k quarter seconds from the start of a clip, the last one stands for all later times
 MAX_GRID = 32  # <rows n> and <columns n> of a drawn image's code grid, 1..MAX_GRID
@@ -34,6 +36,9 @@ class Vocabulary:
 
     num_text: int
     num_codes: int
+
+    def __post_init__(self) -> None:
+        bounded(self, num_text=(1, 2**22), num_codes=(0, 2**20))
 
     def control(self, name: str) -> int:
         """Id of a control token by name, for instance ``<boi>``. Raises ValueError for an unknown name."""

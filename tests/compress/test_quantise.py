@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alhena.compress.quantise import quantise, quantise_model
+from alhena.compress.quantise import quantise_model
 from alhena.model import model
-from alhena.model.einsum import Int4, dequantise
+from alhena.model.int4 import Int4, dequantise, quantise
 from alhena.model.weights import flatten
 from alhena.pretrain.loss import batch_loss
 from alhena.tokens.loader import plain_batch

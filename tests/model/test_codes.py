@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alhena.compress.quantise import quantise
 from alhena.model import model
 from alhena.model.codes import collapse, expand, lookup, num_rows
+from alhena.model.int4 import quantise
 from alhena.pretrain.loss import batch_loss
 from alhena.tokens.loader import plain_batch
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alhena.compress.quantise import quantise, quantise_model
+from alhena.compress.quantise import quantise_model
 from alhena.model import model
-from alhena.model.einsum import Int4, dequantise, einsum, take
+from alhena.model.einsum import einsum, take
+from alhena.model.int4 import Int4, dequantise, quantise
 from alhena.model.weights import load_model, save_model
 from alhena.tokens.loader import plain_batch
 

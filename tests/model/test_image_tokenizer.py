@@ -186,3 +186,14 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch):
 def test_pictures_too_small_to_crop_are_named(tmp_path):
     with pytest.raises(ValueError, match="no picture of at least 32x32"):
         train([noise(0, 24, 64)], C, SETTINGS, tmp_path)
+
+
+def test_a_second_call_compiles_nothing() -> None:
+    params = tokenizer.init(jax.random.key(0), C)
+    calls = tokenizer._encode, tokenizer._decode
+    sizes = []
+    for seed in (0, 1):
+        (codes,) = tokenizer.encode_images(params, C, [noise(seed, 24, 40)], batch=1)
+        tokenizer.decode_codes(params, C, codes)
+        sizes.append([call._cache_size() for call in calls])  # type: ignore[attr-defined]
+    assert sizes[0] == sizes[1]

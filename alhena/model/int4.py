@@ -1,0 +1,75 @@
+"""4-bit weights in groups: every group of ``group`` values along the contracted dimension shares one scale.
+
+    w [I, O]  ──►  packed uint8 [I/2, O],  scales float32 [I/group, O]        w ≈ (q - 8) · scale, q in 0..15
+
+Two 4-bit values share a byte: the even position is its low half, the odd one its high half. Quantising rounds to nearest and searches
+for the scale that loses least, out of a few (as in AWQ's clipping, Lin et al. 2023).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alhena.shapes import Array, Float, Int, UInt8
+
+SHRINK = np.linspace(0.7, 1.0, 13, dtype=np.float32)  # of the scale that just reaches the largest value
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Int4:
+    """A 4-bit matrix. ``transposed`` says that the stored matrix is ``[in, out]`` of an ``[out, in]`` weight (the embedding)."""
+
+    packed: UInt8[Array, "*layers I/2 O"]
+    scales: Float[Array, "*layers I/G O"]
+    transposed: bool = field(default=False, metadata={"static": True})
+
+
+def unpack(w: Int4) -> Int[Array, "*layers I O"]:
+    """The integers -8..7, in their order along the contracted dimension."""
+    low, high = w.packed & 15, w.packed >> 4
+    both = jnp.stack([low, high], axis=-2)  # [..., I/2, 2, O]
+    return both.reshape(*w.packed.shape[:-2], -1, w.packed.shape[-1]).astype(jnp.int32) - 8
+
+
+def dequantise(w: Int4) -> Float[Array, "*layers I O"]:
+    """The float32 weight that an Int4 stands for, in its original orientation."""
+    values = unpack(w).astype(jnp.float32)
+    group = values.shape[-2] // w.scales.shape[-2]
+    full = values * jnp.repeat(w.scales.astype(jnp.float32), group, axis=-2)
+    return jnp.swapaxes(full, -1, -2) if w.transposed else full
+
+
+def quantise(w: Float[Array, "*layers I O"], group: int, transposed: bool = False) -> Int4:
+    """An Int4 of a weight; ``transposed`` for the embedding ``[V, D]``, which is contracted along its last dimension.
+
+    Raises ValueError when the contracted dimension is no multiple of the group, or the group is odd.
+    """
+    values = np.asarray(w, np.float32)
+    if transposed:
+        values = np.swapaxes(values, -1, -2)
+    *layers, inner, outer = values.shape
+    if inner % group or group % 2:
+        raise ValueError(
+            f"a weight of {inner} inputs cannot be quantised in groups of {group}; choose an even divisor of {inner}"
+        )
+    grouped = values.reshape(*layers, inner // group, group, outer)
+    largest = np.abs(grouped).max(-2)
+    best_error, best_scale = np.full(largest.shape, np.inf, np.float32), np.ones_like(largest)
+    # A scale may be negative: -8..7 reaches one step further on one side, and each group turns that side where it needs it.
+    for candidate in (*SHRINK, *-SHRINK):
+        scale = candidate * np.maximum(largest / 7.5, 1e-12)
+        error = np.sum((_round(grouped, scale) * scale[..., None, :] - grouped) ** 2, -2)
+        better = error < best_error
+        best_error, best_scale = np.where(better, error, best_error), np.where(better, scale, best_scale)
+    q = (_round(grouped, best_scale) + 8).astype(np.uint8).reshape(*layers, inner // 2, 2, outer)
+    packed = q[..., 0, :] | (q[..., 1, :] << 4)
+    return Int4(jnp.asarray(packed), jnp.asarray(best_scale.astype(np.float32)), transposed)
+
+
+def _round(grouped: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    return np.clip(np.round(grouped / scale[..., None, :]), -8, 7)

@@ -1,0 +1,61 @@
+"""JSON read as frozen dataclasses: each field of its declared type, none missing, none unknown.
+
+>>> from dataclasses import dataclass
+>>> @dataclass(frozen=True)
+... class Size:
+...     width: int
+...     height: int = 1
+>>> parsed(Size, {"width": 3}, Path("size.json"))
+Size(width=3, height=1)
+>>> parsed(Size, {"width": "3"}, Path("size.json"))
+Traceback (most recent call last):
+ValueError: size.json: width: input should be a valid integer, not '3'
+>>> parsed(Size, {"width": 3, "depth": 1}, Path("size.json"))
+Traceback (most recent call last):
+ValueError: size.json: depth: unexpected field; no field of this name is known
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+T = TypeVar("T")
+
+
+def parsed(kind: type[T], value: Any, path: Path, field: str = "") -> T:
+    """A JSON value as a ``kind``. Raises ValueError that names the file and the field (``field`` is where the value stands)."""
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(value), strict=True, extra="forbid")
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(filter(None, (field, *map(str, first["loc"]))))
+        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            said = "unexpected field; no field of this name is known"
+        elif first["type"] in ("missing", "missing_argument"):
+            said = "missing"
+        elif first["type"] == "value_error":
+            said = str(first["ctx"]["error"])
+        else:
+            said = f"{first['msg'][0].lower()}{first['msg'][1:]}, not {shown(first['input'])}"
+        raise ValueError(": ".join(filter(None, (str(path), where, said)))) from None
+    except (RecursionError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {field or 'its content'} cannot be read ({error})") from None
+
+
+def shown(value: Any) -> str:
+    """A value as an error message shows it: at most 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def bounded(owner: object, **limits: tuple[float, float]) -> None:
+    """Raises ValueError for a field that lies outside its limits, both ends allowed; None is no number and passes."""
+    for name, (low, high) in limits.items():
+        value = getattr(owner, name)
+        if value is not None and not (math.isfinite(value) and low <= value <= high):
+            raise ValueError(f"{type(owner).__name__}.{name} is {shown(value)}; {low:g} to {high:g} can be read")

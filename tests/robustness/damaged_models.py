@@ -1,0 +1,342 @@
+"""Model folders damaged in every way we know, opened one after the other: each gives a model or one line, within bounded memory and time.
+
+    python -m tests.robustness.damaged_models            all of them, in processes of 20 with 4 GB of address space
+    python -m tests.robustness.damaged_models --few 30   some of them
+
+A damage is a name and a function of a whole folder. Ours is opened as ``alhena chat`` opens it, Hugging Face's as ``alhena import``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MEMORY = 4 * 2**30  # bytes of address space
+SECONDS = 20.0  # for one folder
+TOGETHER = 20  # folders a process
+ABSURD: dict[str, Any] = {
+    "huge": 10**13, "beyond": 10**400, "zero": 0, "negative": -1, "fraction": 2.5, "text": "64", "true": True, "null": None,
+    "list": [1, 2], "object": {"a": 1}, "infinite": float("inf"), "nan": float("nan"),
+}  # fmt: skip
+Damage = tuple[str, Callable[[Path], None]]
+
+
+# ── whole folders ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def make_ours(folder: Path) -> None:
+    """A tiny random model of ours, as a stage leaves it."""
+    import jax
+
+    from alhena.model import config, image_tokenizer, model
+    from alhena.model.weights import save_model
+    from alhena.tokens import text
+    from alhena.tokens.encode import Encoder
+    from alhena.tokens.vocabulary import Vocabulary
+
+    pieces = text.TextPieces.from_bytes(text.train(["What colour is it? red\n", "x 12 y 34;"] * 30, 300))
+    vision, audio = config.Vision(8, 1, 2, 8, side=8), config.Usm(8, 1, 2, 8, mels=8, chunk=32, channels=(2, 2))
+    encoder = Encoder(pieces, Vocabulary(pieces.size, 64), vision, audio)
+    v = encoder.vocabulary
+    decoder = config.Decoder(width=8, layers=2, heads=2, head_dim=4, hidden=8)
+    c = config.Model(v.size, v.control("<img>"), v.control("<aud>"), decoder, vision, audio, (16, 4))
+    image = config.ImageTokenizer((16,), (4,), 8)
+    save_model(folder, model.init(jax.random.key(0), c), c, {"name": "tiny"})
+    image_tokenizer.save(folder, image_tokenizer.init(jax.random.key(0), image), image)
+    encoder.save(folder)
+
+
+def make_theirs(folder: Path) -> None:
+    """A tiny random Gemma 3 in Hugging Face's layout, in two shards."""
+    import jax
+
+    from alhena.model import config, gemma, model
+    from alhena.model.weights import write_arrays
+
+    decoder = config.Decoder(8, 2, 2, 4, 8, window=4, global_every=2, local_rope_base=1e4, rope_base=1e6)
+    c = config.Model(40, -1, -1, decoder, None, None)
+    gemma.write(folder, model.init(jax.random.key(0), c), c)
+    from safetensors.numpy import load_file
+
+    arrays, names = load_file(folder / "model.safetensors"), ("model-00001-of-00002", "model-00002-of-00002")
+    places = {name: f"{names[i % 2]}.safetensors" for i, name in enumerate(sorted(arrays))}
+    for shard in names:
+        some = {name: array for name, array in arrays.items() if places[name] == f"{shard}.safetensors"}
+        write_arrays(folder / f"{shard}.safetensors", some)
+    (folder / "model.safetensors").unlink()
+    write_json(folder / "model.safetensors.index.json", {"weight_map": places})
+
+
+def open_ours(folder: Path) -> None:
+    from alhena.serve.engine import Engine
+
+    Engine.load(folder)
+
+
+def open_theirs(folder: Path) -> None:
+    from alhena.model import gemma
+
+    gemma.read(folder, "gemma3")
+
+
+# ── damages ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def write_json(path: Path, value: Any) -> None:
+    sys.set_int_max_str_digits(0)
+    path.write_text(json.dumps(value))
+
+
+def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Ways to every value inside a JSON value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield (*path, key)
+        yield from _leaves(inner, (*path, key))
+
+
+def _set(file: str, way: tuple[Any, ...], value: Any) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        stored = json.loads((folder / file).read_text())
+        inner = stored
+        for key in way[:-1]:
+            inner = inner[key]
+        inner[way[-1]] = value
+        write_json(folder / file, stored)
+
+    return damage
+
+
+def _delete(file: str, way: tuple[Any, ...]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        stored = json.loads((folder / file).read_text())
+        inner = stored
+        for key in way[:-1]:
+            inner = inner[key]
+        del inner[way[-1]]
+        write_json(folder / file, stored)
+
+    return damage
+
+
+def json_damages(folder: Path, file: str) -> Iterator[Damage]:
+    """Every value of a JSON file absurd or gone, unknown keys, and the file itself no JSON."""
+    for way in _leaves(json.loads((folder / file).read_text())):
+        name = f"{file}:{'.'.join(map(str, way))}"
+        for kind, value in ABSURD.items():
+            yield f"{name} {kind}", _set(file, way, value)
+        yield f"{name} gone", _delete(file, way)
+    yield f"{file} unknown key", _set(file, ("colour_of_weights",), 3)
+    for kind, data in {
+        "empty": b"", "no JSON": b"{", "a list": b"[]", "a number": b"7", "null": b"null", "latin-1": b'{"a": "\xe9"}',
+        "deep": b"[" * 100_000, "deep object": b'{"config":' * 50_000, "long number": b'{"config": ' + b"9" * 100_000 + b"}",
+        "twice": b'{"config": {}, "config": {}}', "surrogate": b'{"\\ud800": "\\udfff"}', "pickle": b"\x80\x04K\x01.",
+    }.items():  # fmt: skip
+        yield f"{file} {kind}", lambda folder, data=data: (folder / file).write_bytes(data)  # type: ignore[misc]
+
+
+def _rewrite(path: Path, change: Callable[[dict[str, Any], bytearray], None]) -> None:
+    """Changes a safetensors file's header and data, without any check."""
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header, rest = json.loads(data[8 : 8 + size]), bytearray(data[8 + size :])
+    change(header, rest)
+    head = json.dumps(header).encode()
+    path.write_bytes(len(head).to_bytes(8, "little") + head + rest)
+
+
+def tensor_damages(file: str) -> Iterator[Damage]:
+    """A safetensors file cut, overwritten, or with a header that says something else."""
+
+    def bytes_of(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+        return lambda folder: (folder / file).write_bytes(change((folder / file).read_bytes())) and None  # type: ignore[func-returns-value]
+
+    def header(change: Callable[[dict[str, Any], str], Any], which: int = -1) -> Callable[[Path], None]:
+        def damage(folder: Path) -> None:
+            def inner(h: dict[str, Any], _: bytearray) -> None:
+                change(h, sorted(name for name in h if name != "__metadata__")[which])
+
+            _rewrite(folder / file, inner)
+
+        return damage
+
+    for share in (0.0, 0.001, 0.3, 0.9, 0.9999):
+        yield f"{file} cut at {share}", bytes_of(lambda data, share=share: data[: int(len(data) * share)])  # type: ignore[misc]
+    yield f"{file} one byte more", bytes_of(lambda data: data + b"\0")
+    for size in (0, 2**20, 2**40, 2**63 + 1, 2**64 - 1):
+        yield f"{file} header of {size}", bytes_of(lambda data, size=size: size.to_bytes(8, "little") + data[8:])  # type: ignore[misc]
+    yield f"{file} ones", bytes_of(lambda data: data[:-64] + b"\xff" * 64)
+    yield f"{file} pickle", bytes_of(lambda data: b"\x80\x04K\x01.")
+    yield (
+        f"{file} LFS pointer",
+        bytes_of(lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+    )
+    for kind, shape in {
+        "huge": [10**13], "overflow": [2**40, 2**40], "negative": [-1, 4], "text": ["8"], "nested": [[8]], "null": None,
+        "fraction": [0.5], "zero": [0], "scalar": [], "long": [1] * 10_000,
+    }.items():  # fmt: skip
+        yield f"{file} shape {kind}", header(lambda h, name, shape=shape: h[name].update(shape=shape))  # type: ignore[misc]
+    for kind in ("F64", "I64", "I32", "U8", "F16", "BF16", "BOOL", "F8_E4M3", "F4", "X", 3, None):
+        yield f"{file} dtype {kind}", header(lambda h, name, kind=kind: h[name].update(dtype=kind))  # type: ignore[misc]
+    for offsets in ([0, 10**13], [10**13, 0], [-4, 4], [0], "x", None, [0.5, 4]):
+        yield f"{file} offsets {offsets}", header(lambda h, name, o=offsets: h[name].update(data_offsets=o))  # type: ignore[misc]
+    for which in (0, 1, -1):
+        yield f"{file} without tensor {which}", header(lambda h, name: h.pop(name), which)
+        yield f"{file} renamed tensor {which}", header(lambda h, name: h.update({name + ".bias": h.pop(name)}), which)
+    yield f"{file} metadata", header(lambda h, name: h.update(__metadata__={"a": [1]}))
+    yield f"{file} gone", lambda folder: (folder / file).unlink()
+    yield f"{file} folder", lambda folder: ((folder / file).unlink(), (folder / file).mkdir()) and None  # type: ignore[func-returns-value]
+    yield f"{file} link out", lambda folder: _link(folder / file, "/etc/hostname")
+    yield f"{file} link to itself", lambda folder: _link(folder / file, file)
+    yield f"{file} device", lambda folder: _link(folder / file, "/dev/zero")
+    yield f"{file} pipe", lambda folder: ((folder / file).unlink(), os.mkfifo(folder / file)) and None  # type: ignore[func-returns-value]
+
+
+def _link(path: Path, target: str) -> None:
+    path.unlink()
+    path.symlink_to(target)
+
+
+def byte_damages(file: str, count: int) -> Iterator[Damage]:
+    """Random bytes of a file changed."""
+
+    def damage(folder: Path, seed: int) -> None:
+        rng, data = np.random.default_rng(seed), bytearray((folder / file).read_bytes())
+        for place in rng.integers(0, len(data), rng.integers(1, 9)):
+            data[place] = rng.integers(0, 256)
+        (folder / file).write_bytes(data[: rng.integers(1, len(data))] if seed % 3 == 0 else data)
+
+    for seed in range(count):
+        yield f"{file} random bytes {seed}", lambda folder, seed=seed: damage(folder, seed)  # type: ignore[misc]
+
+
+def index_damages() -> Iterator[Damage]:
+    index, name = "model.safetensors.index.json", "model.norm.weight"
+    for target in (
+        "../model-00001-of-00002.safetensors",
+        "/etc/passwd",
+        "gone.safetensors",
+        "config.json",
+        "",
+        ".",
+        7,
+        None,
+        {},
+    ):
+        yield f"index → {target!r}", _set(index, ("weight_map", name), target)
+    yield "index to the other shard", _set(index, ("weight_map", name), "model-00001-of-00002.safetensors")
+    yield "index of one tensor more", _set(index, ("weight_map", "model.more"), "model-00001-of-00002.safetensors")
+    yield "index of one less", _delete(index, ("weight_map", name))
+    shard = "model-00001-of-00002.safetensors"
+    yield "a third shard", lambda f: shutil.copyfile(f / shard, f / "model-00003-of-00003.safetensors") and None  # type: ignore[func-returns-value]
+    yield "both layouts", lambda f: shutil.copyfile(f / shard, f / "model.safetensors") and None  # type: ignore[func-returns-value]
+    yield "shards alike", lambda f: shutil.copyfile(f / shard, f / "model-00002-of-00002.safetensors") and None  # type: ignore[func-returns-value]
+
+
+def damages(kind: str, folder: Path) -> list[Damage]:
+    """All damages of a whole folder of one kind, in a fixed order."""
+    if kind == "ours":
+        out = [d for f in ("model.json", "vocabulary.json", "image_tokenizer.json") for d in json_damages(folder, f)]
+        out += [d for f in ("weights.safetensors", "image_tokenizer.safetensors") for d in tensor_damages(f)]
+        files = ("weights.safetensors", "image_tokenizer.safetensors", "text.model")
+        return out + [d for f in files for d in byte_damages(f, 30)]
+    out = [*json_damages(folder, "config.json"), *index_damages()]
+    shard = "model-00001-of-00002.safetensors"
+    return [*out, *tensor_damages(shard), *byte_damages(shard, 30), *byte_damages("model.safetensors.index.json", 30)]
+
+
+# ── trials ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _try_all(kind: str, whole: Path, some: list[str], said: Any) -> None:
+    """Opens a damaged copy after the other; says for each what came of it and in how many seconds."""
+    open_folder = open_ours if kind == "ours" else open_theirs
+    known = dict(damages(kind, whole))
+    open_folder(whole)  # compiled, imported: what comes now is the damage's own
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, resource.RLIM_INFINITY))
+    for name in some:
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent) / "model"
+            shutil.copytree(whole, folder)
+            known[name](folder)
+            said.put((name, None, 0.0))
+            start = time.perf_counter()
+            try:
+                open_folder(folder)
+                result = "opened"
+            except ValueError as error:
+                one_line = len(str(error)) < 1000 and "\n" not in str(error).strip()
+                result = f"refused: {error}" if one_line else f"FAILED: a long message: {str(error)[:300]}"
+            except BaseException as error:
+                result = f"FAILED: {type(error).__name__}: {str(error)[:300]}"
+            said.put((name, result, time.perf_counter() - start))
+    said.put(None)
+
+
+def trial(kind: str, whole: Path, names: list[str]) -> dict[str, str]:
+    """What came of each damage. A process that dies or hangs is a failure of the damage that it was at."""
+    spawn = multiprocessing.get_context("spawn")
+    out: dict[str, str] = {}
+    left = list(names)
+    while left:
+        some, said = left[:TOGETHER], spawn.Queue()
+        process = spawn.Process(target=_try_all, args=(kind, whole, some, said), daemon=True)
+        process.start()
+        at, alive = some[0], True
+        while alive:
+            try:
+                told = said.get(timeout=SECONDS if out or at != some[0] else 10 * SECONDS)
+            except Exception:
+                out[at], alive = f"FAILED: no answer (exit code {process.exitcode})", False
+                continue
+            if told is None:
+                break
+            at = told[0]
+            if told[1] is not None:
+                out[at] = told[1]
+        process.kill()
+        process.join()
+        left = [name for name in left if name not in out]
+    return out
+
+
+def main(few: int | None = None, show: bool = False) -> dict[str, str]:
+    """Tries all damages, or ``few`` of each kind of folder; returns the failures."""
+    failures: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as parent:
+        for kind, make in (("ours", make_ours), ("theirs", make_theirs)):
+            whole = Path(parent) / kind
+            whole.mkdir()
+            make(whole)
+            names = [name for name, _ in damages(kind, whole)]
+            names = names if few is None else names[:: -(-len(names) // few)]
+            results = trial(kind, whole, names)
+            opened = [name for name, result in results.items() if result == "opened"]
+            bad = {f"{kind} {name}": result for name, result in results.items() if result.startswith("FAILED")}
+            print(f"{kind}: {len(results)} folders, {len(opened)} opened, {len(bad)} failed")
+            if show:
+                print(*(f"  {name}: {result}" for name, result in results.items()), sep="\n")
+            failures |= bad
+    return failures
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--few", type=int)
+    parser.add_argument("--show", action="store_true")
+    found = main(**vars(parser.parse_args()))
+    print(*(f"{name}: {result}" for name, result in found.items()), sep="\n")
+    sys.exit(bool(found))
