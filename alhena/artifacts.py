@@ -67,32 +67,65 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Raises ValueError that names the file when it is missing or no JSON."""
+def _checked(value: Any, kinds: Mapping[str, type]) -> dict[str, Any]:
+    """A JSON object with at least these fields. Raises ValueError that says what is wrong."""
+    if not isinstance(value, dict):
+        raise ValueError(f"it is a {type(value).__name__}, not an object")
+    for key, kind in kinds.items():
+        if key not in value:
+            raise ValueError(f"it has no field {key!r}")
+        found = value[key]
+        number = isinstance(found, int) and not isinstance(found, bool)
+        if not (
+            number or isinstance(found, float) if kind is float else number if kind is int else type(found) is kind
+        ):
+            raise ValueError(f"field {key!r} is {found!r:.40}, a value of type {kind.__name__} is wanted")
+    return value
+
+
+def read_json(path: Path, **kinds: type) -> Any:
+    """The value of a JSON file; with ``kinds``, an object that has these fields with values of these types.
+
+    Raises ValueError that names the file when it is missing, no JSON, or lacks a field.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; has the stage that writes it finished?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); delete it and run its stage again") from None
+    try:
+        return _checked(value, kinds) if kinds else value
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; delete it and run its stage again") from None
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a log of JSON lines; no log is an empty one. A last line that a killed process was writing is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+def read_lines(path: Path, **kinds: type) -> list[dict[str, Any]]:
+    """The records of a log of JSON lines, each with the fields ``kinds`` and values of these types; no log is an empty one.
+
+    A last line that a killed process was writing is left out. Raises ValueError that names file and line of any other damage.
+    """
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    while lines and not lines[-1].strip():
+        lines.pop()
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            value = json.loads(line.decode("utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             if number < len(lines):
                 raise ValueError(f"{path}, line {number}: not valid JSON ({error}); delete the line") from None
+            continue
+        try:
+            records.append(_checked(value, kinds))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}; delete the line") from None
     return records
 
 
 def cut_lines(path: Path, step: int) -> None:
     """Drops the records of steps after ``step``: what comes now will write them again."""
-    kept = [record for record in read_lines(path) if record["step"] <= step]
+    kept = [record for record in read_lines(path, step=int) if record["step"] <= step]
     write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 

@@ -30,7 +30,7 @@ from alhena.model.weights import load_model, read_config, read_tree, save_model,
 from alhena.pretrain import image_tokenizer as image_training
 from alhena.pretrain import ladder, runs
 from alhena.pretrain.best_rq import listen
-from alhena.pretrain.loop import open_examples, train, validate
+from alhena.pretrain.loop import Folders, open_examples, train, validate
 from alhena.pretrain.replay import Replayed, replay
 from alhena.pretrain.replicas import everywhere
 from alhena.pretrain.scaling import Law
@@ -181,7 +181,7 @@ def make_ears(run: Run, folder: Path) -> None:
         c = run.model(Encoder.load(tokens).vocabulary)
         params = model.init(jax.random.key(run.pretrain.seed), c)
         assert c.audio is not None and params.audio is not None
-        ears, facts = listen(params.audio, c.audio, t, open_examples(tokens / "train"), out / "checkpoints")
+        ears, facts = listen(params.audio, c.audio, t, open_examples(tokens / "train"), out)
         write_tree(out / "audio.safetensors", ears)
         return facts
 
@@ -197,13 +197,15 @@ def replay_base(run: Run, folder: Path, step: int) -> Replayed:
 def fit_scaling(run: Run, folder: Path, budgets: Sequence[float], factors: Sequence[float]) -> Law:
     """A ladder of the run's model, smaller, on the run's tokens; rungs that are done are kept."""
     tokens, out = folder / "tokens", folder / "scaling"
+    folders = Folders(tokens / "train", out, tokens / "validation")
     c = run.model(Encoder.load(tokens).vocabulary)
-    rungs = ladder.climb(c, run.pretrain, tokens / "train", tokens / "validation", out, budgets, factors)
+    rungs = ladder.climb(c, run.pretrain, folders, ladder.Grid(budgets, factors))
     return ladder.fit_ladder(rungs, out)
 
 
 def make_base(run: Run, folder: Path) -> None:
     tokens, out = folder / "tokens", folder / "pretrain"
+    folders = Folders(tokens / "train", out, tokens / "validation")
 
     def work() -> dict[str, Any]:
         params, c = _beginning(run, folder)
@@ -212,7 +214,7 @@ def make_base(run: Run, folder: Path) -> None:
             "tokens_seen": run.pretrain.steps * run.pretrain.shape.rows * run.pretrain.shape.tokens,
         }
         CONSOLE.print(f"{facts['parameters']:,} parameters, {run.pretrain.steps:,} steps of {run.pretrain.shape}")
-        params = train(params, c, run.pretrain, tokens / "train", out, f"pretrain {run.name}", tokens / "validation")
+        params = train(params, c, run.pretrain, folders, f"pretrain {run.name}")
         params = jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), params) if several else params
         if jax.process_index() == 0:
             publish(params, c, tokens, folder / "models" / BASE, {"name": BASE, **facts})

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from alhena.model import config, model
-from alhena.pretrain.loop import Phase, Training, open_examples, train
+from alhena.pretrain.loop import Folders, Phase, Training, open_examples, train
 from alhena.pretrain.optimizer import Optimizer
 from alhena.tokens.loader import Shape
 from alhena.tokens.store import Examples
@@ -73,4 +73,4 @@ def tune(
     params: model.Params, c: config.Model, t: Tune, data: Path, out: Path, questions: float, title: str = "tune"
 ) -> model.Params:
     """Tunes on encoded examples (answers only), continuing from a checkpoint under ``out`` if there is one."""
-    return train(params, c, training(t, data, questions), data, out, title)
+    return train(params, c, training(t, data, questions), Folders(data, out), title)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -110,8 +111,23 @@ class Fingerprints:
 
 def read_fingerprints(folder: Path) -> tuple[dict[int, Fingerprint], dict]:
     """By step; and the machine that made the last of them. Raises ValueError when there are none."""
-    lines = read_lines(folder / FILE)
-    prints = {line["step"]: Fingerprint(**line) for line in lines if "batch" in line}
+    lines, prints, machines = read_lines(folder / FILE, step=int), {}, []
+    for number, line in enumerate(lines, 1):
+        if line.keys() == {"step", "machine"} and isinstance(line["machine"], dict):
+            machines.append(line["machine"])
+        elif line.keys() == {f.name for f in fields(Fingerprint)} and all(
+            _is_word(line[key]) for key in line.keys() - {"step"}
+        ):
+            prints[line["step"]] = Fingerprint(**line)
+        else:
+            raise ValueError(
+                f"{folder / FILE}, line {number}: not the fingerprint of a step, nor a machine; delete the line"
+            )
     if not prints:
         raise ValueError(f"{folder / FILE}: no fingerprints; is {folder.parent} a run folder that has been trained?")
-    return prints, [line["machine"] for line in lines if "machine" in line][-1]
+    return prints, machines[-1] if machines else {}
+
+
+def _is_word(value: object) -> bool:
+    """Whether it is 32 bits in hexadecimal digits."""
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{8}", value) is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,36 @@ from rich.live import Live
 from rich.text import Text
 from tensorboardX import SummaryWriter
 
-from alhena.artifacts import add_line, cut_lines, read_lines
+from alhena.artifacts import add_line, cut_lines, read_json, read_lines
 from alhena.pretrain.growth import SPAN
 from alhena.pretrain.loss import Tally
 from alhena.progress import progress_bar
 from alhena.tokens.batch import Modality
 
 FILE, FACTS = "metrics.jsonl", "training.json"
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What a training is. Raises ValueError when a fact is missing."""
+    return read_json(path, title=str, parameters=int, steps=int, warmup=int)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a training's log. Raises ValueError that names the line that is none."""
+    lines = read_lines(path, step=int, kind=str, loss_by_modality=dict)
+    for number, line in enumerate(lines, 1):
+        parts = {key: part for key, part in line.items() if key.endswith("_by_modality")}
+        wrong = [key for key, part in parts.items() if not isinstance(part, dict) or not _numbers(part.values())]
+        wrong += [key for key in line.keys() - parts.keys() - {"kind"} if not _numbers([line[key]])]
+        if wrong:
+            raise ValueError(
+                f"{path}, line {number}: {wrong[0]!r} is no number, and not numbers by name; delete the line"
+            )
+    return lines
+
+
+def _numbers(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
 def by_modality(tallies: list[Tally]) -> dict[str, dict[str, float]]:
@@ -81,7 +104,7 @@ class Metrics:
     def cut(self, step: int) -> None:
         """Drops what was logged after ``step``."""
         cut_lines(self._path, step)
-        self.recent = deque([r for r in read_lines(self._path) if r["kind"] == "train"], SPAN + 1)
+        self.recent = deque([r for r in read_metrics(self._path) if r["kind"] == "train"], SPAN + 1)
 
     def say(self, text: str) -> None:
         """A line that stays above the live display."""

@@ -16,10 +16,10 @@ from typing import TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
+from alhena import plots
 from alhena.content import Document, Image, Text, read_documents
+from alhena.processes import end_with_parent
 from alhena.tokens import text
 from alhena.tokens.batch import Example
 from alhena.tokens.encode import Codes, Draw, Encoder
@@ -54,14 +54,13 @@ def learn_text(curated: Path, size: int, most_characters: int = 3_000_000, seed:
 def draw_coverage(path: Path, rates: dict[str, float]) -> None:
     """Bars of tokens per character by language; lower is better served."""
     names = sorted(rates, key=rates.get)  # type: ignore[arg-type]
-    figure = Figure(figsize=(7, 0.28 * len(names) + 1), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = plots.figure(7, 0.28 * len(names) + 1)
     axes = figure.subplots()
-    bars = axes.barh(names, [rates[n] for n in names], color="#2a6f97")
+    bars = axes.barh(names, [rates[n] for n in names], color=plots.BLUE)
     axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
     axes.set_xlabel("tokens per character (one byte-fallback character of three bytes costs 3)")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
+    plots.hide_spines(axes)
+    plots.save(figure, path)
 
 
 def image_codes(curated: Path, encoder: Encoder, draw: Draw) -> dict[bytes, Codes]:
@@ -159,7 +158,8 @@ def encode_split(
     inner = {"patches": (encoder.vision.patch_values,), "frames": (encoder.audio.chunk, encoder.audio.mels)}
     writers: dict[str, Writer] = {}
     dropped: Counter[str] = Counter()
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("forkserver")) as pool:
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
         for results in bounded(pool, _encode, _jobs(curated, worker, codes, drop_condition), 4 * workers):
             for source, result in results:
                 if isinstance(result, str):

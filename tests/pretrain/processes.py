@@ -17,7 +17,7 @@ import numpy as np
 from alhena.model.sharding import Mesh, with_pods_left
 from alhena.model.weights import load_model
 from alhena.pretrain.launch import join
-from alhena.pretrain.loop import Phase, Training, train
+from alhena.pretrain.loop import Folders, Hooks, Phase, Training, train
 from alhena.pretrain.optimizer import Optimizer
 from alhena.pretrain.replicas import memory_of
 from alhena.tokens.loader import Shape
@@ -49,7 +49,7 @@ def main() -> None:
                     shutil.rmtree(memory_of(out, int(process)))
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    params = train(*load_model(model), t, data, out, "processes", on_step=die)
+    params = train(*load_model(model), t, Folders(data, out), "processes", Hooks(on_step=die))
     if jax.process_index() == 0:
         np.savez(out / "params.npz", *map(np.asarray, jax.tree.leaves(params)))
 
