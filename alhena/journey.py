@@ -27,7 +27,7 @@ from alhena.model.weights import load_model, read_config, read_tree, save_model,
 from alhena.pretrain import image_tokenizer as image_training
 from alhena.pretrain import ladder, runs
 from alhena.pretrain.best_rq import listen
-from alhena.pretrain.loop import open_examples, train, validate
+from alhena.pretrain.loop import Folders, open_examples, train, validate
 from alhena.pretrain.replay import Replayed, replay
 from alhena.pretrain.scaling import Law
 from alhena.progress import progress_bar
@@ -164,7 +164,7 @@ def make_ears(run: Run, folder: Path) -> None:
         c = run.model(Encoder.load(tokens).vocabulary)
         params = model.init(jax.random.key(run.pretrain.seed), c)
         assert c.audio is not None and params.audio is not None
-        ears, facts = listen(params.audio, c.audio, t, open_examples(tokens / "train"), out / "checkpoints")
+        ears, facts = listen(params.audio, c.audio, t, open_examples(tokens / "train"), out)
         write_tree(out / "audio.safetensors", ears)
         return facts
 
@@ -187,7 +187,8 @@ def fit_scaling(run: Run, folder: Path, budgets: Sequence[float], factors: Seque
     settings = (mixtures, replace(t.shape, rows=0), t.optimizer, t.seed, t.ignored_weight)
     stage = Stage("scaling ladder", out, fingerprint(fingerprint_of(tokens), c, *settings))
     start_stage(stage)
-    rungs = ladder.climb(c, t, tokens / "train", tokens / "validation", out, budgets, factors)
+    folders = Folders(tokens / "train", out, tokens / "validation")
+    rungs = ladder.climb(c, t, folders, ladder.Grid(budgets, factors))
     law = ladder.fit_ladder(rungs, out)
     finish_stage(stage, {"rungs": len(rungs)})
     return law
@@ -195,6 +196,7 @@ def fit_scaling(run: Run, folder: Path, budgets: Sequence[float], factors: Seque
 
 def make_base(run: Run, folder: Path) -> None:
     tokens, out = folder / "tokens", folder / "pretrain"
+    folders = Folders(tokens / "train", out, tokens / "validation")
 
     def work() -> dict[str, Any]:
         params, c = _beginning(run, folder)
@@ -204,7 +206,7 @@ def make_base(run: Run, folder: Path) -> None:
         }
         missing = say_left_out(open_examples(tokens / "train"), run.pretrain.shape)
         CONSOLE.print(f"{facts['parameters']:,} parameters, {run.pretrain.steps:,} steps of {run.pretrain.shape}")
-        params = train(params, c, run.pretrain, tokens / "train", out, f"pretrain {run.name}", tokens / "validation")
+        params = train(params, c, run.pretrain, folders, f"pretrain {run.name}")
         params = jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), params) if several else params
         if jax.process_index() == 0:
             publish(params, c, tokens, folder / "models" / BASE, {"name": BASE, **facts})

@@ -72,7 +72,7 @@ def main(bench: Bench) -> None:
             began = time.monotonic()
             t = BestRq(steps=bench.listening, seed=seed)
             ears, facts = listen(
-                copy(params.audio), c.audio, t, open_examples(tokens / "train"), Path(folder).absolute() / "listen"
+                copy(params.audio), c.audio, t, open_examples(tokens / "train"), Path(folder) / "listen"
             )
             costs.append({"seconds": round(time.monotonic() - began), **facts})
             for share in bench.shares:

@@ -19,9 +19,8 @@ import jax
 import numpy as np
 import optax
 import tyro
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
+from alhena import plots
 from alhena.artifacts import read_json, write_json
 from alhena.model import model
 from alhena.pretrain.loop import Mixture, Phase, Training, open_examples, validate
@@ -125,19 +124,18 @@ def measure(bench: Bench, v: Variant) -> dict[str, Any]:
 
 def draw(found: dict[str, Any], path: Path) -> None:
     """A dot for each variant; the band is what another seed changes."""
-    figure = Figure(figsize=(7.6, 0.36 * len(found) + 1.2), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = plots.figure(7.6, 0.36 * len(found) + 1.2)
     axes, names = figure.subplots(), list(found)[::-1]
     recipe = found["the recipe"]["loss"]
     noise = abs(found.get("the recipe, another seed", found["the recipe"])["loss"] - recipe)
-    axes.axvspan(recipe - noise, recipe + noise, color="#2f7d4f", alpha=0.15, linewidth=0)
+    axes.axvspan(recipe - noise, recipe + noise, color=plots.GREEN, alpha=0.15, linewidth=0)
     for y, name in enumerate(names):
-        axes.plot(found[name]["loss"], y, "o", color="#2a7f9e" if name.startswith("the recipe") else "#5b6c8f")
+        axes.plot(found[name]["loss"], y, "o", color=plots.BLUE if name.startswith("the recipe") else plots.SLATE)
         axes.plot(found[name]["loss_of_the_mean"], y, "o", markerfacecolor="none", color="#999999")
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("validation nats a token\nhollow: of the weights' moving mean; band: another seed")
     axes.grid(axis="x", alpha=0.3)
-    figure.savefig(path, facecolor="white")
+    plots.save(figure, path)
 
 
 def main(bench: Bench) -> None:

@@ -44,7 +44,7 @@ def work(run_folder: Path, out: Path) -> None:
     from alhena.model import model
     from alhena.model.sharding import Mesh, on
     from alhena.pretrain.launch import join
-    from alhena.pretrain.loop import Phase, train
+    from alhena.pretrain.loop import Folders, Phase, train
     from alhena.tokens.encode import Encoder
     from recipes import starter
 
@@ -59,7 +59,7 @@ def work(run_folder: Path, out: Path) -> None:
     c = run.model(Encoder.load(run_folder / "tokens").vocabulary)
     with on(t.mesh):
         params = model.init(jax.random.key(t.seed), c)
-    train(params, c, t, run_folder / "tokens" / "train", out, "recovery")
+    train(params, c, t, Folders(run_folder / "tokens" / "train", out), "recovery")
 
 
 def drive(run_folder: Path, out: Path, seconds: float, kills: Sequence[float]) -> list[str]:

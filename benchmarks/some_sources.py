@@ -21,7 +21,7 @@ from alhena.content import read_documents
 from alhena.evaluate.card import measure, show
 from alhena.journey import publish
 from alhena.model import model
-from alhena.pretrain.loop import Phase, Training, train
+from alhena.pretrain.loop import Folders, Phase, Training, train
 from alhena.serve.engine import Engine
 from alhena.tokens.encode import Encoder
 from recipes import starter
@@ -41,7 +41,9 @@ def main(bench: Bench) -> None:
     weights = {name: run.pretrain.phases[-1].weights[name] for name in bench.sources}
     t = Training((Phase(bench.steps, weights),), run.pretrain.shape, run.pretrain.optimizer)
     with tempfile.TemporaryDirectory() as made:
-        params = train(model.init(jax.random.key(0), c), c, t, tokens / "train", Path(made), ", ".join(bench.sources))
+        params = train(
+            model.init(jax.random.key(0), c), c, t, Folders(tokens / "train", Path(made)), ", ".join(bench.sources)
+        )
         publish(params, c, tokens, Path(made) / "model", {"name": "alone"})
         engines = {"alone": Engine.load(Path(made) / "model")}
         asked = bench.tasks or bench.sources

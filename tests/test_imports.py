@@ -12,7 +12,19 @@ STAGES = ["corpus", "model", "tokens", "pretrain", "align", "compress", "serve",
 FORBIDDEN = {
     ("model", "corpus"), ("model", "pretrain"), ("align", "serve"), ("corpus", "tokens"), ("corpus", "model"),
 }  # fmt: skip
-ROOMS = ("content", "batch", "shapes", "artifacts", "media", "progress", "schema", "stages")  # what every stage may use
+ROOMS = (
+    "content",
+    "batch",
+    "shapes",
+    "artifacts",
+    "media",
+    "progress",
+    "schema",
+    "stages",
+    "plots",
+    "processes",
+    "pools",
+)  # what every stage may use
 
 
 def arrows() -> set[tuple[str, str, str]]:

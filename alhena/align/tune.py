@@ -16,7 +16,7 @@ import numpy as np
 
 from alhena.model import config, model
 from alhena.model.weights import load_model
-from alhena.pretrain.loop import Phase, Training, open_examples, train, validate
+from alhena.pretrain.loop import Folders, Phase, Training, open_examples, train, validate
 from alhena.pretrain.optimizer import Optimizer
 from alhena.shapes import Int
 from alhena.tokens.loader import Shape
@@ -114,4 +114,4 @@ def tune(
     params: model.Params, c: config.Model, t: Tune, data: Path, out: Path, questions: float, title: str = "tune"
 ) -> model.Params:
     """Tunes on encoded examples (answers only), continuing from a checkpoint under ``out`` if there is one."""
-    return train(params, c, training(t, data, questions), data, out, title)
+    return train(params, c, training(t, data, questions), Folders(data, out), title)

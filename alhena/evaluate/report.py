@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
+from alhena import plots
 from alhena.artifacts import write_atomically
 from alhena.content import Audio, Image, Text, Video
 from alhena.evaluate.metrics import matches
@@ -20,12 +18,12 @@ from alhena.evaluate.results import Answered, Line
 from alhena.media import SAMPLE_RATE, decode_audio, decode_video, encode_png
 
 COLOURS = {
-    "text": "#5b6c8f",
-    "image": "#2a7f9e",
-    "audio": "#b5651d",
-    "video": "#7a5195",
-    "combined": "#2f7d4f",
-    "drawing": "#c2405a",
+    "text": plots.SLATE,
+    "image": plots.BLUE,
+    "audio": plots.ORANGE,
+    "video": plots.PURPLE,
+    "combined": plots.GREEN,
+    "drawing": plots.RED,
 }
 SHOWN = 4  # test items of each kind in the gallery
 
@@ -46,14 +44,13 @@ def _height(line: Line, value: float) -> float:
 
 def draw_card(lines: Sequence[Line], results: Mapping[str, Any], path: Path) -> None:
     """Bars from chance to score, one a capability; a diamond marks the 4-bit model. Longer is better on every row."""
-    figure = Figure(figsize=(10.8, 0.34 * len(lines) + 1.7), dpi=120)
-    FigureCanvasAgg(figure)
+    figure = plots.figure(10.8, 0.34 * len(lines) + 1.7, layout=None)
     axes = figure.add_axes((0.31, 0.07, 0.42, 0.84))
     names = list(lines[0].scores)
     for y, line in enumerate(lines):
         heights = [_height(line, line.scores[name]) for name in names]
         low, colour = _height(line, line.chance), COLOURS[line.group]
-        axes.barh(y, 1, color="#f1f1ee", height=0.72, zorder=0)
+        axes.barh(y, 1, color=plots.PALE, height=0.72, zorder=0)
         axes.barh(y, heights[0], color=colour, height=0.72, zorder=1)
         axes.plot([low, low], [y - 0.42, y + 0.42], color="#111", linewidth=1.6, zorder=3)
         for height in heights[1:]:
@@ -77,7 +74,7 @@ def draw_card(lines: Sequence[Line], results: Mapping[str, Any], path: Path) -> 
     figure.text(0.31, 0.965, _headline(results), fontsize=8.5, color="#444", va="center")
     note = f"bar: {names[0]}   ◇: {', '.join(names[1:])}   │: chance   ↓: lower is better (longer bars are better everywhere)"
     figure.text(0.31, 0.025, note, fontsize=8, color="#444")
-    figure.savefig(path, facecolor="white")
+    plots.save(figure, path)
 
 
 def _inline(png: bytes) -> str:
@@ -85,15 +82,12 @@ def _inline(png: bytes) -> str:
 
 
 def _wave(samples: np.ndarray) -> bytes:
-    figure = Figure(figsize=(2.2, 0.7), dpi=80)
-    FigureCanvasAgg(figure)
+    figure = plots.figure(2.2, 0.7, layout=None, dpi=80)
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.plot(np.arange(len(samples)) / SAMPLE_RATE, samples, linewidth=0.5, color="#b5651d")
+    axes.plot(np.arange(len(samples)) / SAMPLE_RATE, samples, linewidth=0.5, color=plots.ORANGE)
     axes.set_ylim(-1, 1)
     axes.set_axis_off()
-    out = io.BytesIO()
-    figure.savefig(out, transparent=True)
-    return out.getvalue()
+    return plots.as_png(figure, transparent=True)
 
 
 def _media(part: object) -> str:

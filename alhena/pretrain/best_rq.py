@@ -10,7 +10,7 @@ it easy. Worth its time where sound is plenty and transcripts are few (docs/resu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from alhena.batch import Example
 from alhena.model import audio, config, model
 from alhena.model.einsum import einsum
 from alhena.model.layers import matrix
 from alhena.model.usm import Usm
-from alhena.pretrain.checkpoint import Checkpoints
+from alhena.pretrain.identity import data_fingerprint, training_fingerprint
 from alhena.pretrain.optimizer import Optimizer, optimizer
-from alhena.progress import track
+from alhena.pretrain.small import Steps, run_steps
 from alhena.shapes import Array, Bool, Float, Int
 from alhena.tokens.store import Examples
 
@@ -114,19 +115,27 @@ class _Sound:
     """Every chunk of sound of the encoded examples, whatever they are about."""
 
     def __init__(self, sources: Mapping[str, Examples]) -> None:
-        self._places = [
-            (examples, i, chunk)
-            for _, examples in sorted(sources.items())
-            for i in range(len(examples))
-            for chunk in range(len(examples[i].frame_lengths))
-        ]
-        if not self._places:
+        self._sources = [examples for _, examples in sorted(sources.items())]
+        chunks = [examples.lengths("frame_lengths") for examples in self._sources]
+        self._source_ends = np.cumsum([int(some.sum()) for some in chunks])
+        self._example_ends = [np.cumsum(some) for some in chunks]
+        self.chunks = int(self._source_ends[-1]) if chunks else 0
+        if not self.chunks:
             raise ValueError("no encoded example has sound: BEST-RQ has nothing to learn from")
+
+    def _chunk(self, number: int) -> tuple[Example, int]:
+        """The chunk of this number among all of them: its example, and its index there."""
+        source = int(np.searchsorted(self._source_ends, number, side="right"))
+        ends = self._example_ends[source]
+        number -= int(self._source_ends[source] - ends[-1])
+        index = int(np.searchsorted(ends, number, side="right"))
+        example = self._sources[source][index]
+        return example, number - int(ends[index]) + len(example.frame_lengths)
 
     def batch(self, t: BestRq, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Frames and their valid numbers: what they are depends on the seed and the step alone."""
-        chosen = np.random.default_rng([t.seed, step]).integers(0, len(self._places), t.chunks)
-        some = [(examples[i], chunk) for examples, i, chunk in (self._places[k] for k in chosen)]
+        chosen = np.random.default_rng([t.seed, step]).integers(0, self.chunks, t.chunks)
+        some = [self._chunk(int(number)) for number in chosen]
         frames = np.stack([example.frames[chunk] for example, chunk in some]).astype(np.float32)
         return frames, np.array([example.frame_lengths[chunk] for example, chunk in some])
 
@@ -134,20 +143,16 @@ class _Sound:
 def listen(
     params: audio.Audio | Usm, c: config.Audio, t: BestRq, sources: Mapping[str, Examples], out: Path
 ) -> tuple[audio.Audio | Usm, dict[str, Any]]:
-    """Trains an encoder on the sound of ``sources``, continuing a run that was cut off; returns it and measurements."""
+    """Trains an encoder on the sound of ``sources``, resuming from checkpoints in ``out``; returns it and measurements."""
     sound = _Sound(sources)
     listener = Listener(params, matrix(jax.random.key(t.seed + 1), c.width, t.codes, gain=0.1))
-    state, first, checkpoints = _State(listener, optimizer(t.optimizer, t.steps).init(listener)), 0, Checkpoints(out)
-    if checkpoints.latest() is not None:
-        first, state, _ = checkpoints.restore(state)
-    nats = []
-    try:
-        for step in track(range(first, t.steps), "listen", t.steps, first):
-            state, one = _step(state, *sound.batch(t, step), jnp.int32(step), c, t)
-            nats.append(one)
-            if (step + 1) % t.save_every == 0 or step + 1 == t.steps:
-                checkpoints.save(step + 1, state, None)
-    finally:
-        checkpoints.close()
+    state = _State(listener, optimizer(t.optimizer, t.steps).init(listener))
+    data = data_fingerprint(examples.path for examples in sources.values())
+    training = training_fingerprint(out, "BEST-RQ", c, replace(t, save_every=0), data)
+
+    def step(state: _State, number: int) -> tuple[_State, Array]:
+        return _step(state, *sound.batch(t, number), jnp.int32(number), c, t)
+
+    state, nats = run_steps(state, step, Steps("listen", t.steps, t.save_every, out / "checkpoints", training))
     ends = [round(float(np.mean([float(n) for n in some])), 3) for some in (nats[:20], nats[-20:]) if some]
-    return state.listener.audio, {"nats": ends, "chunks_of_sound": len(sound._places)}
+    return state.listener.audio, {"nats": ends, "chunks_of_sound": sound.chunks}

@@ -2,6 +2,8 @@
 
 FOLDER/400/state/…  FOLDER/400/data/…      the last two steps are kept
 
+Each carries the fingerprint of the training that it belongs to (:mod:`alhena.pretrain.identity`); another training refuses it.
+
 Complete is not yet whole: a disk may return other bits than were written, and Orbax hands most of them on unnoticed. So the JSON
 holds the checksum of every array, and one of its own; a checkpoint that does not agree with them is set aside (``400.damaged``)
 and the one before it is used.
@@ -23,23 +25,23 @@ from alhena.pretrain.checksum import checksums
 Tree = TypeVar("Tree")
 
 
-class AnotherModel(ValueError):
-    """A checkpoint in good order, but not of this model."""
+class AnotherTraining(ValueError):
+    """A checkpoint in good order, but not of this training."""
 
 
 class Checkpoints:
-    """Saves and restores ``(state, data)`` by step."""
+    """Saves and restores ``(state, data)`` by step, of the training with this fingerprint."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, training: str) -> None:
         options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True, enable_async_checkpointing=True)
-        self.folder = folder
+        self.folder, self._training = folder, training
         handlers = {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
 
     def save(self, step: int, state: Any, data: Any) -> None:
         """Returns at once; the files appear in the background, under their final name only when whole."""
         leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state))}
-        content = {"data": data, "checksums": checksums(state).tolist()}
+        content = {"data": data, "checksums": checksums(state).tolist(), "training": self._training}
         json = ocp.args.JsonSave(content | {"fingerprint": fingerprint(content)})
         self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(leaves), data=json))
 
@@ -53,7 +55,7 @@ class Checkpoints:
     def restore(self, like: Tree, upto: int | None = None) -> tuple[int, Tree, Any]:
         """The newest whole checkpoint (of step ``upto`` at most), in the shape of ``like``: its step, the state, the data's state.
 
-        A damaged one is set aside with a warning. Raises ValueError when there is none, or it is of another model.
+        A damaged one is set aside with a warning. Raises ValueError when there is none, or it is of another training.
         """
         self._manager.wait_until_finished()
         damage: Exception | None = None
@@ -61,7 +63,7 @@ class Checkpoints:
             if upto is None or step <= upto:
                 try:
                     return step, *self._read(step, like)
-                except (AnotherModel, MemoryError, jax.errors.JaxRuntimeError):  # no fault of the file
+                except (AnotherTraining, MemoryError, jax.errors.JaxRuntimeError):  # no fault of the file
                     raise
                 except Exception as error:  # a reader of damaged files may raise anything
                     damage = error
@@ -78,7 +80,7 @@ class Checkpoints:
         stored = self._manager.item_metadata(step)["state"]
         shapes = {key: tuple(meta.shape) for key, meta in stored.items()}
         if shapes != {str(i): tuple(leaf.shape) for i, leaf in enumerate(leaves)}:
-            raise AnotherModel(
+            raise AnotherTraining(
                 f"{self.folder / str(step)}: this checkpoint is of another model ({len(shapes)} arrays, {len(leaves)} expected, "
                 "or other shapes); restore it with the recipe it was trained by, or choose another run folder"
             )
@@ -88,9 +90,14 @@ class Checkpoints:
         }
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
         found = self._manager.restore(step, args=args)
-        content = {key: found["data"][key] for key in ("data", "checksums")}
+        content = {key: value for key, value in found["data"].items() if key != "fingerprint"}
         if found["data"]["fingerprint"] != fingerprint(content):
             raise ValueError("data/metadata has not the fingerprint it was written with")
+        if content.get("training") != self._training:
+            raise AnotherTraining(
+                f"{self.folder / str(step)}: this checkpoint is of another training (other settings, seed, model or data); "
+                "choose another run folder, or move this one away to begin anew"
+            )
         state = jax.tree.unflatten(structure, [found["state"][str(i)] for i in range(len(leaves))])
         sums = checksums(state).tolist()
         names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(state)]

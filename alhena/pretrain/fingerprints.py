@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -118,12 +119,23 @@ def _is_print(line: dict, names: set[str]) -> bool:
 
 def read_fingerprints(folder: Path) -> tuple[dict[int, Fingerprint], dict]:
     """By step; and the machine that made the last of them. Raises ValueError when there are none."""
-    lines, names = read_lines(folder / FILE, step=int), {f.name for f in fields(Fingerprint)}
+    lines, prints, machines = read_lines(folder / FILE, step=int), {}, []
     for number, line in enumerate(lines, 1):
-        if not _is_machine(line) and not _is_print(line, names):
-            raise ValueError(f"{folder / FILE}, line {number}: neither a fingerprint nor a machine; delete the line")
-    prints = {line["step"]: Fingerprint(**line) for line in lines if not _is_machine(line)}
+        if line.keys() == {"step", "machine"} and isinstance(line["machine"], dict):
+            machines.append(line["machine"])
+        elif line.keys() == {f.name for f in fields(Fingerprint)} and all(
+            _is_word(line[key]) for key in line.keys() - {"step"}
+        ):
+            prints[line["step"]] = Fingerprint(**line)
+        else:
+            raise ValueError(
+                f"{folder / FILE}, line {number}: not the fingerprint of a step, nor a machine; delete the line"
+            )
     if not prints:
         raise ValueError(f"{folder / FILE}: no fingerprints; is {folder.parent} a run folder that has been trained?")
-    machines = [line["machine"] for line in lines if _is_machine(line)]
     return prints, machines[-1] if machines else {}
+
+
+def _is_word(value: object) -> bool:
+    """Whether it is 32 bits in hexadecimal digits."""
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{8}", value) is not None

@@ -19,7 +19,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from alhena.artifacts import add_line, cut_lines, read_lines
 
@@ -67,6 +67,11 @@ def goodput(folder: Path) -> Goodput | None:
     lines = read_lines(folder / FILE, at=float, what=str, step=int)
     if not lines:
         return None
+    for number, line in enumerate(lines, 1):
+        if line["what"] not in get_args(What):
+            raise ValueError(
+                f"{folder / FILE}, line {number}: {line['what']!r:.40} is not of {get_args(What)}; delete the line"
+            )
     steps: list[tuple[int, int, float]] = []  # after which step, up to which, seconds
     other: dict[str, float] = {}
     for before, line in itertools.pairwise(lines):

@@ -6,8 +6,9 @@ pictures ─ random crops of a few sizes ─ encode, quantise, decode ─ square
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
+from alhena import plots
 from alhena.model import config
 from alhena.model import image_tokenizer as tokenizer
-from alhena.pretrain.checkpoint import Checkpoints
-from alhena.progress import track
+from alhena.pretrain.identity import training_fingerprint
+from alhena.pretrain.small import Steps, run_steps
 from alhena.shapes import Array
 
 
@@ -81,8 +81,16 @@ def _crops(images: Sequence[np.ndarray], t: TrainImageTokenizer, step: int) -> n
     return out
 
 
+def _digest(images: Sequence[np.ndarray]) -> str:
+    """Of the number of pictures, and of up to 256 of them, spread evenly."""
+    digest = hashlib.blake2b(str(len(images)).encode(), digest_size=16)
+    for k in np.linspace(0, len(images) - 1, min(len(images), 256)).astype(int):
+        digest.update(np.ascontiguousarray(images[k]).tobytes())
+    return digest.hexdigest()
+
+
 def train(images: Sequence[np.ndarray], c: config.ImageTokenizer, t: TrainImageTokenizer, out: Path) -> dict[str, Any]:
-    """Trains on uint8 images, continuing a run that was cut off; writes the tokeniser to ``out`` and returns measurements.
+    """Trains on uint8 images, resuming from checkpoints in ``out``; writes the tokeniser there and returns measurements.
 
     Pictures smaller than a crop are left out. Raises ValueError when none is left.
     """
@@ -90,16 +98,13 @@ def train(images: Sequence[np.ndarray], c: config.ImageTokenizer, t: TrainImageT
     if not usable:
         raise ValueError(f"no picture of at least {t.side}x{t.side} pixels to train the image tokeniser on")
     params = tokenizer.init(jax.random.key(t.seed), c)
-    state, first, checkpoints = _State(params, _optimizer(t).init(params)), 0, Checkpoints(out / "checkpoints")
-    if checkpoints.latest() is not None:
-        first, state, _ = checkpoints.restore(state)
-    try:
-        for step in track(range(first, t.steps), "image tokeniser", t.steps, first):
-            state, _ = _step(state, _crops(usable, t, step), c, t)
-            if (step + 1) % t.save_every == 0:
-                checkpoints.save(step + 1, state, None)
-    finally:
-        checkpoints.close()
+    training = training_fingerprint(out, "image tokenizer", c, replace(t, save_every=0), _digest(usable))
+
+    def step(state: _State, number: int) -> tuple[_State, Array]:
+        return _step(state, _crops(usable, t, number), c, t)
+
+    plan = Steps("image tokeniser", t.steps, t.save_every, out / "checkpoints", training)
+    state, _ = run_steps(_State(params, _optimizer(t).init(params)), step, plan)
     tokenizer.save(out, state.params, c)
     return measure(state.params, c, usable)
 
@@ -127,12 +132,11 @@ def draw_reconstructions(
     params: tokenizer.Params, c: config.ImageTokenizer, images: Sequence[np.ndarray], path: Path
 ) -> None:
     """A picture of originals (above) and what their codes give back (below)."""
-    figure = Figure(figsize=(1.05 * len(images), 2.5), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = plots.figure(1.05 * len(images), 2.5)
     grid = figure.subplots(2, len(images), squeeze=False)
     for column, (image, codes) in enumerate(zip(images, tokenizer.encode_images(params, c, list(images)), strict=True)):
         for row, shown in enumerate((image, tokenizer.decode_codes(params, c, codes))):
             grid[row][column].imshow(shown, interpolation="nearest")
             grid[row][column].set_axis_off()
     figure.suptitle(f"above: original   below: redrawn from one of {c.num_codes} codes for 8×8 pixels", fontsize=9)
-    figure.savefig(path)
+    plots.save(figure, path)

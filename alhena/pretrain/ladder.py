@@ -12,25 +12,24 @@ by the mixture's weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from rich.table import Table
 
+from alhena import plots
 from alhena.artifacts import read_json, write_json
 from alhena.model import config, model
-from alhena.pretrain.loop import Phase, Training, open_examples, train, validate
+from alhena.pretrain.loop import Folders, Phase, Training, fingerprint_of, open_examples, train, validate
 from alhena.pretrain.scaling import BESIROGLU, HOFFMANN, Law, Rung, bootstrap, fit
 
-LAW = "law.json"
+LAW, RUNG = "law.json", "rung.json"
 _LEAST_STEPS = 20
 
 
@@ -64,37 +63,54 @@ def shortened(t: Training, steps: int) -> Training:
     return replace(t, phases=tuple(phases), optimizer=warm, save_every=steps, evaluate_every=steps + 1)
 
 
-def climb(
-    c: config.Model,
-    t: Training,
-    data: Path,
-    validation: Path,
-    out: Path,
-    budgets: Sequence[float],
-    factors: Sequence[float],
-) -> list[Rung]:
+@dataclass(frozen=True)
+class Grid:
+    """What rungs there are: one for each budget in training FLOPs and each factor of the recipe's widths."""
+
+    budgets: Sequence[float]
+    factors: Sequence[float]
+
+
+def climb(c: config.Model, t: Training, folders: Folders, grid: Grid) -> list[Rung]:
     """Trains every rung (or reads it, when it has been trained before) and returns them."""
     plans = []
-    for factor in factors:
+    for factor in grid.factors:
         small = scaled(c, factor)
         n = model.count(jax.eval_shape(lambda small=small: model.init(jax.random.key(t.seed), small)))
-        steps = {budget: round(budget / (6 * n * t.shape.rows * t.shape.tokens)) for budget in budgets}
-        plans += [(budget, n, small, shortened(t, steps[budget])) for budget in budgets]
+        steps = {budget: round(budget / (6 * n * t.shape.rows * t.shape.tokens)) for budget in grid.budgets}
+        plans += [(budget, n, small, shortened(t, steps[budget])) for budget in grid.budgets]
     rungs = []
     for budget, n, small, short in sorted(plans, key=lambda plan: plan[:2]):
-        folder = out / f"{budget:.2e}-{n}-{t.shape.rows}x{t.shape.tokens}"
-        if not (folder / "rung.json").exists():
-            params = model.init(jax.random.key(short.seed), small)
-            params = train(params, small, short, data, folder, f"{budget:.1e} FLOPs, {n:,} parameters")
-            nats, weights = validate(params, small, open_examples(validation), short.shape), t.phases[-1].weights
-            shares = {source: weights[source] for source in nats if weights.get(source)}
-            if not shares:
-                raise ValueError(f"{validation}: no examples of the mixture's sources ({', '.join(sorted(weights))})")
-            loss = sum(share * nats[source] for source, share in shares.items()) / sum(shares.values())
+        own = replace(folders, out=folders.out / f"{budget:.2e}-{n}-{t.shape.rows}x{t.shape.tokens}")
+        training = fingerprint_of(small, short, own)
+        if not _is_trained(own.out / RUNG, training):
+            nats = _train_rung(small, short, own, f"{budget:.1e} FLOPs, {n:,} parameters")
+            loss = _mixed(nats, t.phases[-1].weights, folders)
             tokens = short.steps * short.shape.rows * short.shape.tokens
-            write_json(folder / "rung.json", {"rung": Rung(n, tokens, loss)._asdict(), "validation": nats})
-        rungs.append(Rung(**read_json(folder / "rung.json")["rung"]))
+            facts = {"training": training, "rung": Rung(n, tokens, loss)._asdict(), "validation": nats}
+            write_json(own.out / RUNG, facts)
+        rungs.append(Rung(**read_json(own.out / RUNG)["rung"]))
     return rungs
+
+
+def _is_trained(path: Path, training: str) -> bool:
+    """Whether the rung of exactly these settings and data is done. That of others is not used: training refuses its checkpoints."""
+    return path.exists() and read_json(path).get("training") == training
+
+
+def _train_rung(c: config.Model, t: Training, folders: Folders, title: str) -> dict[str, float]:
+    """Validation losses by source after the training of a rung."""
+    assert folders.validation is not None
+    params = train(model.init(jax.random.key(t.seed), c), c, t, replace(folders, validation=None), title)
+    return validate(params, c, open_examples(folders.validation), t.shape)
+
+
+def _mixed(nats: Mapping[str, float], weights: Mapping[str, float], folders: Folders) -> float:
+    """The mean of losses by source, by the mixture's weights."""
+    shares = {source: weights[source] for source in nats if weights.get(source)}
+    if not shares:
+        raise ValueError(f"{folders.validation}: no examples of the mixture's sources ({', '.join(sorted(weights))})")
+    return sum(share * nats[source] for source, share in shares.items()) / sum(shares.values())
 
 
 def fit_ladder(rungs: Sequence[Rung], out: Path, times: int = 100) -> Law:
@@ -138,15 +154,14 @@ def draw(rungs: Sequence[Rung], law: Law, laws: Sequence[Law], path: Path) -> No
 
     A diamond is the bottom of a budget's own parabola, if its rungs enclose it.
     """
-    figure = Figure(figsize=(10.8, 4.4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = plots.figure(10.8, 4.4)
     left, right = figure.subplots(1, 2)
     rungs = sorted(rungs, key=lambda r: r.parameters * r.tokens)
     flops = np.array([6 * r.parameters * r.tokens for r in rungs])
     sizes = np.geomspace(0.7 * min(r.parameters for r in rungs), 1.4 * max(r.parameters for r in rungs), 80)
     budgets = np.split(np.arange(len(rungs)), 1 + np.flatnonzero(np.diff(np.log(flops)) > 0.15))  # steps are whole
     for k, mine in enumerate(budgets):
-        colour = ("#5b6c8f", "#2a7f9e", "#2f7d4f", "#b5651d", "#c2405a")[k % 5]
+        colour = plots.COLORS[k % len(plots.COLORS)]
         budget = float(np.mean(flops[mine]))
         lengths = budget / (6 * sizes)
         bounds = band([one.loss(sizes, lengths) for one in laws])
@@ -165,18 +180,18 @@ def draw(rungs: Sequence[Rung], law: Law, laws: Sequence[Law], path: Path) -> No
     left.legend(fontsize=8, frameon=False)
     _draw_optimum(right, law, laws, flops)
     figure.suptitle(f"{law}   ({len(rungs)} models)", fontsize=10)
-    figure.savefig(path, facecolor="white")
+    plots.save(figure, path)
 
 
 def _draw_optimum(axes: Axes, law: Law, laws: Sequence[Law], flops: np.ndarray) -> None:
     budgets = np.geomspace(flops.min() / 2, flops.max() * 1000, 60)
     axes.fill_between(
-        budgets, *band([one.optimum(budgets)[0] for one in laws]), color="#2a7f9e", alpha=0.2, linewidth=0
+        budgets, *band([one.optimum(budgets)[0] for one in laws]), color=plots.BLUE, alpha=0.2, linewidth=0
     )
-    axes.plot(budgets, law.optimum(budgets)[0], color="#2a7f9e", label="this ladder")
-    axes.plot(budgets, HOFFMANN.optimum(budgets)[0], color="#888", linestyle="--", label="Hoffmann et al. 2022")
-    axes.plot(budgets, BESIROGLU.optimum(budgets)[0], color="#888", linestyle=":", label="Besiroglu et al. 2024")
-    axes.axvspan(flops.min(), flops.max(), color="#f1f1ee", zorder=0)
+    axes.plot(budgets, law.optimum(budgets)[0], color=plots.BLUE, label="this ladder")
+    axes.plot(budgets, HOFFMANN.optimum(budgets)[0], color=plots.GRAY, linestyle="--", label="Hoffmann et al. 2022")
+    axes.plot(budgets, BESIROGLU.optimum(budgets)[0], color=plots.GRAY, linestyle=":", label="Besiroglu et al. 2024")
+    axes.axvspan(flops.min(), flops.max(), color=plots.PALE, zorder=0)
     axes.set(
         xscale="log", yscale="log", xlabel="training FLOPs C (shaded: measured)", ylabel="compute-optimal parameters"
     )

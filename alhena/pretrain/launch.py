@@ -17,11 +17,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from alhena.pretrain.replicas import SLOT
+from alhena.processes import StopSignals, start_child
 
 COORDINATOR, PROCESSES, PROCESS = "ALHENA_COORDINATOR", "ALHENA_PROCESSES", "ALHENA_PROCESS"
 AUTO = "auto"  # as the coordinator: ask the cluster (Slurm, Open MPI, Kubernetes, Cloud TPU)
 PATHWAYS = "pathways"  # as the coordinator: this one process drives all slices, through Pathways
 PATIENCE = 300  # seconds until all have joined
+GRACE = 120  # seconds for saving after SIGTERM; after them what still runs is killed
+Watch = Callable[[Sequence[subprocess.Popen]], None]
 
 
 def join() -> None:
@@ -67,10 +70,10 @@ def _start(command: Sequence[str], slots: Sequence[int]) -> list[subprocess.Pope
         where = f"127.0.0.1:{free.getsockname()[1]}"
     own = {COORDINATOR: where, PROCESSES: str(len(slots))}
     numbers = [{PROCESS: str(i), SLOT: str(slot)} for i, slot in enumerate(slots)]
-    return [subprocess.Popen(command, env=os.environ | own | number) for number in numbers]
+    return [start_child(command, os.environ | own | number) for number in numbers]
 
 
-def _stop(running: Sequence[subprocess.Popen]) -> None:
+def _kill(running: Sequence[subprocess.Popen]) -> None:
     for process in running:
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)  # one that waits for a lost peer hears nothing else
@@ -78,40 +81,58 @@ def _stop(running: Sequence[subprocess.Popen]) -> None:
         process.wait()
 
 
+def _let_save(running: Sequence[subprocess.Popen]) -> None:
+    """Sends SIGTERM to all and waits until they have saved and ended, ``GRACE`` seconds at most."""
+    for process in running:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+    until = time.monotonic() + GRACE
+    while any(p.poll() is None for p in running) and time.monotonic() < until:
+        time.sleep(0.1)
+
+
+def _wait(running: Sequence[subprocess.Popen], watch: Watch, stop: StopSignals) -> list[int | None]:
+    """The exit codes when all have ended well or one has not, or after a signal to this process; then none runs any more."""
+    try:
+        while all(p.poll() in (None, 0) for p in running) and any(p.poll() is None for p in running):
+            if stop.received:
+                _let_save(running)
+                raise stop.exit()
+            watch(running)
+            time.sleep(0.1)
+        return [p.poll() for p in running]
+    finally:
+        _kill(running)
+
+
 def supervise(
     command: Sequence[str],
     processes: int,
     most: int,
     tell: Callable[[str], None],
-    watch: Callable[[Sequence[subprocess.Popen]], None] = lambda _: None,
+    watch: Watch = lambda _: None,
     elastic: bool = False,
 ) -> Ended:
     """Runs ``command`` as so many processes on this machine until all end well; after a loss all begin again, ``most`` times.
 
     A process that was killed by a signal is a loss; one that ends with an error of its own would end so again, and ends them all.
     ``watch`` is called several times a second with the running processes. ``elastic``: the one that was lost stays out, and the others
-    go on alone, each with what it has in memory.
+    go on alone, each with what it has in memory. SIGTERM and Ctrl-C let the processes save and end, then raise SystemExit; processes
+    that outlive this one are killed.
     """
     slots = list(range(processes))
-    for restarts in range(most + 1):
-        running = _start(command, slots)
-        try:
-            while all(p.poll() in (None, 0) for p in running) and any(p.poll() is None for p in running):
-                watch(running)
-                time.sleep(0.1)
-        finally:
-            codes = [p.poll() for p in running]
-            _stop(running)
-        lost = [(i, code) for i, code in enumerate(codes) if code not in (None, 0)]
-        if not lost:
-            return Ended(0, restarts)
-        where, code = min(lost, key=lambda found: found[1] or 0)
-        if code is None or code > 0:
-            return Ended(code or 1, restarts)
-        left = [slot for n, slot in enumerate(slots) if n != where] if elastic and len(slots) > 1 else slots
-        which = "all" if left == slots else f"the other {len(left)}"
-        tell(
-            f"process {slots[where]} of {processes} was killed by signal {-code}; {which} are started again ({restarts + 1} of {most})"
-        )
-        slots = left
+    with StopSignals() as stop:
+        for restarts in range(most + 1):
+            codes = _wait(_start(command, slots), watch, stop)
+            lost = [(i, code) for i, code in enumerate(codes) if code not in (None, 0)]
+            if not lost:
+                return Ended(0, restarts)
+            where, code = min(lost, key=lambda found: found[1] or 0)
+            if code is None or code > 0:
+                return Ended(code or 1, restarts)
+            left = [slot for n, slot in enumerate(slots) if n != where] if elastic and len(slots) > 1 else slots
+            which = "all" if left == slots else f"the other {len(left)}"
+            what = f"process {slots[where]} of {processes} was killed by signal {-code}"
+            tell(f"{what}; {which} are started again ({restarts + 1} of {most})")
+            slots = left
     return Ended(1, most)

@@ -4,13 +4,16 @@
     batch ─ step ─ batch ─ step ─ … ─ checkpoint ─ …
 
 The batch of step n depends on the seed and n alone; killed at any moment, the loop goes on from the last checkpoint and ends with
-the very same parameters. Every step leaves its fingerprint (:mod:`alhena.pretrain.replay` compares them), trouble is skipped, then
+the very same parameters. SIGTERM and Ctrl-C save a checkpoint after the current step, then end the process. Every step leaves its fingerprint (:mod:`alhena.pretrain.replay` compares them), trouble is skipped, then
 gone back from, then told (:mod:`alhena.pretrain.trouble`), and where the time went stands in a ledger
 (:mod:`alhena.pretrain.goodput`).
 """
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -21,6 +24,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
 from alhena.artifacts import write_json
 from alhena.batch import Batch
@@ -30,11 +34,13 @@ from alhena.pretrain.checksum import checksums
 from alhena.pretrain.fingerprints import Fingerprints, Taken, take
 from alhena.pretrain.goodput import Ledger, goodput
 from alhena.pretrain.growth import SPAN, begins_to_grow
+from alhena.pretrain.identity import data_fingerprint, run_fingerprint, training_fingerprint
 from alhena.pretrain.metrics import FACTS, Metrics, by_modality
 from alhena.pretrain.optimizer import Optimizer, optimizer
-from alhena.pretrain.replicas import Replicas, everywhere, memory_of
+from alhena.pretrain.replicas import Replicas, everywhere
 from alhena.pretrain.step import Measured, State, eval_step, start, train_step
 from alhena.pretrain.trouble import Streak, another_phase
+from alhena.processes import StopSignals
 from alhena.shapes import Array
 from alhena.tokens.loader import Batches, Shape, once
 from alhena.tokens.store import Examples
@@ -70,10 +76,18 @@ class Training:
             raise ValueError(f"{self.shape.rows} rows cannot be packed by {self.readers} readers: choose a divisor")
         if self.accumulate < 1 or self.shape.rows % self.accumulate:
             raise ValueError(f"{self.shape.rows} rows cannot be cut into {self.accumulate} parts: choose a divisor")
+        if self.copy_every and self.mesh is None:
+            raise ValueError(
+                "copy_every: copies are made for a training on a mesh; set Training.mesh, or copy_every to 0"
+            )
 
     @property
     def steps(self) -> int:
         return sum(phase.steps for phase in self.phases)
+
+    def identity(self) -> Training:
+        """What decides the parameters: without the mesh, and without how often something is saved, copied, logged or measured."""
+        return replace(self, mesh=None, copy_every=0, save_every=0, log_every=0, evaluate_every=0)
 
     def with_rows(self, rows: int) -> Training:
         """The same tokens in steps of another size."""
@@ -171,47 +185,91 @@ class _Window:
         }
 
 
-def train(
-    params: model.Params,
-    c: config.Model,
-    t: Training,
-    data: Path,
-    out: Path,
-    title: str,
-    validation: Path | None = None,
-    stop_after: int | None = None,
-    on_step: Callable[[int], None] = lambda step: None,
-) -> model.Params:
-    """Trains from ``params`` (or from the last checkpoint under ``out``) to the end of the last phase.
+@dataclass(frozen=True)
+class Folders:
+    """What a training reads, and where it writes: encoded examples to train on and to validate on, one file a source."""
 
-    ``stop_after`` leaves after that many steps, saved, as Ctrl-C does. Beside the checkpoints ``out`` gets metrics.jsonl,
-    tensorboard, fingerprints.jsonl (for replay) and ledger.jsonl (goodput). Raises ValueError when trouble does not go away.
+    data: Path
+    out: Path
+    validation: Path | None = None
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """``stop_after`` leaves after that step, saved, as Ctrl-C does; ``on_step`` is called after every step."""
+
+    stop_after: int | None = None
+    on_step: Callable[[int], None] = lambda step: None
+
+
+def fingerprint_of(c: config.Model, t: Training, folders: Folders) -> str:
+    """Of everything that the parameters of a training depend on. Its checkpoints carry it."""
+    return training_fingerprint(folders.out, c, t.identity(), data_fingerprint(folders.data.glob("*.arrow")))
+
+
+def train(
+    params: model.Params, c: config.Model, t: Training, folders: Folders, title: str, hooks: Hooks | None = None
+) -> model.Params:
+    """Trains from ``params`` (or from the last checkpoint under ``folders.out``) to the end of the last phase.
+
+    Beside the checkpoints ``out`` gets metrics.jsonl, tensorboard, fingerprints.jsonl (for replay) and ledger.jsonl (goodput).
+    Raises ValueError when trouble does not go away, or the checkpoints are of another training. SIGTERM and Ctrl-C save, then raise
+    SystemExit.
     """
+    hooks, out = hooks or Hooks(), folders.out
     logs_at = out if jax.process_index() == 0 else out / "processes" / str(jax.process_index())
-    ledger, transform, mixture = Ledger(logs_at), optimizer(t.optimizer, t.steps), Mixture(open_examples(data), t)
+    ledger, transform, mixture = (
+        Ledger(logs_at),
+        optimizer(t.optimizer, t.steps),
+        Mixture(open_examples(folders.data), t),
+    )
     facts = {"title": title, "parameters": model.count(params), "steps": t.steps, "warmup": t.optimizer.warmup}
     write_json(logs_at / FACTS, facts)
-    with sharding.on(t.mesh), closing(Checkpoints(out / "checkpoints")) as checkpoints:
-        state = start(params, transform)
-        replicas = Replicas(memory_of(out, jax.process_index())) if t.copy_every else None
-        found = replicas and replicas.restore(state, least=checkpoints.latest() or 0)
-        if found is None and checkpoints.latest() is not None:
-            found = checkpoints.restore(state)
-        if found is not None:
-            _, state, place = found
-            mixture.restore(place)
-        begin = int(state.step)
+    training = fingerprint_of(c, t, folders)
+    # JAX hears SIGTERM itself where several processes have to agree on the step to stop after.
+    noted = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGTERM, signal.SIGINT)
+    checkpoints = Checkpoints(out / "checkpoints", training)
+    with StopSignals(noted) as stop, sharding.on(t.mesh), closing(checkpoints):
+        replicas = _replicas(out, training, checkpoints)
+        state = _restored(start(params, transform), mixture, checkpoints, replicas if t.copy_every else None)
+        begin, last = int(state.step), min(t.steps, hooks.stop_after or t.steps)
         ledger.resumed(begin)
-        held, last = open_examples(validation) if validation else {}, min(t.steps, stop_after or t.steps)
+        held = open_examples(folders.validation) if folders.validation else {}
         with Metrics(logs_at, title, t.steps, begin) as metrics:
             logs = _Logs(metrics, Fingerprints(logs_at, begin), ledger, Streak(logs_at / "trouble"))
-            state = _steps(state, c, t, transform, mixture, checkpoints, replicas, logs, held, last, on_step)
+            steps = _Steps(
+                c, t, transform, mixture, checkpoints, replicas, logs, held, last, _Stop(stop), hooks.on_step
+            )
+            state = steps.run(state)
             checkpoints.close()
-            if replicas:
+            if not (steps.stop.agreed and logs.streak.length):
+                # What is saved on disk is newer; in a streak of anomalies nothing was saved.
                 replicas.forget()
-            ledger.mark("save", last)
+            ledger.mark("save", int(state.step))
             metrics.say(str(goodput(logs_at)))
+            if stop.received or steps.stop.agreed:
+                metrics.say(f"stopped after step {int(state.step)}; the same command resumes")
+                raise stop.exit()
     return state.params
+
+
+def _replicas(out: Path, training: str, checkpoints: Checkpoints) -> Replicas:
+    """This process's copies in memory, those of other trainings and of a deleted folder removed."""
+    several = jax.process_count() > 1
+    own = run_fingerprint(out, training, checkpoints.latest()) if jax.process_index() == 0 else ""
+    tell = lambda text: print(f"alhena: {text}", file=sys.stderr, flush=True)  # noqa: E731
+    return Replicas(out, jax.process_index(), everywhere(own)[0] if several else own, tell)
+
+
+def _restored(state: State, mixture: Mixture, checkpoints: Checkpoints, replicas: Replicas | None) -> State:
+    """The newest state that is kept of this training, and ``mixture`` moved there; ``state`` when none is."""
+    found = replicas.restore(state, least=checkpoints.latest() or 0) if replicas else None
+    if found is None and checkpoints.latest() is not None:
+        found = checkpoints.restore(state)
+    if found is None:
+        return state
+    mixture.restore(found[2])
+    return found[1]
 
 
 def advance(
@@ -264,37 +322,101 @@ class _Logs:
         self.ledger.mark("rollback", step)
 
 
-def _steps(state, c, t, transform, mixture, checkpoints, replicas, logs, held, last, on_step) -> State:
-    first = step = int(state.step)
-    while step < last:
-        step += 1
-        state, batch, sums, measured = advance(state, mixture, c, transform, t.accumulate)
-        logs.ahead.append(take(step, batch, sums, state, measured))
-        writes, saves = step % t.log_every == 0 or step == last, step % t.save_every == 0 or step == last
-        copies = bool(replicas) and step % t.copy_every == 0
-        validates = held and (step % t.evaluate_every == 0 or step == t.steps)
-        logs.look(keep=0 if writes or saves or copies or validates or step == first + 1 else 1)
-        if logs.streak.is_long():
-            logs.metrics.say(logs.streak.go_back(checkpoints.latest()))
-            step, state, place = checkpoints.restore(state)
-            mixture.restore(place)
-            logs.forget(step)
-            continue
-        if step == first + 1:
-            logs.ledger.mark("compile", step)
-        elif writes or saves or copies or validates:
-            logs.ledger.mark("steps", step)
-        if writes:
-            logs.write(step, int(state.recent.skipped), t.optimizer.warmup)
-        if validates:
-            logs.metrics.write(step, {}, {"loss": validate(state.params, c, held, t.shape)}, "validation")
+@dataclass
+class _Stop:
+    """Whether to stop after a step: all processes of a training get the same answer at the same step."""
+
+    signals: StopSignals
+    agreed: bool = False
+    _passed_on: bool = False
+
+    def after(self, step: int) -> bool:
+        if jax.process_count() == 1:
+            self.agreed = self.signals.received is not None
+            return self.agreed
+        if self.signals.received and not self._passed_on:
+            # To JAX, which tells the other processes.
+            os.kill(os.getpid(), signal.SIGTERM)
+            self._passed_on = True
+        self.agreed = self.agreed or multihost_utils.reached_preemption_sync_point(step)
+        return self.agreed
+
+
+@dataclass(frozen=True)
+class _Due:
+    """What is to be done after a step."""
+
+    writes: bool
+    saves: bool
+    copies: bool
+    validates: bool
+
+    def any(self) -> bool:
+        return self.writes or self.saves or self.copies or self.validates
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The loop over steps and everything that it needs beside the state."""
+
+    c: config.Model
+    t: Training
+    transform: optax.GradientTransformation
+    mixture: Mixture
+    checkpoints: Checkpoints
+    replicas: Replicas
+    logs: _Logs
+    held: Mapping[str, Examples]
+    last: int
+    stop: _Stop
+    on_step: Callable[[int], None]
+
+    def run(self, state: State) -> State:
+        """Steps until the last, or until a signal says to stop: then the state is saved first."""
+        logs, first = self.logs, int(state.step)
+        step = first
+        while step < self.last and not self.stop.agreed:
+            step += 1
+            state, batch, sums, measured = advance(state, self.mixture, self.c, self.transform, self.t.accumulate)
+            logs.ahead.append(take(step, batch, sums, state, measured))
+            due = self._due(step)
+            logs.look(keep=0 if due.any() or step == first + 1 else 1)
+            if logs.streak.is_long():
+                logs.metrics.say(logs.streak.go_back(self.checkpoints.latest()))
+                step, state, place = self.checkpoints.restore(state)
+                self.mixture.restore(place)
+                logs.forget(step)
+                continue
+            if step == first + 1:
+                logs.ledger.mark("compile", step)
+            elif due.any():
+                logs.ledger.mark("steps", step)
+            self._do(due, step, state)
+            logs.metrics.advance(step)
+            self.on_step(step)
+        return state
+
+    def _due(self, step: int) -> _Due:
+        t, ends = self.t, step == self.last or self.stop.after(step)
+        return _Due(
+            writes=step % t.log_every == 0 or ends,
+            saves=step % t.save_every == 0 or ends,
+            copies=t.copy_every > 0 and step % t.copy_every == 0,
+            validates=bool(self.held) and (step % t.evaluate_every == 0 or step == t.steps),
+        )
+
+    def _do(self, due: _Due, step: int, state: State) -> None:
+        logs, calm = self.logs, self.logs.streak.length == 0
+        if due.writes:
+            logs.write(step, int(state.recent.skipped), self.t.optimizer.warmup)
+        if due.validates:
+            losses = validate(state.params, self.c, self.held, self.t.shape)
+            logs.metrics.write(step, {}, {"loss": losses}, "validation")
             logs.ledger.mark("validate", step)
-        if saves and (logs.streak.length == 0 or step == last):
-            checkpoints.save(step, state, mixture.state())
+        # In a streak of anomalies the checkpoint before it is kept as the newest, to go back to.
+        if due.saves and (calm or step == self.last):
+            self.checkpoints.save(step, state, self.mixture.state())
             logs.ledger.mark("save", step)
-        elif copies and logs.streak.length == 0:
-            replicas.save(step, state, mixture.state())
+        elif due.copies and calm:
+            self.replicas.save(step, state, self.mixture.state())
             logs.ledger.mark("copy", step)
-        logs.metrics.advance(step)
-        on_step(step)
-    return state

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from rich.live import Live
 from rich.text import Text
 from tensorboardX import SummaryWriter
 
-from alhena.artifacts import add_line, cut_lines, read_lines
+from alhena.artifacts import add_line, cut_lines, read_json, read_lines
 from alhena.batch import Modality
 from alhena.pretrain.growth import SPAN
 from alhena.pretrain.loss import Tally
@@ -29,23 +29,27 @@ from alhena.progress import progress_bar
 FILE, FACTS = "metrics.jsonl", "training.json"
 
 
+def read_facts(path: Path) -> dict[str, Any]:
+    """What a training is. Raises ValueError when a fact is missing."""
+    return read_json(path, title=str, parameters=int, steps=int, warmup=int)
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a training's log. Raises ValueError that names a line which lacks what every line has."""
-    lines = read_lines(path, kind=str, step=int, loss_by_modality=dict)
+    """The lines of a training's log. Raises ValueError that names the line that is none."""
+    lines = read_lines(path, step=int, kind=str, loss_by_modality=dict)
     for number, line in enumerate(lines, 1):
-        numbers = [
-            line["loss_by_modality"],
-            line.get("output_norm_by_modality"),
-            {"": line.get("gradient_norm"), "skipped": line.get("skipped", 0)},
-        ]
-        wanted = numbers if line["kind"] == "train" else numbers[:1]
-        if not all(isinstance(part, dict) and all(_is_number(v) for v in part.values()) for part in wanted):
-            raise ValueError(f"{path}, line {number}: its losses or norms are not numbers by name; delete the line")
+        parts = {key: part for key, part in line.items() if key.endswith("_by_modality")}
+        wrong = [key for key, part in parts.items() if not isinstance(part, dict) or not _numbers(part.values())]
+        wrong += [key for key in line.keys() - parts.keys() - {"kind"} if not _numbers([line[key]])]
+        if wrong:
+            raise ValueError(
+                f"{path}, line {number}: {wrong[0]!r} is no number, and not numbers by name; delete the line"
+            )
     return lines
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
+def _numbers(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
 def by_modality(tallies: list[Tally]) -> dict[str, dict[str, float]]:

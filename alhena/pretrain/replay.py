@@ -17,7 +17,7 @@ from pathlib import Path
 from alhena.model import config, model, sharding
 from alhena.pretrain.checkpoint import Checkpoints
 from alhena.pretrain.fingerprints import Fingerprint, machine, read_fingerprints, take, value_of
-from alhena.pretrain.loop import Mixture, Training, advance, open_examples
+from alhena.pretrain.loop import Folders, Mixture, Training, advance, fingerprint_of, open_examples
 from alhena.pretrain.optimizer import optimizer
 from alhena.pretrain.step import start
 
@@ -65,8 +65,8 @@ def replay(params: model.Params, c: config.Model, t: Training, data: Path, out: 
     recorded, elsewhere = read_fingerprints(out)
     if step not in recorded:
         raise ValueError(f"{out}: no fingerprint of step {step}; there are those of {min(recorded)} to {max(recorded)}")
-    transform = optimizer(t.optimizer, t.steps)
-    with sharding.on(t.mesh), closing(Checkpoints(out / "checkpoints")) as checkpoints:
+    transform, training = optimizer(t.optimizer, t.steps), fingerprint_of(c, t, Folders(data, out))
+    with sharding.on(t.mesh), closing(Checkpoints(out / "checkpoints", training)) as checkpoints:
         state, mixture = start(params, transform), Mixture(open_examples(data), t)
         if any(kept < step for kept in checkpoints.steps()):
             _, state, place = checkpoints.restore(state, upto=step - 1)

@@ -6,7 +6,8 @@
 
 Pods hold whole copies of the state (alhena/model/sharding.py), so one intact pod is enough; without one, the last checkpoint is used.
 "In comparison to both PaLM and PaLM-2 ... this provided a substantial speedup in recovery time", says the Gemini 1.0 report of its
-redundant in-memory copies. A copy carries a checksum: one that was cut off or changed is not used.
+redundant in-memory copies. A copy carries a checksum: one that was cut off or changed is not used. Its name carries the fingerprint of
+the training and of its run folder: copies of another training, or of a folder that was deleted, are never restored, and are removed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +34,7 @@ from alhena.shapes import Array
 Tree = TypeVar("Tree")
 SLOT = "ALHENA_SLOT"
 DATA = "data"  # the name of the array that holds the JSON of what is no array
+_RUN = "run"  # a file beside the copies: the path of the run folder they belong to
 KEPT = 2  # copies: while one is written, the one before it is whole
 MEMORY = Path("/dev/shm" if os.path.isdir("/dev/shm") else os.environ.get("TMPDIR", "/tmp"))
 
@@ -39,7 +43,11 @@ def memory_of(run: Path, process: int) -> Path:
     """Where a process keeps its copies of a run: its host's memory. A host that goes on under another number says which was its own."""
     process = int(os.environ.get(SLOT, process))
     named = hashlib.blake2b(str(run.absolute()).encode(), digest_size=6).hexdigest()
-    return Path(os.environ.get("ALHENA_MEMORY", MEMORY)) / f"alhena-{named}" / str(process)
+    return _memory() / f"alhena-{named}" / str(process)
+
+
+def _memory() -> Path:
+    return Path(os.environ.get("ALHENA_MEMORY", MEMORY))
 
 
 def _shards(x: Array) -> list[Any]:
@@ -48,34 +56,58 @@ def _shards(x: Array) -> list[Any]:
 
 
 class Replicas:
-    """Saves and restores ``(state, data)`` of one process; every process of a run has to call the same at the same step."""
+    """Saves and restores ``(state, data)`` of one process; every process of a run has to call the same at the same step.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Opened for the training with this fingerprint, it removes the copies of every other from its folder, and tells it.
+    """
+
+    def __init__(self, run: Path, process: int, training: str, tell: Callable[[str], None]) -> None:
+        self.folder, self._run, self._training = memory_of(run, process), run, training
+        _remove_of_deleted_runs(tell)
+        own = {self._path(step) for step in self._steps()}
+        others = [path for path in self.folder.glob("*.copy*") if path not in own]
+        for path in others:
+            path.unlink()
+        if others:
+            tell(f"{self.folder}: in-memory copies of another training removed ({len(others)})")
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"{self._training}-{step}.copy"
 
     def save(self, step: int, state: Any, data: Any) -> None:
         leaves = enumerate(jax.tree.leaves(state))
         arrays = {f"{i}.{k}": np.asarray(s.data) for i, leaf in leaves for k, s in enumerate(_shards(leaf))}
         payload = save({**arrays, DATA: np.frombuffer(json.dumps(data).encode(), np.uint8)})
-        write_atomically(self.folder / f"{step}.copy", hashlib.blake2b(payload, digest_size=16).digest() + payload)
+        write_atomically(self.folder / _RUN, str(self._run.absolute()))
+        write_atomically(self._path(step), hashlib.blake2b(payload, digest_size=16).digest() + payload)
         for old in self._steps()[KEPT:]:
-            (self.folder / f"{old}.copy").unlink()
+            self._path(old).unlink()
 
     def forget(self) -> None:
         """Nothing is kept any more."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):  # other processes still have copies there, or none ever had
+            self.folder.parent.rmdir()
 
     def _steps(self) -> list[int]:
-        return sorted((int(path.stem) for path in self.folder.glob("*.copy")), reverse=True)
+        names = (path.stem.removeprefix(f"{self._training}-") for path in self.folder.glob(f"{self._training}-*.copy"))
+        return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
     def _read(self, step: int) -> bytes | None:
-        content = (self.folder / f"{step}.copy").read_bytes()
+        content = self._path(step).read_bytes()
         whole = hashlib.blake2b(content[16:], digest_size=16).digest() == content[:16]
         return content[16:] if whole else None
 
     def restore(self, like: Tree, least: int = 0) -> tuple[int, Tree, Any] | None:
         """The newest step, ``least`` at least, that all hosts of some pod have whole: step, state, data. None when there is none."""
-        mine = {step: payload for step in self._steps() if (payload := self._read(step)) is not None}
+        mine = {}
+        for step in self._steps():
+            payload = self._read(step)
+            if payload is not None and _shapes_of(payload) == _shapes(like):
+                mine[step] = payload
+            else:
+                # Damaged, or of another mesh. Were it kept, it would count as newer than the copies that are now written.
+                self._path(step).unlink()
         table = np.full(KEPT, -1, np.int64)
         table[: len(mine)] = list(mine)[:KEPT]
         table = multihost_utils.process_allgather(table).reshape(-1, KEPT)  # [processes, copies]
@@ -100,11 +132,29 @@ class Replicas:
             parts = [
                 np.zeros(s.data.shape, leaf.dtype) if arrays is None else arrays[f"{i}.{k}"] for k, s in enumerate(held)
             ]
-            if any(part.shape != s.data.shape for part, s in zip(parts, held, strict=True)):
-                raise ValueError(f"{self.folder}: these copies are of another model or mesh; delete the folder")
             put = [jax.device_put(part, s.device) for part, s in zip(parts, held, strict=True)]
             whole.append(jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, put))
         return jax.tree.unflatten(structure, whole), None if arrays is None else json.loads(arrays[DATA].tobytes())
+
+
+def _shapes_of(payload: bytes) -> dict[str, tuple[int, ...]]:
+    """Of every stored shard, by its name."""
+    return {name: array.shape for name, array in load(payload).items() if name != DATA}
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Of every shard that this process holds, by the name that it is stored under."""
+    leaves = enumerate(jax.tree.leaves(tree))
+    return {f"{i}.{k}": s.data.shape for i, leaf in leaves for k, s in enumerate(_shards(leaf))}
+
+
+def _remove_of_deleted_runs(tell: Callable[[str], None]) -> None:
+    """Removes from this host's memory what belongs to run folders that are no longer there."""
+    for marker in _memory().glob(f"alhena-*/*/{_RUN}"):
+        run = marker.read_text()
+        if not Path(run).exists():
+            shutil.rmtree(marker.parent, ignore_errors=True)
+            tell(f"{marker.parent}: in-memory copies of {run}, which was deleted, removed")
 
 
 def _from_pod(tree: Tree, source: int) -> Tree:

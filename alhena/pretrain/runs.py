@@ -12,18 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from rich.table import Table
 
-from alhena.artifacts import read_json
+from alhena import plots
 from alhena.batch import Modality
 from alhena.pretrain.goodput import goodput
 from alhena.pretrain.growth import growing
-from alhena.pretrain.metrics import FACTS, FILE, read_metrics
+from alhena.pretrain.metrics import FACTS, FILE, read_facts, read_metrics
 
 PLOT = "losses.png"  # of each stage that trains
-_COLOURS = ("#2a7f9e", "#c2405a", "#2f7d4f", "#b5651d", "#7a5195", "#5b6c8f", "#111111")
 
 
 @dataclass(frozen=True)
@@ -51,9 +48,7 @@ def find(folders: Sequence[Path]) -> list[Trained]:
         train = [line for line in lines if line["kind"] == "train"]
         if train:
             held = [line for line in lines if line["kind"] == "validation"]
-            out.append(
-                Trained(path, read_json(path / FACTS, title=str, parameters=int, steps=int, warmup=int), train, held)
-            )
+            out.append(Trained(path, read_facts(path / FACTS), train, held))
     if not out:
         raise ValueError(f"{', '.join(map(str, folders))}: no training has logged anything there ({FILE})")
     return out
@@ -89,24 +84,22 @@ def draw(runs: Sequence[Trained], path: Path) -> None:
     """Training loss by modality and validation, if any was measured, over steps; one panel each, one colour a training."""
     panels = [*_modalities(runs), *["validation"] * any(r.validation for r in runs)]
     rows, columns = -(-len(panels) // 3), min(len(panels), 3)
-    figure = Figure(figsize=(3.5 * columns, 2.7 * rows + 0.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = plots.figure(3.5 * columns, 2.7 * rows + 0.5)
     grid = figure.subplots(rows, columns, squeeze=False).reshape(-1)
     for axes, name in zip(grid, panels, strict=False):
         for k, r in enumerate(runs):
             steps, losses = _curve(r, name)
             style = "o-" if name == "validation" else "-"
-            axes.plot(steps, losses, style, color=_COLOURS[k % len(_COLOURS)], linewidth=1.1, markersize=3)
+            axes.plot(steps, losses, style, color=plots.COLORS[k % len(plots.COLORS)], linewidth=1.1, markersize=3)
         axes.set_title(name, fontsize=9)
         axes.tick_params(labelsize=7)
-        axes.spines[["top", "right"]].set_visible(False)
+        plots.hide_spines(axes)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     grid[0].set_ylabel("nats per token", fontsize=8)
     names = [f"{r.folder} ({r.facts['parameters'] / 1e6:.2f} M)" for r in runs]
     figure.legend(grid[0].lines, names, loc="outside lower center", fontsize=7.5, frameon=False, ncols=2)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, facecolor="white")
+    plots.save(figure, path)
 
 
 def _curve(r: Trained, name: str) -> tuple[list[int], list[float]]:

@@ -21,12 +21,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
+from alhena import plots
 from alhena.batch import Example
 from alhena.content import Document, Image, Text, read_documents
 from alhena.media import decode_image
+from alhena.processes import end_with_parent
 from alhena.tokens import text
 from alhena.tokens.encode import Codes, Draw, Encoder
 from alhena.tokens.images import resize
@@ -79,14 +79,13 @@ def learn_text(curated: Path, size: int, most_characters: int = 3_000_000, seed:
 def draw_coverage(path: Path, rates: dict[str, float]) -> None:
     """Bars of tokens per character by language; lower is better served."""
     names = sorted(rates, key=rates.get)  # type: ignore[arg-type]
-    figure = Figure(figsize=(7, 0.28 * len(names) + 1), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = plots.figure(7, 0.28 * len(names) + 1)
     axes = figure.subplots()
-    bars = axes.barh(names, [rates[n] for n in names], color="#2a6f97")
+    bars = axes.barh(names, [rates[n] for n in names], color=plots.BLUE)
     axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
     axes.set_xlabel("tokens per character (one byte-fallback character of three bytes costs 3)")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
+    plots.hide_spines(axes)
+    plots.save(figure, path)
 
 
 def _pixels(image: Image) -> np.ndarray | None:
@@ -296,7 +295,7 @@ def encode_split(
     encoder = Encoder.load(how.tokenizers)
     inner = {"patches": (encoder.vision.patch_values,), "frames": (encoder.audio.chunk, encoder.audio.mels)}
     context = multiprocessing.get_context("forkserver")
-    with ExitStack() as stack, ProcessPoolExecutor(how.workers, mp_context=context) as pool:
+    with ExitStack() as stack, ProcessPoolExecutor(how.workers, context, initializer=end_with_parent) as pool:
         files = _Files(out, inner, stack)
         for results in bounded(pool, _encode, _jobs(curated, how, encoder, draw), 4 * how.workers):
             for result in results:

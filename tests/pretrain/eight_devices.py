@@ -121,10 +121,10 @@ def measure_step(shape: Mesh, params: model.Params, batch: Batch) -> dict[str, A
         rows = sharding.place(batch, sharding.batch_specs(batch))
         compiled = train_step.lower(state, rows, CONFIG, TRANSFORM).compile()
         after, _ = compiled(state, rows)
-        saved = Checkpoints(Path(folder))
+        saved = Checkpoints(Path(folder), "one")
         saved.save(1, after, None)
         saved.close()
-        _, restored, _ = Checkpoints(Path(folder)).restore(after)
+        _, restored, _ = Checkpoints(Path(folder), "one").restore(after)
         after, _ = compiled(restored, rows)
         all_kept = born and kept(restored) and kept(after)
     return {

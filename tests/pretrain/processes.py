@@ -1,6 +1,7 @@
 """One process of a training: run by ``test_processes.py``, several at a time.
 
-python processes.py MODEL DATA OUT [KILL …]      KILL: process:step or process:step:lost, with which goes what it had in memory
+python processes.py MODEL DATA OUT [KILL …]      KILL: process:step or process:step:lost, with which goes what it had in memory,
+                                                 or process:step:asked, with which it is asked to end by SIGTERM
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -17,7 +19,7 @@ import numpy as np
 from alhena.model.sharding import Mesh, with_pods_left
 from alhena.model.weights import load_model
 from alhena.pretrain.launch import join
-from alhena.pretrain.loop import Phase, Training, train
+from alhena.pretrain.loop import Folders, Hooks, Phase, Training, train
 from alhena.pretrain.optimizer import Optimizer
 from alhena.pretrain.replicas import memory_of
 from alhena.tokens.loader import Shape
@@ -41,15 +43,17 @@ def main() -> None:
 
     def die(step: int) -> None:
         for kill in sys.argv[4:]:
-            process, when, *lost = kill.split(":")
+            process, when, *how = kill.split(":")
             marker = out / f"killed-{when}"
             if jax.process_index() == int(process) and step == int(when) and not marker.exists():
                 marker.touch()
-                if lost:
+                if how == ["lost"]:
                     shutil.rmtree(memory_of(out, int(process)))
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), signal.SIGTERM if how == ["asked"] else signal.SIGKILL)
+        if any(kill.endswith("asked") for kill in sys.argv[4:]):
+            time.sleep(1)  # JAX looks once a second for the signal
 
-    params = train(*load_model(model), t, data, out, "processes", on_step=die)
+    params = train(*load_model(model), t, Folders(data, out), "processes", Hooks(on_step=die))
     if jax.process_index() == 0:
         np.savez(out / "params.npz", *map(np.asarray, jax.tree.leaves(params)))
 

@@ -74,7 +74,7 @@ def test_it_learns_and_resumed_equals_uninterrupted(sources, tmp_path):
     whole, facts = listen(copy(), C, T, sources, tmp_path / "whole")
     assert facts["nats"][1] < 0.7 * facts["nats"][0]
     listen(copy(), C, T, sources, tmp_path / "cut")
-    shutil.rmtree(tmp_path / "cut" / str(T.steps))  # as if it had been killed before the end
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / str(T.steps))  # as if it had been killed before the end
     again, _ = listen(copy(), C, T, sources, tmp_path / "cut")
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(a, b)

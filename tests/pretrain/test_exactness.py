@@ -21,7 +21,7 @@ from alhena.pretrain.checkpoint import Checkpoints
 from alhena.pretrain.checksum import checksums
 from alhena.pretrain.fingerprints import read_fingerprints
 from alhena.pretrain.goodput import goodput
-from alhena.pretrain.loop import Mixture, open_examples, train
+from alhena.pretrain.loop import Folders, Hooks, Mixture, open_examples, train
 from alhena.pretrain.replay import replay
 from alhena.pretrain.trouble import IN_A_ROW, WINDOW, judge, nothing_yet
 from tests.pretrain.test_training import TRAINING, copy, equal
@@ -38,7 +38,7 @@ def batches(data: Path) -> list:
 def whole(tiny, data, tmp_path_factory):
     """A run without trouble: its parameters and its folder."""
     folder = tmp_path_factory.mktemp("whole")
-    return train(copy(tiny[0]), tiny[1], TRAINING, data, folder, "whole"), folder
+    return train(copy(tiny[0]), tiny[1], TRAINING, Folders(data, folder), "whole"), folder
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int8, jnp.uint8, jnp.int32])
@@ -88,10 +88,10 @@ def test_a_replay_finds_every_fingerprint_as_recorded(tiny, data, whole):
 def test_a_resumed_run_leaves_the_fingerprints_of_an_uninterrupted_one(tiny, data, whole, tmp_path):
     params, c = tiny
     for cut in (3, 6):
-        train(copy(params), c, TRAINING, data, tmp_path / "cut", "cut", stop_after=cut)
+        train(copy(params), c, TRAINING, Folders(data, tmp_path / "cut"), "cut", Hooks(stop_after=cut))
         with open(tmp_path / "cut" / "fingerprints.jsonl", "a") as file:
             file.write('{"step": 7, "ba')  # as kill -9 leaves it
-    train(copy(params), c, TRAINING, data, tmp_path / "cut", "resumed")
+    train(copy(params), c, TRAINING, Folders(data, tmp_path / "cut"), "resumed")
     assert read_fingerprints(tmp_path / "cut") == read_fingerprints(whole[1])
 
 
@@ -123,7 +123,7 @@ def test_a_bit_flipped_in_a_gradient_is_found(tiny, data, tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(step, "batch_loss", faulty)
         patch.setattr(loop, "train_step", jax.jit(faulty_step, static_argnums=(2, 3, 4), donate_argnums=0))
-        train(copy(params), c, TRAINING, data, tmp_path / "run", "faulty")
+        train(copy(params), c, TRAINING, Folders(data, tmp_path / "run"), "faulty")
     for last, first, at, quantity in ((6, 1, 5, "parameters"), (8, 7, 7, "gradient_norm")):
         replayed = replay(copy(params), c, TRAINING, data, tmp_path / "run", last)
         assert (replayed.first, replayed.last, replayed.difference) == (first, at, quantity)
@@ -151,7 +151,7 @@ def poisoned(times: dict[int, int]):
 
 def test_one_troubled_step_is_skipped_and_counted(tiny, data, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "train_step", poisoned({3: 1}))
-    train(copy(tiny[0]), tiny[1], TRAINING, data, tmp_path / "run", "run")
+    train(copy(tiny[0]), tiny[1], TRAINING, Folders(data, tmp_path / "run"), "run")
     lines = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert [line.get("skipped", 0) for line in lines if line["kind"] == "train"] == [0, 1, 1, 1]
     assert all(np.isfinite(line["loss"]) for line in lines)
@@ -159,7 +159,7 @@ def test_one_troubled_step_is_skipped_and_counted(tiny, data, tmp_path, monkeypa
 
 def test_trouble_of_the_machine_is_gone_after_going_back(tiny, data, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "train_step", poisoned(dict.fromkeys((4, 5, 6), 1)))
-    params = train(copy(tiny[0]), tiny[1], TRAINING, data, tmp_path / "run", "run")
+    params = train(copy(tiny[0]), tiny[1], TRAINING, Folders(data, tmp_path / "run"), "run")
     equal(params, whole[0])
     assert read_fingerprints(tmp_path / "run") == read_fingerprints(whole[1])
     assert read_lines(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == TRAINING.steps
@@ -169,7 +169,7 @@ def test_trouble_of_the_machine_is_gone_after_going_back(tiny, data, whole, tmp_
 def test_trouble_that_stays_stops_the_training_and_saves_the_batch(tiny, data, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "train_step", poisoned(dict.fromkeys((4, 5, 6), 9)))
     with pytest.raises(ValueError, match=r"in step 4, and 2 more .* after going back .*step-4\.safetensors"):
-        train(copy(tiny[0]), tiny[1], TRAINING, data, tmp_path / "run", "run")
+        train(copy(tiny[0]), tiny[1], TRAINING, Folders(data, tmp_path / "run"), "run")
     saved = load_file(tmp_path / "run" / "trouble" / "step-4.safetensors")
     for name, value in vars(batches(data)[3]).items():
         np.testing.assert_array_equal(saved[name], value)
@@ -178,7 +178,7 @@ def test_trouble_that_stays_stops_the_training_and_saves_the_batch(tiny, data, t
 def test_trouble_before_the_first_checkpoint_stops_at_once(tiny, data, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "train_step", poisoned(dict.fromkeys(range(1, 2 + IN_A_ROW), 1)))
     with pytest.raises(ValueError, match=r"in step 1, and 2 more .* no checkpoint to go back to"):
-        train(copy(tiny[0]), tiny[1], TRAINING, data, tmp_path / "run", "run")
+        train(copy(tiny[0]), tiny[1], TRAINING, Folders(data, tmp_path / "run"), "run")
 
 
 def test_a_spike_is_what_the_definition_says():
@@ -213,7 +213,7 @@ def test_a_hard_example_is_no_spike_where_all_is_learned():
 @pytest.mark.parametrize("how", ["flip", "half", "gone"])
 def test_a_damaged_checkpoint_is_noticed_whichever_file_it_is(tmp_path, how):
     state = lambda k: {"a": jnp.arange(3000.0) + k, "b": jnp.full((3,), k)}  # noqa: E731
-    checkpoints = Checkpoints(tmp_path / "kept")
+    checkpoints = Checkpoints(tmp_path / "kept", "one")
     for k in (2, 4):
         checkpoints.save(k, state(k), {"place": k})
     checkpoints.close()
@@ -225,7 +225,7 @@ def test_a_damaged_checkpoint_is_noticed_whichever_file_it_is(tmp_path, how):
         damaged.write_bytes({"flip": content, "half": content[: len(content) // 2], "gone": b""}[how])
         if how == "gone":
             damaged.unlink()
-        checkpoints = Checkpoints(tmp_path / "copy")
+        checkpoints = Checkpoints(tmp_path / "copy", "one")
         step, found, place = checkpoints.restore(state(0))
         checkpoints.close()
         jax.tree.map(np.testing.assert_array_equal, found, state(step))
@@ -238,13 +238,13 @@ def test_a_damaged_checkpoint_is_noticed_whichever_file_it_is(tmp_path, how):
 
 def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(tiny, data, whole, tmp_path):
     params, c = tiny
-    train(copy(params), c, TRAINING, data, tmp_path / "run", "run", stop_after=4)
+    train(copy(params), c, TRAINING, Folders(data, tmp_path / "run"), "run", Hooks(stop_after=4))
     biggest = max((tmp_path / "run" / "checkpoints" / "4" / "state").rglob("*"), key=lambda p: p.stat().st_size)
     content = bytearray(biggest.read_bytes())
     content[len(content) // 2] ^= 16
     biggest.write_bytes(content)
     with pytest.warns(UserWarning, match=r"checkpoints/4: damaged checkpoint, kept as 4\.damaged"):
-        equal(train(copy(params), c, TRAINING, data, tmp_path / "run", "resumed"), whole[0])
+        equal(train(copy(params), c, TRAINING, Folders(data, tmp_path / "run"), "resumed"), whole[0])
 
 
 def test_goodput_adds_up(tmp_path, whole):

@@ -52,6 +52,18 @@ def test_killed_twice_two_processes_end_as_one_that_nobody_killed(command, tmp_p
     for two, one in zip(parameters(out), parameters(alone), strict=True):
         np.testing.assert_array_equal(two, one)
 
+    # One process is asked to end: both save after the same step, and end; then they resume there.
+    asked, told = tmp_path / "asked", []
+    ended = supervise([*command, str(asked), "1:1:asked"], processes=2, most=0, tell=told.append)
+    assert (ended.code, ended.restarts, told) == (143, 0, [])
+    saved = max(int(path.name) for path in (asked / "checkpoints").iterdir() if path.name.isdecimal())
+    assert 1 < saved < 10 and not memory_of(asked, 0).exists()
+    assert supervise([*command, str(asked)], processes=2, most=0, tell=told.append).code == 0
+    starts = [line["step"] for line in read_lines(asked / "ledger.jsonl") if line["what"] == "restore"]
+    assert starts == [0, saved]
+    for two, one in zip(parameters(asked), parameters(alone), strict=True):
+        np.testing.assert_array_equal(two, one)
+
 
 def test_the_rest_goes_on_without_a_lost_pod(command, tmp_path):
     """Elastic: process 0 is lost with its memory; process 1 goes on alone, from its own copy, with the batches of both."""

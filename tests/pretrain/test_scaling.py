@@ -10,7 +10,8 @@ import pytest
 
 from alhena.artifacts import read_json, write_json
 from alhena.model import model
-from alhena.pretrain.ladder import climb, fit_ladder, scaled, shortened, suggest
+from alhena.pretrain.ladder import Grid, climb, fit_ladder, scaled, shortened, suggest
+from alhena.pretrain.loop import Folders
 from alhena.pretrain.scaling import BESIROGLU, HOFFMANN, Law, Rung, bootstrap, fit
 from tests.pretrain.test_training import TRAINING
 
@@ -97,7 +98,7 @@ def test_the_ladder_trains_each_rung_once_and_the_fit_is_drawn(tiny, data, tmp_p
     c = replace(tiny[1], vision=None, audio=None, decoder=replace(tiny[1].decoder, layers=1))
     n = model.count(jax.eval_shape(lambda: model.init(jax.random.key(0), c)))
     budget = 6.0 * n * 20 * TRAINING.shape.rows * TRAINING.shape.tokens
-    ladder = lambda: climb(c, TRAINING, data, data, tmp_path, [budget, 1.5 * budget], [1.0])  # noqa: E731
+    ladder = lambda: climb(c, TRAINING, Folders(data, tmp_path, data), Grid([budget, 1.5 * budget], [1.0]))  # noqa: E731
     rungs = ladder()
     assert [(r.parameters, r.tokens) for r in rungs] == [(n, steps * 256) for steps in (20, 30)]
     assert 0 < rungs[1].loss < rungs[0].loss < np.log(c.vocabulary)

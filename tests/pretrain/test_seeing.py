@@ -14,7 +14,7 @@ from alhena.batch import Modality
 from alhena.model import model
 from alhena.pretrain import runs
 from alhena.pretrain.growth import SPAN, begins_to_grow, growing
-from alhena.pretrain.loop import train
+from alhena.pretrain.loop import Folders, Hooks, train
 from alhena.pretrain.loss import batch_loss
 from alhena.pretrain.metrics import Metrics, by_modality
 from alhena.tokens.loader import plain_batch
@@ -59,7 +59,14 @@ def test_the_output_norm_is_that_of_the_last_layer(tiny, encoder, documents):
 def test_runs_are_listed_and_drawn(tiny, data, tmp_path):
     params, c = tiny
     for name, steps in (("one", 8), ("two", 4)):
-        train(copy(params), c, TRAINING, data, tmp_path / name, f"a run called {name}", data, stop_after=steps)
+        train(
+            copy(params),
+            c,
+            TRAINING,
+            Folders(data, tmp_path / name, data),
+            f"a run called {name}",
+            Hooks(stop_after=steps),
+        )
     last = read_lines(tmp_path / "two" / "metrics.jsonl")[-2]
     assert last["kind"] == "train"
     add_line(tmp_path / "two" / "metrics.jsonl", last | {"step": 5, "skipped": 3})

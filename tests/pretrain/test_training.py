@@ -17,7 +17,7 @@ import pytest
 
 from alhena.artifacts import read_json
 from alhena.model import config, model
-from alhena.pretrain.loop import Phase, Training, train
+from alhena.pretrain.loop import Folders, Hooks, Phase, Training, train
 from alhena.pretrain.loss import Z_LOSS, batch_loss, weighted_loss
 from alhena.pretrain.optimizer import Optimizer, optimizer
 from alhena.pretrain.step import accumulated, slope, start, train_step
@@ -95,10 +95,10 @@ def copy(params: model.Params) -> model.Params:
 
 def test_resumed_equals_uninterrupted_bit_for_bit(tiny, data, tmp_path):
     params, c = tiny
-    whole = train(copy(params), c, TRAINING, data, tmp_path / "whole", "whole", validation=data)
+    whole = train(copy(params), c, TRAINING, Folders(data, tmp_path / "whole", data), "whole")
     for cut in (3, 5):  # inside the first phase, and just after the mixture has changed
-        train(copy(params), c, TRAINING, data, tmp_path / f"cut{cut}", "cut", stop_after=cut)
-        equal(train(copy(params), c, TRAINING, data, tmp_path / f"cut{cut}", "resumed"), whole)
+        train(copy(params), c, TRAINING, Folders(data, tmp_path / f"cut{cut}"), "cut", Hooks(stop_after=cut))
+        equal(train(copy(params), c, TRAINING, Folders(data, tmp_path / f"cut{cut}"), "resumed"), whole)
     lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
     assert [line.count('"kind": "validation"') for line in lines].count(1) == 2
     with pytest.raises(AssertionError):
@@ -107,10 +107,12 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tiny, data, tmp_path):
 
 def test_a_checkpoint_of_another_model_is_refused(tiny, data, tmp_path):
     params, c = tiny
-    train(copy(params), c, TRAINING, data, tmp_path / "out", "first", stop_after=2)
+    train(copy(params), c, TRAINING, Folders(data, tmp_path / "out"), "first", Hooks(stop_after=2))
     other = replace(c, decoder=replace(c.decoder, hidden=56))
-    with pytest.raises(ValueError, match="checkpoint is of another model"):
-        train(model.init(jax.random.key(0), other), other, TRAINING, data, tmp_path / "out", "other")
+    with pytest.raises(
+        ValueError, match=r"checkpoints .* are of another training: other settings, seed, model or data"
+    ):
+        train(model.init(jax.random.key(0), other), other, TRAINING, Folders(data, tmp_path / "out"), "other")
 
 
 def test_killed_with_sigkill_the_demo_goes_on_where_it_was(tmp_path):
@@ -120,10 +122,11 @@ def test_killed_with_sigkill_the_demo_goes_on_where_it_was(tmp_path):
         from functools import partial
         from pathlib import Path
         from alhena import journey
+        from alhena.pretrain.loop import Hooks
         from recipes import starter
         kill = int(sys.argv[2])
         die = lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == kill else None
-        journey.train = partial(journey.train, on_step=die)
+        journey.train = partial(journey.train, hooks=Hooks(on_step=die))
         run, folder = starter.smoke(), Path(sys.argv[1])
         for make in journey.STAGES[:5]:
             make(run, folder)

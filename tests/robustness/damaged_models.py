@@ -197,11 +197,11 @@ def tensor_damages(file: str) -> Iterator[Damage]:
         yield f"{file} renamed tensor {which}", header(lambda h, name: h.update({name + ".bias": h.pop(name)}), which)
     yield f"{file} metadata", header(lambda h, name: h.update(__metadata__={"a": [1]}))
     yield f"{file} gone", lambda folder: (folder / file).unlink()
-    yield f"{file} folder", lambda folder: ((folder / file).unlink(), (folder / file).mkdir()) and None  # type: ignore[func-returns-value]
+    yield f"{file} folder", lambda folder: _replace(folder / file, Path.mkdir)
     yield f"{file} link out", lambda folder: _link(folder / file, "/etc/hostname")
     yield f"{file} link to itself", lambda folder: _link(folder / file, file)
     yield f"{file} device", lambda folder: _link(folder / file, "/dev/zero")
-    yield f"{file} pipe", lambda folder: ((folder / file).unlink(), os.mkfifo(folder / file)) and None  # type: ignore[func-returns-value]
+    yield f"{file} pipe", lambda folder: _replace(folder / file, os.mkfifo)
 
 
 def _link(path: Path, target: str) -> None:

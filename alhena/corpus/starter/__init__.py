@@ -40,6 +40,7 @@ from alhena.corpus.starter import (
 )
 from alhena.corpus.starter.items import Maker, Order
 from alhena.corpus.starter.splits import SPLITS, Split
+from alhena.processes import end_with_parent
 from alhena.progress import progress_bar
 
 MAKERS: Mapping[str, Maker] = {
@@ -169,7 +170,8 @@ def build(folder: Path, settings: Starter, workers: int = 2) -> dict[str, dict[s
     With ``workers`` of 1 everything happens in this process. Files appear whole or not at all.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) if workers > 1 else None
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=end_with_parent) if workers > 1 else None
     try:
         with progress_bar() as progress:
             watch = _Watch(settings, progress)
