@@ -15,7 +15,7 @@ import soundfile
 import soxr
 
 from alhena.media.container import SOUND_CODECS, codec_missing, opened, packets, prepare
-from alhena.media.limits import LIMITS, Limits, check_size
+from alhena.media.limits import LIMITS, Limits, MediaError, check_size
 from alhena.media.sniff import sniff
 
 SAMPLE_RATE = 16_000
@@ -25,7 +25,7 @@ BLOCK = 1 << 20
 CANCELLED = 0.01
 
 
-class MissingSound(ValueError):
+class MissingSound(MediaError):
     """A file without a sound track, or without samples in it, or of a codec that is not read."""
 
 
@@ -52,7 +52,7 @@ class Mono:
         if not self.rate:
             self._begin(rate, block.shape[1])
         if rate != self.rate:
-            raise ValueError(f"the sound changes from {self.rate} to {rate} samples a second")
+            raise MediaError(f"the sound changes from {self.rate} to {rate} samples a second")
         self._check(block)
         mixed = block.mean(axis=1) if self.channel is None else block[:, min(self.channel, block.shape[1] - 1)]
         self.energy[: block.shape[1]] += np.square(block, dtype=np.float64).sum(0)
@@ -63,20 +63,20 @@ class Mono:
     def _begin(self, rate: int, channels: int) -> None:
         low, high = self.limits.audio_rates
         if not low <= rate <= high:
-            raise ValueError(f"the sound has {rate:,} samples a second; {low:,} to {high:,} are read")
+            raise MediaError(f"the sound has {rate:,} samples a second; {low:,} to {high:,} are read")
         self.rate = rate
         if rate != SAMPLE_RATE:
             self._resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
 
     def _check(self, block: np.ndarray) -> None:
         if block.shape[1] > self.limits.audio_channels:
-            raise ValueError(f"the sound has {block.shape[1]} channels; at most {self.limits.audio_channels} are read")
+            raise MediaError(f"the sound has {block.shape[1]} channels; at most {self.limits.audio_channels} are read")
         self.samples += len(block)
         self.values += block.size
         if self.samples > self.seconds * self.rate:
-            raise ValueError(f"the sound lasts more than {self.seconds:g} s, the most that is read")
+            raise MediaError(f"the sound lasts more than {self.seconds:g} s, the most that is read")
         if self.values > self.limits.audio_values:
-            raise ValueError(
+            raise MediaError(
                 f"the sound has more than {self.limits.audio_values:,} samples in all channels, the most that is read"
             )
         _check_peak(block, self.limits)
@@ -105,8 +105,8 @@ def _check_peak(samples: np.ndarray, limits: Limits) -> None:
     if wrong.any():
         value = float(samples[wrong][0])
         if not np.isfinite(value):
-            raise ValueError(f"the sound holds values that are not finite numbers ({value})")
-        raise ValueError(
+            raise MediaError(f"the sound holds values that are not finite numbers ({value})")
+        raise MediaError(
             f"the sound holds a sample of {value:.4g}; full scale is 1 and at most {limits.audio_peak:g} is read"
         )
 
@@ -133,15 +133,17 @@ def decode_audio(data: bytes, limits: Limits = LIMITS) -> np.ndarray:
     """
     check_size(data, "sound", limits)
     if sniff(data) is None:
-        raise ValueError(
+        raise MediaError(
             "the sound cannot be decoded: it is no WAV, FLAC, Ogg, MP3, AAC, M4A, AIFF or WebM, or its start is missing"
         )
     try:
         return mono(lambda: _libsndfile_blocks(data), limits, limits.audio_seconds)
-    except (soundfile.LibsndfileError, RuntimeError, TypeError):
+    except MediaError:
+        raise
+    except (soundfile.LibsndfileError, RuntimeError, TypeError, ValueError):
         return mono(lambda: _ffmpeg_blocks(data, limits), limits, limits.audio_seconds)
     except MemoryError:
-        raise ValueError("the sound cannot be decoded: it needs more memory than is free") from None
+        raise MediaError("the sound cannot be decoded: it needs more memory than is free") from None
 
 
 class _Forward(soundfile.SoundFile):

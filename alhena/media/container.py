@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import av
 
-from alhena.media.limits import Limits, reason
+from alhena.media.limits import Limits, MediaError, reason
 from alhena.media.sniff import sniff
 
 # FFmpeg's demuxer of each MIME type
@@ -46,7 +46,7 @@ SOUND_CODECS = frozenset(
     "pcm_s24le pcm_s24be pcm_s32le pcm_s32be pcm_f32le pcm_f32be pcm_f64le pcm_f64be".split()
 )
 # Errors of a library about bytes that it cannot make sense of.
-DECODE_ERRORS = (av.error.FFmpegError, IndexError, KeyError, OverflowError, ZeroDivisionError, TypeError)
+DECODE_ERRORS = (av.error.FFmpegError, IndexError, KeyError, OverflowError, ZeroDivisionError, TypeError, ValueError)
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def opened(data: bytes, what: str, limits: Limits) -> Iterator[av.container.Inpu
     """A container for reading. Raises ValueError when it is none of those listed, or does not decode in the block."""
     demuxer = DEMUXERS.get(sniff(data) or "")
     if demuxer is None:
-        raise ValueError(f"the {what} cannot be decoded: its first bytes are those of no format that is read")
+        raise MediaError(f"the {what} cannot be decoded: its first bytes are those of no format that is read")
     # the codecs' own limit holds already while FFmpeg decodes the first frames to learn their format
     codec_limits = {"max_pixels": str(limits.video_pixels), "threads": "1"}
     rules = {
@@ -73,10 +73,12 @@ def opened(data: bytes, what: str, limits: Limits) -> Iterator[av.container.Inpu
             metadata_errors="ignore",
         ) as container:
             yield container
+    except MediaError:
+        raise
     except DECODE_ERRORS as error:
-        raise ValueError(f"the {what} cannot be decoded: {reason(error)}") from None
+        raise MediaError(f"the {what} cannot be decoded: {reason(error)}") from None
     except MemoryError:
-        raise ValueError(f"the {what} cannot be decoded: it needs more memory than is free") from None
+        raise MediaError(f"the {what} cannot be decoded: it needs more memory than is free") from None
 
 
 def prepare(stream: av.stream.Stream, limits: Limits) -> None:
@@ -99,5 +101,5 @@ def packets(
     """The packets of some streams, and an empty one of each at the end. Raises ValueError when there are too many."""
     for number, packet in enumerate(container.demux(streams)):
         if number > limits.packets:
-            raise ValueError(f"the {what} has more than {limits.packets:,} packets, the most that is read")
+            raise MediaError(f"the {what} has more than {limits.packets:,} packets, the most that is read")
         yield packet

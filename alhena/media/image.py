@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
-from alhena.media.limits import LIMITS, Limits, check_size, one_large_at_a_time, reason
+from alhena.media.limits import LIMITS, Limits, MediaError, check_size, one_large_at_a_time, reason
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
@@ -34,17 +34,19 @@ def decode_image(data: bytes, limits: Limits = LIMITS) -> np.ndarray:
         with Pillow.open(io.BytesIO(_essential(data)), formats=FORMATS) as image:
             width, height = image.size
             if width * height > limits.image_pixels:
-                raise ValueError(f"the image is {width}x{height}; at most {limits.image_pixels:,} pixels are read")
+                raise MediaError(f"the image is {width}x{height}; at most {limits.image_pixels:,} pixels are read")
             with one_large_at_a_time(width * height):
                 return _upright(_reduced(image, limits.kept_pixels), _orientation(image))
+    except MediaError:
+        raise
     except UnidentifiedImageError:
-        raise ValueError("the image cannot be decoded: it is no PNG, JPEG, WebP, GIF or BMP, or cut off") from None
-    except (OSError, SyntaxError, EOFError, IndexError, OverflowError, TypeError, zlib.error) as error:
-        raise ValueError(f"the image cannot be decoded: {reason(error)}") from None
+        raise MediaError("the image cannot be decoded: it is no PNG, JPEG, WebP, GIF or BMP, or cut off") from None
+    except (OSError, SyntaxError, EOFError, IndexError, OverflowError, TypeError, ValueError, zlib.error) as error:
+        raise MediaError(f"the image cannot be decoded: {reason(error)}") from None
     except Pillow.DecompressionBombError:
-        raise ValueError(f"the image is too large; at most {limits.image_pixels:,} pixels are read") from None
+        raise MediaError(f"the image is too large; at most {limits.image_pixels:,} pixels are read") from None
     except MemoryError:
-        raise ValueError("the image cannot be decoded: it needs more memory than is free") from None
+        raise MediaError("the image cannot be decoded: it needs more memory than is free") from None
 
 
 def _essential(data: bytes) -> bytes:

@@ -15,6 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 
+class MediaError(ValueError):
+    """What is wrong with media bytes, in a sentence that can be shown to a user; libraries raise ValueErrors that cannot."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """The most that is decoded of one media item.
@@ -73,9 +77,9 @@ def one_large_at_a_time(pixels: int) -> Iterator[None]:
 def check_size(data: bytes, what: str, limits: Limits) -> None:
     """Raises ValueError when the file is empty or larger than ``limits.bytes``."""
     if not data:
-        raise ValueError(f"the {what} is empty (0 bytes)")
+        raise MediaError(f"the {what} is empty (0 bytes)")
     if len(data) > limits.bytes:
-        raise ValueError(f"the {what} has {len(data):,} bytes; at most {limits.bytes:,} are read")
+        raise MediaError(f"the {what} has {len(data):,} bytes; at most {limits.bytes:,} are read")
 
 
 def reason(error: BaseException) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 
 from alhena.media.audio import SAMPLE_RATE, Blocks, MissingSound, frame_samples, mono, sound_frames
 from alhena.media.container import PICTURE_CODECS, codec_missing, opened, packets, prepare
-from alhena.media.limits import LIMITS, Limits, check_size, one_large_at_a_time
+from alhena.media.limits import LIMITS, Limits, MediaError, check_size, one_large_at_a_time
 
 ATTACHED_PICTURE = 0x400
 # Pixels wider or higher than this are taken for a broken header.
@@ -66,7 +66,7 @@ class _Pictures:
     def _check(self, frame: av.VideoFrame, seconds: float) -> None:
         _check_frame_size(frame.width, frame.height, self.limits)
         if seconds > self.limits.video_seconds:
-            raise ValueError(f"the video lasts more than {self.limits.video_seconds:g} s, the most that is read")
+            raise MediaError(f"the video lasts more than {self.limits.video_seconds:g} s, the most that is read")
         self.pixels += frame.width * frame.height
         _check_total(self.pixels, self.limits)
 
@@ -81,12 +81,12 @@ def decode_video(data: bytes, most_frames: int, limits: Limits = LIMITS) -> Clip
     total = _count_packets(data, limits)
     pictures = _decode(data, _spread(total, most_frames, limits), limits)
     if not pictures.count:
-        raise ValueError("the video has no frames")
+        raise MediaError("the video has no frames")
     if pictures.count != total:
         pictures = _decode(data, _spread(pictures.count, most_frames, limits), limits)
     first = pictures.frames[0].shape
     if any(frame.shape != first for frame in pictures.frames):
-        raise ValueError("the video turns from upright to sideways between its frames")
+        raise MediaError("the video turns from upright to sideways between its frames")
     # clocks of damaged clips may run backwards
     seconds = np.maximum.accumulate(np.array(pictures.seconds, np.float32))
     return Clip(np.stack(pictures.frames), seconds, *_sound(data, pictures.first_time, limits))
@@ -102,26 +102,26 @@ def _picture_stream(container: av.container.InputContainer, limits: Limits) -> a
     """The first picture track that is no cover. Raises ValueError when it cannot be decoded or is too large."""
     streams = [s for s in container.streams.video if not int(s.disposition) & ATTACHED_PICTURE]
     if not streams:
-        raise ValueError("the video file has no picture track")
+        raise MediaError("the video file has no picture track")
     missing = codec_missing(streams[0], PICTURE_CODECS)
     if missing:
-        raise ValueError(f"the video's pictures cannot be decoded: {missing}")
+        raise MediaError(f"the video's pictures cannot be decoded: {missing}")
     width, height = streams[0].codec_context.width, streams[0].codec_context.height
     if not width * height:
         # FFmpeg's own limit, the same, hides the size of larger frames
-        raise ValueError(f"the video's frames have no size that is known, or more than {limits.video_pixels:,} pixels")
+        raise MediaError(f"the video's frames have no size that is known, or more than {limits.video_pixels:,} pixels")
     _check_frame_size(width, height, limits)
     return streams[0]
 
 
 def _check_frame_size(width: int, height: int, limits: Limits) -> None:
     if width * height > limits.video_pixels:
-        raise ValueError(f"the video is {width}x{height}; frames of at most {limits.video_pixels:,} pixels are read")
+        raise MediaError(f"the video is {width}x{height}; frames of at most {limits.video_pixels:,} pixels are read")
 
 
 def _check_total(pixels: int, limits: Limits) -> None:
     if pixels > limits.video_total_pixels:
-        raise ValueError(
+        raise MediaError(
             f"the video's frames have more than {limits.video_total_pixels:,} pixels in all, the most that is read"
         )
 
@@ -178,7 +178,7 @@ def _aligned(samples: np.ndarray, seconds: float, limits: Limits) -> tuple[np.nd
         rest = samples[-offset:]
         return (rest, ()) if len(rest) else (None, ("the sound track was left out: it ends before the first picture",))
     if offset + len(samples) > limits.video_seconds * SAMPLE_RATE:
-        raise ValueError(f"the video's sound ends after {limits.video_seconds:g} s, the most that is read")
+        raise MediaError(f"the video's sound ends after {limits.video_seconds:g} s, the most that is read")
     return np.concatenate([np.zeros(offset, np.float32), samples]) if offset else samples, ()
 
 
