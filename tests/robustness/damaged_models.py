@@ -204,6 +204,11 @@ def tensor_damages(file: str) -> Iterator[Damage]:
     yield f"{file} pipe", lambda folder: _replace(folder / file, os.mkfifo)
 
 
+def _replace(path: Path, make: Callable[[Path], None]) -> None:
+    path.unlink()
+    make(path)
+
+
 def _link(path: Path, target: str) -> None:
     path.unlink()
     path.symlink_to(target)

@@ -1,0 +1,46 @@
+"""Media bytes to arrays and back, with every size bounded before anything is decoded.
+
+    image  bytes -> uint8 [height, width, 3], upright  (alpha is laid over white)
+    audio  bytes -> float32 [samples] at 16 kHz, mono, full scale 1
+    video  bytes -> uint8 [frames, height, width, 3], their times in seconds, and the sound track if there is one
+
+Every decoder raises ValueError that says what is wrong with the bytes; none executes or trusts anything they contain,
+and none cuts anything silently. ``sniff`` says the MIME type of bytes by their content.
+"""
+
+from __future__ import annotations
+
+from alhena.content import Audio, Image, Part, Video
+from alhena.media.audio import SAMPLE_RATE, decode_audio, encode_audio, resample
+from alhena.media.image import decode_image, encode_png
+from alhena.media.limits import LIMITS, Limits, limit_memory
+from alhena.media.sniff import sniff
+from alhena.media.video import Clip, decode_video, encode_video
+
+__all__ = [
+    "LIMITS",
+    "SAMPLE_RATE",
+    "Clip",
+    "Limits",
+    "check",
+    "decode_audio",
+    "decode_image",
+    "decode_video",
+    "encode_audio",
+    "encode_png",
+    "encode_video",
+    "limit_memory",
+    "resample",
+    "sniff",
+]
+
+
+def check(part: Part) -> tuple[str, ...]:
+    """Decodes a part that is media. Raises ValueError that says why it does not; returns what had to be left out."""
+    if isinstance(part, Image):
+        decode_image(part.data)
+    elif isinstance(part, Audio):
+        decode_audio(part.data)
+    elif isinstance(part, Video):
+        return decode_video(part.data, 2).notes
+    return ()
