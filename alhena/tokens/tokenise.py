@@ -7,12 +7,11 @@ curated/SPLIT ─ encode in parallel ─► SPLIT/SOURCE.arrow, and a count of w
 from __future__ import annotations
 
 import multiprocessing
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,14 +19,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from alhena.content import Document, Image, Text, read_documents
+from alhena.pools import bounded
 from alhena.tokens import text
 from alhena.tokens.batch import Example
 from alhena.tokens.encode import Codes, Draw, Encoder
 from alhena.tokens.store import Writer
 
 BATCH = 64
-T = TypeVar("T")
-U = TypeVar("U")
 
 
 def sample_texts(curated: Path, most_characters: int, seed: int) -> list[tuple[str, str]]:
@@ -122,17 +120,6 @@ def _jobs(
 
 def _needed(documents: list[Document], codes: dict[bytes, Codes]) -> dict[bytes, Codes]:
     return {p.data: codes[p.data] for d in documents for p in d.parts if isinstance(p, Image) and p.data in codes}
-
-
-def bounded(pool: ProcessPoolExecutor, work: Callable[[T], U], jobs: Iterable[T], most: int) -> Iterator[U]:
-    """Results in order, never more than ``most`` jobs under way: the memory of a pool that runs ahead is bounded."""
-    waiting: deque[Future[U]] = deque()
-    for job in jobs:
-        waiting.append(pool.submit(work, job))
-        if len(waiting) >= most:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def count_documents(folder: Path) -> int:
