@@ -149,6 +149,8 @@ def _part(row: Mapping[str, Any]) -> Part:
 
 
 def _only(row: Mapping[str, Any], *names: str) -> None:
+    if not isinstance(row, Mapping):
+        raise TypeError(f"{row!r} where an object with {', '.join(names)} was wanted")
     if other := [name for name, value in row.items() if name not in names and value is not None]:
         raise ValueError(f"unknown column {other[0]!r}; known are {', '.join(names)}")
 

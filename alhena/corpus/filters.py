@@ -136,7 +136,7 @@ class Seen:
 
 
 def _questions(inspected: Inspected) -> Iterable[tuple[bytes, ...]]:
-    """Each whole question: the media shown so far, the words asked, the words answered."""
+    """Each whole question: the media shown so far, or else the words asked; and the words answered."""
     media, shown, asked = iter(inspected.media), list[bytes](), ""
     for content in inspected.document.contents:
         texts = [part.text for part in content.parts if isinstance(part, Text)]
@@ -145,13 +145,13 @@ def _questions(inspected: Inspected) -> Iterable[tuple[bytes, ...]]:
         if content.role == "user":
             asked = text
         elif content.role == "model":
-            yield (*shown, asked.encode(), text.encode())
+            yield (*(shown or [asked.encode()]), text.encode())
 
 
 class Held:
     """Removal of evaluation items: built from the evaluation sets, asked of every other document.
 
-    A question with media is the same item only with the same media and answer, whatever its words ("What colour is the circle?"); of
+    A question with media is the same item with the same media and answer, whatever its words ("What colour is the circle?"); of
     text alone, a run of ``n`` words in common is a leak whatever stands around it, unless the run is a template's (it occurs in
     more than three test items). A document with the same content is one always. Media are compared once decoded, sample by sample:
     a lossless copy in another format is the same, one that was compressed with loss is not.
@@ -184,7 +184,10 @@ class Held:
             return "in an evaluation set", "the whole document"
         for item in _questions(inspected):
             if item in self._items:
-                return "in an evaluation set", f"the same question and answer: {item[-2].decode()[:60]!r}"
+                return (
+                    "in an evaluation set",
+                    f"the same question or media, and the same answer: {item[-1].decode()[:60]!r}",
+                )
         for run in self._runs(inspected.document):
             if run in self._runs_held:
                 return "overlaps an evaluation set", f"a run of {self._n} words is part of a test item"
