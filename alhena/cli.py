@@ -58,6 +58,7 @@ class Curate:
     input: Folder
     out: Path  # folder for the clean documents and report.json
     evaluation: tuple[Path, ...] = ()  # curated evaluation sets: documents that overlap them are removed
+    held_out: bool = False  # the input is an evaluation set: items that repeat are kept and counted
 
     def __call__(self) -> None:
         from alhena.corpus import curate
@@ -66,7 +67,7 @@ class Curate:
         if not self.input.exists():
             raise ValueError(f"{self.input}: nothing to read: no such file or folder")
         with locked(self.out):
-            curate.curate(self.input, self.out, curate.Curate(), self.evaluation)
+            curate.curate(self.input, self.out, curate.Curate(held_out=self.held_out), self.evaluation)
 
 
 @dataclass(frozen=True)

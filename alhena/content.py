@@ -17,12 +17,14 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alhena.artifacts import atomic
+from alhena.parquet import LARGEST_ROW, Lost, read_rows
 
 Role = Literal["user", "model", "document"]
 
@@ -52,6 +54,16 @@ class Video:
 
 Part = Text | Image | Audio | Video
 MEDIA: Mapping[str, type[Image | Audio | Video]] = {"image": Image, "audio": Audio, "video": Video}
+MIME_OF_SUFFIX: Mapping[str, str] = MappingProxyType(
+    {
+        ".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp", ".gif": "image/gif",
+        ".bmp": "image/bmp",
+        ".wav": "audio/wav", ".flac": "audio/flac", ".ogg": "audio/ogg", ".opus": "audio/ogg", ".mp3": "audio/mpeg",
+        ".m4a": "audio/mp4", ".aif": "audio/aiff", ".aiff": "audio/aiff",
+        ".mp4": "video/mp4", ".m4v": "video/mp4", ".webm": "video/webm", ".mov": "video/quicktime",
+        ".mkv": "video/x-matroska",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -104,6 +116,22 @@ SCHEMA = pa.schema(
 )
 
 
+# Row groups are closed by the bytes or by the number of their documents, whichever comes first.
+GROUP_BYTES = 64 << 20
+GROUP_DOCUMENTS = 256
+# Left by a run of curate that was killed while it replaced its files: what lies beside it is a mixture.
+UNFINISHED = Path(".curate.partial", "report.json")
+
+
+def size_of(document: Document) -> int:
+    """An upper bound of a document's bytes."""
+    size = len(document.id)
+    for part in document.parts:
+        content = part.text if isinstance(part, Text) else part.data
+        size += 64 + len(content) * (4 if isinstance(content, str) and not content.isascii() else 1)
+    return size
+
+
 def _part_row(part: Part) -> dict[str, Any]:
     if isinstance(part, Text):
         return {"kind": "text", "text": part.text, "mime": None, "data": None}
@@ -111,11 +139,20 @@ def _part_row(part: Part) -> dict[str, Any]:
 
 
 def _part(row: Mapping[str, Any]) -> Part:
-    if row["kind"] == "text":
-        return Text(row["text"])
-    if row["kind"] not in MEDIA:
-        raise ValueError(f"part kind is {row['kind']!r}; it must be text, {', '.join(MEDIA)}")
-    return MEDIA[row["kind"]](row["data"], row["mime"])
+    _only(row, "kind", "text", "mime", "data")
+    kind, content = row["kind"], row["text"] if row["kind"] == "text" else row["data"]
+    if kind == "text" and isinstance(content, str):
+        return Text(content)
+    if kind not in MEDIA or not isinstance(content, bytes):
+        raise ValueError(f"part kind is {kind!r}; it must be text, {', '.join(MEDIA)}, with its content")
+    return MEDIA[kind](content, row["mime"]) if isinstance(row["mime"], str) else MEDIA[kind](content)
+
+
+def _only(row: Mapping[str, Any], *names: str) -> None:
+    if not isinstance(row, Mapping):
+        raise TypeError(f"{row!r} where an object with {', '.join(names)} was wanted")
+    if other := [name for name, value in row.items() if name not in names and value is not None]:
+        raise ValueError(f"unknown column {other[0]!r}; known are {', '.join(names)}")
 
 
 def to_row(document: Document) -> dict[str, Any]:
@@ -131,32 +168,64 @@ def to_row(document: Document) -> dict[str, Any]:
 
 def from_row(row: Mapping[str, Any]) -> Document:
     """Inverse of :func:`to_row`. Raises ValueError (or KeyError, TypeError) on a row of another shape."""
+    _only(row, *SCHEMA.names)
+    for content in row["contents"]:
+        _only(content, "role", "parts")
     contents = tuple(Content(c["role"], tuple(_part(part) for part in c["parts"])) for c in row["contents"])
-    return Document(contents, row["id"], row["source"], row["language"] or "und", json.loads(row["facts"] or "{}"))
+    facts = json.loads(row["facts"] or "{}")
+    if not isinstance(facts, dict):
+        raise ValueError(f"facts must be a JSON object; they are {row['facts'][:40]!r}")
+    return Document(contents, row["id"], row["source"], row["language"] or "und", facts)
 
 
-def write_documents(path: Path, documents: Iterable[Document], rows_per_group: int = 256) -> int:
+def _groups(documents: Iterable[Document], most: int, most_bytes: int) -> Iterator[list[Document]]:
+    """Runs of documents that one row group holds."""
+    group: list[Document] = []
+    total = 0
+    for document in documents:
+        size = size_of(document)
+        if size > LARGEST_ROW:
+            raise ValueError(f"document {document.id[:80]!r} has {size:,} bytes; at most {LARGEST_ROW:,} fit one row")
+        if group and (len(group) >= most or total + size > most_bytes):
+            yield group
+            group, total = [], 0
+        group.append(document)
+        total += size
+    if group:
+        yield group
+
+
+def write_documents(
+    path: Path, documents: Iterable[Document], rows_per_group: int = GROUP_DOCUMENTS, bytes_per_group: int = GROUP_BYTES
+) -> int:
     """Writes Documents to one Parquet file (the whole file or nothing); returns their number."""
     count = 0
-    with atomic(path) as partial, pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
-        rows: list[dict[str, Any]] = []
-        for document in documents:
-            rows.append(to_row(document))
-            count += 1
-            if len(rows) == rows_per_group:
-                writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
-                rows = []
-        if rows:
-            writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+    with (
+        atomic(path) as partial,
+        pq.ParquetWriter(partial, SCHEMA, compression="zstd", write_page_checksum=True) as writer,
+    ):
+        for group in _groups(documents, rows_per_group, bytes_per_group):
+            writer.write_table(pa.Table.from_pylist([to_row(document) for document in group], SCHEMA))
+            count += len(group)
     return count
 
 
 def read_documents(folder: Path) -> Iterator[Document]:
-    """Streams the Documents of a Parquet file, or of every ``*.parquet`` of a folder in the order of their names."""
+    """Streams the Documents of a Parquet file, or of every ``*.parquet`` of a folder in the order of their names.
+
+    Raises ValueError that names the file and the row when one cannot be read: this is for what curate has written.
+    """
     files = sorted(folder.glob("*.parquet")) if folder.is_dir() else [folder]
+    if (folder / UNFINISHED).exists():
+        raise ValueError(f"{folder}: alhena curate was stopped while it replaced its files; run it again")
     if not files or not files[0].exists():
         raise ValueError(f"{folder}: no Parquet file here; run the stage before this one (alhena curate)")
     for file in files:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=64):
-            for row in batch.to_pylist():
-                yield from_row(row)
+        for row in read_rows(file):
+            if isinstance(row, Lost):
+                raise ValueError(f"{file}, row {row.number}: {row.reason} ({row.detail}); run alhena curate again")
+            try:
+                document = from_row(row.values)
+            except (KeyError, TypeError, ValueError, RecursionError) as error:
+                raise ValueError(f"{file}, row {row.number}: no Document ({error}); run alhena curate on it") from None
+            yield document

@@ -8,26 +8,29 @@ Documents in = documents kept + documents dropped, each with its reason; that su
 from __future__ import annotations
 
 import errno
-import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from rich.table import Table
 
-from alhena.artifacts import write_json
-from alhena.content import Document, Text, read_documents, write_documents
-from alhena.corpus.filters import Blocked, Held, Reason, Seen, quality, valid
+from alhena.content import Document, Text, read_documents, size_of
+from alhena.corpus.filters import Blocked, Held, Inspected, Reason, Seen, inspect, quality
+from alhena.corpus.outputs import Outputs
 from alhena.corpus.readers import Dropped, read
+from alhena.pools import bounded
+from alhena.progress import progress_bar
 
 SPLITS = ("test", "validation", "train")
+# Records that are being decoded or wait for it: at most so many, of at most so many bytes.
+MOST_UNDER_WAY = 256
+MOST_BYTES_UNDER_WAY = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Curate:
     least_words: int = 5  # of running prose
     overlap: int = 13  # words in common with an evaluation item that count as a leak
     documents_per_file: int = 20_000
+    bytes_per_file: int = 1 << 30
+    held_out: bool = False  # an evaluation set: items that repeat are counted, but kept
     workers: int = 2
 
 
@@ -45,15 +50,16 @@ class Tally:
     """Counts of one input: what was read, what was kept, what was dropped and why, with the first examples."""
 
     read: int = 0
+    repeated: int = 0  # kept items of a held-out set that came before
     kept: Counter[str] = field(default_factory=Counter)
     dropped: Counter[tuple[str, str]] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def drop(self, d: Dropped) -> None:
-        self.dropped[d.source, d.reason] += 1
+        self.dropped[d.source, d.reason] += d.count
         some = self.examples.setdefault(d.reason, [])
         if len(some) < 3:
-            some.append(f"{d.record}: {d.detail}".encode("utf-8", "backslashreplace").decode())
+            some.append(f"{d.record[:200]}: {d.detail[:300]}".encode("utf-8", "backslashreplace").decode())
 
     def report(self) -> dict[str, Any]:
         dropped: dict[str, dict[str, int]] = {}
@@ -65,6 +71,7 @@ class Tally:
         return {
             "read": self.read,
             "kept": dict(sorted(self.kept.items())),
+            "repeated": self.repeated,
             "dropped": dropped,
             "examples": self.examples,
         }
@@ -83,68 +90,85 @@ def _language(document: Document) -> Document:
     return replace(document, language=str(best["lang"])) if float(best["score"]) > 0.5 else document
 
 
-def _judged(
-    batch: list[Document | Dropped], pool: ThreadPoolExecutor
-) -> Iterator[tuple[Document | Dropped, Reason | None]]:
-    """Validation in threads: the decoders release the interpreter's lock."""
-    return zip(batch, pool.map(lambda item: valid(item) if isinstance(item, Document) else None, batch), strict=True)
+def inspected(records: Iterable[Document | Dropped], workers: int) -> Iterator[Inspected | Dropped]:
+    """Every record decoded, in order. In threads (the decoders release the interpreter's lock), within bounded memory."""
+
+    def work(record: Document | Dropped) -> Inspected | Dropped:
+        return inspect(record) if isinstance(record, Document) else record
+
+    def weigh(record: Document | Dropped) -> int:
+        return size_of(record) if isinstance(record, Document) else 0
+
+    with ThreadPoolExecutor(workers) as pool:
+        yield from bounded(pool, work, records, MOST_UNDER_WAY, weigh, MOST_BYTES_UNDER_WAY)
+
+
+def _held(paths: Iterable[Path], settings: Curate) -> Held:
+    documents = (document for path in paths for document in read_documents(path))
+    return Held((i for i in inspected(documents, settings.workers) if isinstance(i, Inspected)), settings.overlap)
 
 
 class _Sieve:
-    """The filters behind validation, in order; each document passes all of them or is dropped by one."""
+    """The filters behind inspection, in order; each document passes all of them or is dropped by one."""
 
     def __init__(self, settings: Curate, held: Held | None, blocked: Blocked | None) -> None:
         self._settings, self._held, self._blocked, self._seen = settings, held, blocked, Seen()
 
-    def __call__(self, document: Document) -> Reason | None:
-        if reason := quality(document, self._settings.least_words):
+    def __call__(self, item: Inspected, tally: Tally) -> Reason | None:
+        if reason := item.reason or quality(item.document, self._settings.least_words):
             return reason
-        if self._blocked and (why := self._blocked(document)):
+        if self._blocked and (why := self._blocked(item.document)):
             return "blocked", why
-        return self._seen(document) or (self._held(document) if self._held else None)
+        repeated = self._seen(item)
+        if repeated and not self._settings.held_out:
+            return repeated
+        reason = self._held(item) if self._held else None
+        tally.repeated += bool(repeated and not reason)
+        return reason
 
 
-def sift(
-    source: Path, settings: Curate, tally: Tally, held: Held | None, blocked: Blocked | None, progress: Progress
-) -> Iterator[Document]:
+def sift(source: Path, settings: Curate, tally: Tally, sieve: _Sieve, progress: Progress) -> Iterator[Document]:
     """The documents of ``source`` that pass, in order; everything else goes to the tally."""
-    sieve, records = _Sieve(settings, held, blocked), read(source)
     bar = progress.add_task(f"curate {escape(source.name)}", total=None)
-    with ThreadPoolExecutor(settings.workers) as pool:
-        while batch := list(islice(records, 256)):
-            tally.read += len(batch)
-            for item, broken in _judged(batch, pool):
-                if isinstance(item, Dropped):
-                    tally.drop(item)
-                    continue
-                reason = broken or sieve(item)
-                if reason:
-                    tally.drop(Dropped(item.id, *reason, item.source))
-                else:
-                    tally.kept[item.source] += 1
-                    yield _language(item)
-            progress.update(bar, advance=len(batch))
+    for item in inspected(read(source), settings.workers):
+        count = item.count if isinstance(item, Dropped) else 1
+        tally.read += count
+        progress.update(bar, advance=count)
+        if isinstance(item, Dropped):
+            tally.drop(item)
+        elif reason := sieve(item, tally):
+            tally.drop(Dropped(item.document.id, *reason, item.document.source))
+        else:
+            tally.kept[item.document.source] += 1
+            yield _language(item.document)
 
 
 def _curate_one(
     source: Path, out: Path, settings: Curate, held: Held | None, blocked: Blocked | None, progress: Progress
 ) -> Tally:
-    tally, number = Tally(), 0
-    documents = sift(source, settings, tally, held, blocked, progress)
-    fresh = out / ".new"
-    shutil.rmtree(fresh, ignore_errors=True)
+    tally, outputs = Tally(), Outputs(out)
+    outputs.clear()
+    documents = sift(source, settings, tally, _Sieve(settings, held, blocked), progress)
     try:
-        while some := list(islice(documents, settings.documents_per_file)):
-            write_documents(fresh / f"part-{number:05d}.parquet", some)
-            number += 1
-        for old in out.glob("part-*.parquet"):
-            old.unlink()
-        for new in sorted(fresh.glob("*.parquet")):
-            new.replace(out / new.name)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    write_json(out / "report.json", tally.report())
+        outputs.write(documents, settings.documents_per_file, settings.bytes_per_file)
+    except BaseException:
+        outputs.discard()
+        raise
+    outputs.publish(tally.report())
     return tally
+
+
+def _splits(source: Path) -> list[str]:
+    """The splits of a folder of ``train``, ``validation`` and ``test.parquet``, or none. Raises ValueError for records beside them."""
+    if not (source / "train.parquet").is_file():
+        return []
+    splits = [split for split in SPLITS if (source / f"{split}.parquet").is_file()]
+    for file in sorted({*source.glob("*.parquet"), *source.glob("*.jsonl")}):
+        if file.name not in {f"{split}.parquet" for split in splits}:
+            raise ValueError(
+                f"{file}: lies beside the splits ({', '.join(splits)}) and would not be read; move it, or curate it by its path"
+            )
+    return splits
 
 
 def curate(
@@ -159,22 +183,25 @@ def curate(
     Documents that overlap ``evaluation`` (curated sets) are removed; of a split folder, train and validation are cleaned of test.
     Raises ValueError when there is nothing to read or nothing is left, OSError with a remedy when the disk is full.
     """
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    reports: dict[str, Any] = {}
+    splits = _splits(source)
+    targets = [out / split for split in splits] or [out]
     for given in (source, *evaluation):
-        if out.resolve() in (given.resolve(), given.resolve().parent):
+        if any(target.resolve() in (given.resolve(), given.resolve().parent) for target in (out, *targets)):
             raise ValueError(f"{out}: the curated documents would overwrite {given}; give --out another folder")
-    held = Held((d for path in evaluation for d in read_documents(path)), settings.overlap) if evaluation else None
-    splits = [s for s in SPLITS if (source / f"{s}.parquet").is_file()] if source.is_dir() else []
+    for target in targets:
+        Outputs(target).own()
+    reports: dict[str, Any] = {}
+    held = _held(evaluation, settings) if evaluation else None
     try:
-        with Progress(*columns, transient=True) as progress:
-            if "train" not in splits:
+        with progress_bar() as progress:
+            if not splits:
                 reports[source.name] = _curate_one(source, out, settings, held, blocked, progress).report()
-            for split in splits if "train" in splits else ():
-                tally = _curate_one(source / f"{split}.parquet", out / split, settings, held, blocked, progress)
+            for split in splits:
+                own = replace(settings, held_out=settings.held_out or split != "train")
+                tally = _curate_one(source / f"{split}.parquet", out / split, own, held, blocked, progress)
                 reports[split] = tally.report()
                 if split == "test":
-                    held = Held(read_documents(out / "test"), settings.overlap)
+                    held = _held([*evaluation, out / "test"], settings)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise OSError(
@@ -202,3 +229,5 @@ def show(reports: dict[str, Any]) -> None:
             where = ", ".join(f"{count:,} {source}" for source, count in sources.items())
             table.add_row(reason, where, escape(report["examples"][reason][0][:120]))
         console.print(table if report["dropped"] else f"{name}: {report['read']:,} read, all kept")
+        if report["repeated"]:
+            console.print(f"{name}: {report['repeated']:,} items repeat an earlier one and were kept")

@@ -17,15 +17,13 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text as Line
 
-from alhena.content import MEDIA, Content, Image, Part, Text
-from alhena.corpus.readers import MIMES
+from alhena.content import MEDIA, MIME_OF_SUFFIX, Content, Image, Part, Text
 from alhena.media import check, decode_image
 from alhena.serve.engine import Answer, Engine
 from alhena.serve.sampler import DRAWING, Sampling
 
 HELP = """Write a question; write paths of files into it to show or play them (png, jpg, webp, wav, flac, mp3, ogg, mp4, webm).
 /reset begins a new conversation   /help shows this   /quit leaves"""
-KINDS = {suffix: (kind, mime) for kind, suffixes in MIMES.items() for suffix, mime in suffixes.items()}
 
 
 def read_line(line: str) -> tuple[Part, ...]:
@@ -38,14 +36,14 @@ def read_line(line: str) -> tuple[Part, ...]:
         words = shlex.split(line, posix=True)
     except ValueError:  # an apostrophe is no quotation
         words = line.split()
-    named = [word for word in words if Path(word).suffix.lower() in KINDS]
+    named = [word for word in words if Path(word).suffix.lower() in MIME_OF_SUFFIX]
     media: list[Part] = []
     for word in named:
         path = Path(word).expanduser()
         if not path.is_file():
             raise ValueError(f"{word}: there is no such file here")
-        kind, mime = KINDS[path.suffix.lower()]
-        media.append(MEDIA[kind](path.read_bytes(), mime))
+        mime = MIME_OF_SUFFIX[path.suffix.lower()]
+        media.append(MEDIA[mime.split("/")[0]](path.read_bytes(), mime))
         try:
             check(media[-1])
         except ValueError as error:

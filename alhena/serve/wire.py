@@ -15,13 +15,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from alhena.content import Audio, Content, Image, Part, Role, Text, Video
+from alhena.content import MEDIA, Audio, Content, Image, Part, Role, Text, Video
 from alhena.media import decode_audio, decode_image, decode_video
 from alhena.serve.engine import Answer
 from alhena.serve.sampler import DRAWING, Sampling
 
 MOST_CONTENTS, MOST_PARTS, MOST_TEXT = 512, 256, 1 << 20
-KINDS: dict[str, type[Image | Audio | Video]] = {"image": Image, "audio": Audio, "video": Video}
 CHECKS: dict[type, Callable[[bytes], object]] = {
     Image: decode_image,
     Audio: decode_audio,
@@ -66,7 +65,7 @@ def _blob(value: Any, where: str) -> Part:
     mime, data = blob.get("mimeType"), blob.get("data")
     if not isinstance(mime, str) or not isinstance(data, str):
         raise WireError(400, f"{where} needs mimeType and base64 data")
-    kind = KINDS.get(mime.split("/")[0])
+    kind = MEDIA.get(mime.split("/")[0])
     if kind is None:
         raise WireError(400, f"{where}.mimeType is {mime!r}; image/*, audio/* and video/* can be read")
     try:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import heapq
 import multiprocessing
 import re
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from alhena import plots
 from alhena.batch import Example
 from alhena.content import Document, Image, Text, read_documents
 from alhena.media import decode_image
+from alhena.pools import bounded
 from alhena.processes import end_with_parent
 from alhena.tokens import text
 from alhena.tokens.encode import Codes, Draw, Encoder
@@ -33,7 +34,6 @@ from alhena.tokens.images import resize
 from alhena.tokens.store import Writer
 
 T = TypeVar("T")
-U = TypeVar("U")
 JOB, JOB_BYTES = 64, 16 << 20  # documents that a worker encodes in one go, and the most bytes of them
 WINDOW_PICTURES, WINDOW_BYTES = 256, 64 << 20  # documents whose generated pictures get their codes in one go
 WAITING_BYTES = 256 << 20  # of encoded examples that wait for their files
@@ -225,17 +225,6 @@ def _encode(job: _Job) -> list[_Result]:
             made = str(error)
         out.append(_Result(document.source, made, notes))
     return out
-
-
-def bounded(pool: ProcessPoolExecutor, work: Callable[[T], U], jobs: Iterable[T], most: int) -> Iterator[U]:
-    """Results in order, never more than ``most`` jobs under way: the memory of a pool that runs ahead is bounded."""
-    waiting: deque[Future[U]] = deque()
-    for job in jobs:
-        waiting.append(pool.submit(work, job))
-        if len(waiting) >= most:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def count_documents(folder: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from alhena.content import (
     write_documents,
 )
 from alhena.corpus.curate import Curate, curate
-from alhena.corpus.filters import Held, Seen, quality, valid
+from alhena.corpus.filters import Held, Seen, inspect, quality
 from alhena.corpus.readers import Dropped, read
 from tests.conftest import picture, sound
 
@@ -152,28 +153,41 @@ def chat(question: str, answer: str, *media: Image) -> Document:
 PROSE = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
 
 
+def held_by(*documents: Document) -> Callable[[Document], bool]:
+    held = Held(map(inspect, documents), 8)
+    return lambda document: held(inspect(document)) is not None
+
+
+def prose(text: str, language: str = "und") -> Document:
+    return Document((Content("document", (Text(text),)),), "i", "s", language)
+
+
 def test_evaluation_items_are_found_and_generic_questions_are_not():
-    held = Held([chat("What colour?", "red", picture(1)), chat("Translate: March", "März")], 8)
-    prose = Held([Document((Content("document", (Text(PROSE),)),), "i", "s")], 8)
+    held = held_by(chat("What colour?", "red", picture(1)), chat("Translate: March", "März"))
     assert held(chat("What colour?", "red", picture(1)))
     assert held(chat("translate:  march", "märz"))
-    assert held(chat("What colour?", "red", picture(2))) is None
-    assert held(chat("What colour?", "blue", picture(1))) is None
-    assert prose(Document((Content("document", (Text("He counted: " + PROSE[8:60] + " and stopped."),)),), "j", "s"))
-    assert prose(Document((Content("document", (Text(PROSE[:20] + " apples"),)),), "j", "s")) is None
+    assert not held(chat("What colour?", "red", picture(2)))
+    assert not held(chat("What colour?", "blue", picture(1)))
+    held = held_by(prose(PROSE))
+    assert held(prose("He counted: " + PROSE[8:60] + " and stopped."))
+    assert not held(prose(PROSE[:20] + " apples"))
 
 
 def test_filters_keep_what_is_good():
     code = Document((Content("document", (Text("x = [(0, 1), (2, 3)]\n" * 9),)),), "c", "code")
-    assert valid(code) is None
+    assert inspect(code).reason is None
     assert quality(code, 5) is None
     assert quality(Document((Content("document", (Text("今天天气很好，我们去公园散步。"),)),), "z", "text"), 5) is None
     repeated = Document((Content("document", (Text("buy now\n" * 30),)),), "r", "text")
     assert quality(repeated, 5)
     seen = Seen()
-    assert seen(chat("a", "b", picture(1))) is None
-    assert seen(chat("a", "b", picture(2))) is None
-    assert seen(chat("a ", "b", picture(1)))
+
+    def repeats(document: Document) -> bool:
+        return seen(inspect(document)) is not None
+
+    assert not repeats(chat("a", "b", picture(1)))
+    assert not repeats(chat("a", "b", picture(2)))
+    assert repeats(chat("a ", "b", picture(1)))
 
 
 def test_train_is_cleaned_of_test_and_a_blocked_document_is_counted(tmp_path):
@@ -189,13 +203,11 @@ def test_train_is_cleaned_of_test_and_a_blocked_document_is_counted(tmp_path):
 
 def test_a_full_disk_says_so_and_leaves_nothing_half_written(tmp_path, monkeypatch):
     disk = tmp_path / "disk"
-    disk.mkdir()
-    monkeypatch.setattr(
-        "alhena.corpus.curate.shutil.rmtree", lambda *_, **__: None
-    )  # leaves the link below in its place
-    (disk / ".new").mkdir()
-    (disk / ".new" / "part-00000.parquet.partial").symlink_to("/dev/full")  # refuses every byte with ENOSPC
+    # Left in its place, the link below refuses every byte with ENOSPC.
+    monkeypatch.setattr("alhena.corpus.outputs.Outputs.clear", lambda self: None)
+    (disk / ".curate.partial").mkdir(parents=True)
+    (disk / ".curate.partial" / "part-00000.parquet.partial").symlink_to("/dev/full")
     write_documents(tmp_path / "in.parquet", [chat(str(i), "x", picture(i, 128, 128)) for i in range(20)])
     with pytest.raises(OSError, match="is full"):
         curate(tmp_path / "in.parquet", disk)
-    assert not list(disk.glob("part-*.parquet"))
+    assert not list(disk.iterdir())

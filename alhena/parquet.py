@@ -1,0 +1,144 @@
+"""Parquet files row by row, in memory bounded by bytes, and past damage: what cannot be read is counted, the rest is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+# What one row may hold once it is decoded, and what a batch of rows may.
+LARGEST_ROW = 256 << 20
+LARGEST_BATCH = 64 << 20
+# Values of one column in one row group: lists of nulls cost nothing in the file and much in memory.
+MOST_VALUES = 64 << 20
+BATCH_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row; ``number`` counts from 1 over the whole file."""
+
+    number: int
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Rows that could not be read: the number of the first, how many, and why."""
+
+    number: int
+    count: int
+    reason: str
+    detail: str
+
+
+def _columns(metadata: pq.FileMetaData) -> Iterator[tuple[int, pq.ColumnChunkMetaData]]:
+    for group in range(metadata.num_row_groups):
+        for column in range(metadata.num_columns):
+            yield group, metadata.row_group(group).column(column)
+
+
+def open_parquet(file: Path) -> pq.ParquetFile:
+    """Opens a file for reading in a stream. Raises ValueError that names the file."""
+    if not file.is_file():
+        raise ValueError(f"{file}: no regular file; write it again or leave it out")
+    try:
+        metadata = pq.read_metadata(file)
+        # Columns stored as a dictionary stay one: a value of 8 MB that 200 rows share is held once.
+        shared = {c.path_in_schema for _, c in _columns(metadata) if any("DICTIONARY" in e for e in c.encodings)}
+        texts = {c.path_in_schema for _, c in _columns(metadata) if c.physical_type == "BYTE_ARRAY"}
+        return pq.ParquetFile(
+            file,
+            metadata=metadata,
+            read_dictionary=sorted(shared & texts),
+            buffer_size=1 << 20,
+            pre_buffer=False,
+            page_checksum_verification=True,
+        )
+    except (pa.ArrowException, OSError, MemoryError, ValueError) as error:
+        raise ValueError(f"{file}: not a readable Parquet file ({error}); write it again or leave it out") from None
+
+
+def decoded_bytes(array: pa.Array) -> int:
+    """Bytes of an array when dictionaries are expanded."""
+    if pa.types.is_dictionary(array.type):
+        return array.type.index_type.bit_width // 8 * len(array) + _shared_bytes(array)
+    if pa.types.is_struct(array.type):
+        return sum(decoded_bytes(child) for child in array.flatten())
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type):
+        return 8 * len(array) + decoded_bytes(array.flatten())
+    return array.nbytes
+
+
+def _shared_bytes(array: pa.DictionaryArray) -> int:
+    """Bytes of the values that the indices of a dictionary array name, each counted as often as it is named."""
+    values = array.dictionary
+    if len(values) == 0:
+        return 0
+    lengths = pc.binary_length(values) if _is_binary(values.type) else pa.scalar(values.nbytes // len(values))
+    if isinstance(lengths, pa.Scalar):
+        return len(array) * lengths.as_py()
+    taken = lengths.cast(pa.int64()).take(array.indices)
+    return pc.sum(taken).as_py() or 0
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    tests = pa.types.is_binary, pa.types.is_string, pa.types.is_large_binary, pa.types.is_large_string
+    return any(test(kind) for test in tests)
+
+
+def _row(batch: pa.RecordBatch, index: int, number: int, large: bool) -> Row | Lost:
+    one = batch.slice(index, 1)
+    try:
+        size = sum(decoded_bytes(column) for column in one.columns) if large else 0
+        if size > LARGEST_ROW:
+            return Lost(number, 1, "record too large", f"{size:,} bytes; at most {LARGEST_ROW:,} are read")
+        return Row(number, one.to_pylist()[0])
+    except UnicodeDecodeError as error:
+        return Lost(number, 1, "not UTF-8", str(error))
+    except (pa.ArrowException, ValueError, OverflowError, MemoryError) as error:
+        return Lost(number, 1, "not readable", f"{type(error).__name__}: {error}")
+
+
+def _batch_sizes(group: pq.RowGroupMetaData) -> tuple[int, ...]:
+    """Rows in a batch, first try and second: many only where the whole row group is small once it is decoded."""
+    columns = [group.column(i) for i in range(group.num_columns)]
+    small = sum(column.total_uncompressed_size for column in columns) <= LARGEST_BATCH
+    # Delta encoding of byte arrays writes shared prefixes once: the size in the file says nothing.
+    delta = any("DELTA_BYTE_ARRAY" in column.encodings for column in columns)
+    return (BATCH_ROWS, 1) if small and not delta else (1,)
+
+
+def _group(file: pq.ParquetFile, index: int, first: int) -> Iterator[Row | Lost]:
+    """Rows of one row group. A batch that fails is read again row by row, so only the rows behind the damage are lost."""
+    group = file.metadata.row_group(index)
+    values = max((group.column(i).num_values for i in range(group.num_columns)), default=0)
+    done, problem = 0, f"{values:,} values in one row group; at most {MOST_VALUES:,} are read"
+    for size in _batch_sizes(group) if values <= MOST_VALUES else ():
+        seen, problem = 0, "the row group ends early"
+        try:
+            for batch in file.iter_batches(size, row_groups=[index], use_threads=False):
+                large = sum(decoded_bytes(column) for column in batch.columns) > LARGEST_ROW
+                for i in range(max(done - seen, 0), len(batch)):
+                    yield _row(batch, i, first + done, large)
+                    done += 1
+                seen += len(batch)
+            break
+        except (pa.ArrowException, OSError, MemoryError) as error:
+            problem = str(error) or type(error).__name__
+    if done < group.num_rows:
+        yield Lost(first + done, group.num_rows - done, "damaged Parquet", problem)
+
+
+def read_rows(file: Path) -> Iterator[Row | Lost]:
+    """Streams the rows of a Parquet file; rows lost to damage come as :class:`Lost`. Raises ValueError when it does not open."""
+    with open_parquet(file) as opened:
+        first = 1
+        for index in range(opened.metadata.num_row_groups):
+            yield from _group(opened, index, first)
+            first += max(opened.metadata.row_group(index).num_rows, 0)

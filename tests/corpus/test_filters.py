@@ -1,0 +1,110 @@
+"""Prose of every script is judged fairly; evaluation items are found in other scripts and in other media formats."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image as Pillow
+
+from alhena.content import Audio, Image, Video
+from alhena.corpus.filters import Seen, inspect, quality
+from alhena.corpus.words import is_spaceless, units
+from alhena.media import decode_audio, decode_image, encode_video
+from tests.conftest import picture, sound
+from tests.corpus.test_curate import chat, held_by, prose
+
+SPACELESS = {
+    "th": "ประเทศไทยตั้งอยู่ในภูมิภาคเอเชียตะวันออกเฉียงใต้และมีกรุงเทพมหานครเป็นเมืองหลวง",
+    "km": "ប្រទេសកម្ពុជាស្ថិតនៅក្នុងតំបន់អាស៊ីអាគ្នេយ៍ហើយមានរាជធានីភ្នំពេញជាទីក្រុងធំបំផុត",
+    "lo": "ປະເທດລາວຕັ້ງຢູ່ໃນອາຊີຕາເວັນອອກສຽງໃຕ້ແລະມີນະຄອນຫຼວງວຽງຈັນເປັນເມືອງຫຼວງ",
+    "my": "မြန်မာနိုင်ငံသည်အရှေ့တောင်အာရှတွင်တည်ရှိပြီးနေပြည်တော်သည်မြို့တော်ဖြစ်သည်",
+    "bo": "བོད་ནི་མཐོ་སྒང་གི་ཡུལ་ཞིག་ཡིན་ལ་ལྷ་ས་ནི་དེའི་རྒྱལ་ས་ཡིན།",
+    "zh": "今天天气很好，我们去公园散步，然后回家吃饭。",
+    "ja": "今日は天気がいいので公園へ散歩に行きました。",
+}
+
+
+@pytest.mark.parametrize("language", SPACELESS)
+def test_prose_without_spaces_is_judged_by_characters(language):
+    text = SPACELESS[language]
+    assert is_spaceless(text)
+    assert quality(prose(text, language), 5) is None
+    assert quality(prose(f"{text}\n{text[::-1]}", language), 5) is None
+    short, repeated, symbols = (quality(prose(t, language), 5) for t in (text[:4], text[:5] * 40, text + "?!" * 200))
+    assert short and short[0] == "too short"
+    assert repeated and repeated[0] == "one phrase repeated"
+    assert symbols
+    paragraphs = "\n".join(f"{text}{i}{text[i:]}" for i in range(12)) if len(text) > 30 else text
+    assert quality(prose(paragraphs, language), 5) is None or language == "bo"
+
+
+def test_prose_with_spaces_is_judged_by_words():
+    assert not is_spaceless("A sentence of plain prose with one word 天气 in it.")
+    hindi = "यह हिन्दी का एक साधारण वाक्य है जिसमें कई शब्द हैं"
+    assert quality(prose(hindi), 5) is None
+    assert units("हिन्दी का वाक्य") == ["हिन्दी", "का", "वाक्य"]
+    assert quality(prose("a" * 500 + " and some more words here"), 5)
+
+
+@pytest.mark.parametrize("language", ["th", "my", "zh", "ja"])
+def test_a_run_of_characters_in_common_is_a_leak(language):
+    text = SPACELESS[language]
+    held = held_by(prose(text))
+    assert held(prose("ก" * 3 + text[2:] + "ข"))
+    assert not held(prose(SPACELESS["lo"]))
+
+
+def test_questions_that_differ_in_their_vowel_signs_are_not_the_same():
+    held = held_by(chat("अनुवाद: की", "x"))
+    assert held(chat("अनुवाद: की", "x"))
+    assert not held(chat("अनुवाद: का", "x"))
+
+
+def reencoded(medium: Image | Audio) -> Image | Audio:
+    """The same pixels or samples in another lossless format."""
+    out = io.BytesIO()
+    if isinstance(medium, Image):
+        Pillow.fromarray(decode_image(medium.data)).save(out, "BMP")
+        return Image(out.getvalue(), "image/bmp")
+    soundfile.write(out, decode_audio(medium.data), 16_000, format="WAV", subtype="PCM_16")
+    return Audio(out.getvalue(), "audio/wav")
+
+
+@pytest.mark.parametrize("medium", [picture(1), sound(1, 0.5)])
+def test_media_of_an_evaluation_set_in_another_format_are_found(medium):
+    other = reencoded(medium)
+    assert other.data != medium.data
+    held = held_by(chat("What is it?", "noise", medium))
+    assert held(chat("What is it?", "noise", other))
+    assert held(chat("And what is this?", "Noise.", other))
+    assert not held(chat("What is it?", "a dog", other))
+    assert not held(chat("What is it?", "noise", picture(2)))
+    seen = Seen()
+    assert seen(inspect(chat("a", "b", medium))) is None
+    assert seen(inspect(chat("a", "b", other)))
+
+
+def test_clips_that_differ_in_one_frame_are_two():
+    frames = [np.full((16, 16, 3), 40 * i, np.uint8) for i in range(6)]
+    other = [*frames[:3], frames[0], *frames[4:]]
+    hashes = {inspect(chat("a", "b", Video(encode_video(f, 4)))).media for f in (frames, frames, other)}
+    assert len(hashes) == 2
+
+
+def test_a_decoder_that_fails_in_its_own_way_ends_no_run(monkeypatch):
+    def broken(data: bytes) -> np.ndarray:
+        raise AttributeError("'NoneType' object has no attribute 'width'")
+
+    monkeypatch.setattr("alhena.corpus.filters.decode_image", broken)
+    reason = inspect(chat("a", "b", picture(1))).reason
+    assert reason and reason[0] == "image does not decode" and "AttributeError" in reason[1]
+
+
+def test_very_long_texts_are_dropped_before_they_are_judged(monkeypatch):
+    monkeypatch.setattr("alhena.corpus.filters.LONGEST_TEXT", 1000)
+    assert inspect(prose("word " * 100)).reason is None
+    reason = inspect(prose("word " * 300)).reason
+    assert reason and reason[0] == "text too long"
