@@ -11,21 +11,26 @@ from pathlib import Path
 import jax
 import pytest
 
-from alhena.model import config, image_tokenizer
+from alhena.model import config, image_tokenizer, model
 from alhena.model.weights import save_model
 from alhena.serve.api import _listen, create_app, make_server
 from alhena.serve.engine import Engine
+from alhena.tokens.encode import Encoder
 
 
-@pytest.fixture(scope="session")
-def tiny_folder(tiny, encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    folder.mkdir()
+def write_tiny(folder: Path, encoder: Encoder, tiny: tuple[model.Params, config.Model]) -> Path:
+    """A model folder, complete, of random weights."""
+    folder.mkdir(parents=True)
     save_model(folder, *tiny, {"name": "tiny"})
     encoder.save(folder)
     drawn = config.ImageTokenizer(structure=(4, 4), colour=(4,), width=16)
     image_tokenizer.save(folder, image_tokenizer.init(jax.random.key(1), drawn), drawn)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny, encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("models") / "tiny", encoder, tiny)
 
 
 @pytest.fixture(scope="session")

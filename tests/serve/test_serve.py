@@ -16,7 +16,6 @@ from alhena.content import Content, Image, Text
 from alhena.media import decode_image
 from alhena.model import model
 from alhena.serve import grammar
-from alhena.serve.chat import chat, read_line
 from alhena.serve.engine import MOST_OUTPUT, Answer, Engine, _run
 from alhena.serve.sampler import Sampling, sample
 from alhena.serve.sampler import settings as rows_of
@@ -211,21 +210,3 @@ def test_bad_requests_get_googles_errors(client, address):
         assert "aspect" in answer.json()["error"]["message"]
     hot = {"contents": [{"parts": [{"text": "hi"}]}], "generationConfig": {"temperature": 99}}
     assert "temperature" in httpx.post(url, json=hot).json()["error"]["message"]
-
-
-def test_chat_reads_files_and_saves_drawings(tiny_folder, tmp_path, capsys, monkeypatch):
-    (tmp_path / "my scene.png").write_bytes(picture(1).data)
-    parts = read_line(f"What is '{tmp_path / 'my scene.png'}' ?")
-    assert isinstance(parts[0], Image)
-    assert parts[1] == Text("What is ?")
-    with pytest.raises(ValueError, match=r"gone.png: there is no such file"):
-        read_line("gone.png what?")
-    (tmp_path / "cut.png").write_bytes(picture(1).data[:40])
-    with pytest.raises(ValueError, match=r"cut.png: the image cannot be decoded"):
-        read_line(f"What is this? {tmp_path / 'cut.png'}")
-    (tmp_path / "none.wav").touch()
-    with pytest.raises(ValueError, match=r"none.wav: the sound is empty"):
-        read_line(f"Transcribe. {tmp_path / 'none.wav'}")
-    chat(tiny_folder, "Draw a red circle.", tmp_path, Sampling(max_tokens=100, image_first=True))
-    assert decode_image((tmp_path / "alhena-001.png").read_bytes()).ndim == 3
-    assert "saved as" in capsys.readouterr().out
