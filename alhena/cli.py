@@ -216,11 +216,14 @@ class Serve:
     name: str = "assistant"  # which model of the run
     host: str = "127.0.0.1"
     port: int = 8000
+    allow_host: tuple[str, ...] = ()  # more names that the Host header of a request may have
+    limit_concurrency: int = 256  # requests answered or waiting at a time; more are refused
 
     def __call__(self) -> None:
-        from alhena.serve.api import serve
+        from alhena.serve.api import Listening, serve
 
-        serve(model_folder(self.folder, self.name), self.host, self.port)
+        where = Listening(self.host, self.port, self.allow_host, self.limit_concurrency)
+        serve(model_folder(self.folder, self.name), where)
 
 
 @dataclass(frozen=True)

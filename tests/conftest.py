@@ -33,6 +33,10 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def encoder() -> Encoder:
+    return make_encoder()
+
+
+def make_encoder() -> Encoder:
     lines = ["What colour is the circle? red\n", "Transcribe. forty seven", "Draw a blue star.", "x 12 y 34;"]
     pieces = text.TextPieces.from_bytes(text.train(lines * 30, 330))
     vision = config.Vision(width=16, layers=2, heads=2, hidden=24)
@@ -42,6 +46,10 @@ def encoder() -> Encoder:
 
 @pytest.fixture(scope="session")
 def tiny(encoder: Encoder) -> tuple[model.Params, config.Model]:
+    return make_tiny(encoder)
+
+
+def make_tiny(encoder: Encoder) -> tuple[model.Params, config.Model]:
     """A random model with every part, float32; norm scales and positions are random too, so that none can hide."""
     v = encoder.vocabulary
     decoder = config.Decoder(width=32, layers=3, heads=4, head_dim=8, hidden=48)

@@ -10,8 +10,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -21,12 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from alhena.batch import Batch, Example
-from alhena.content import Content, Image, Part, Text
+from alhena.content import Content, Image, Part
 from alhena.media import encode_png
 from alhena.model import config, image_tokenizer, model
 from alhena.model.cache import Cache, decode, prefill
 from alhena.model.weights import load_model, read_config
 from alhena.serve import grammar
+from alhena.serve.detokenize import Detokenizer, join
 from alhena.serve.sampler import Sampling, Settings, sample, settings
 from alhena.shapes import Array, Bool, Float, Int
 from alhena.tokens.encode import Encoder
@@ -35,10 +36,12 @@ from alhena.tokens.loader import plain_batch
 from alhena.tokens.vocabulary import Vocabulary
 
 TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
-PATCHES = (0, 64, 128, 256, 512, 1024, 4096, 16384)
+PATCHES = (0, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 CHUNKS = (0, 1, 2, 4, 8, 32, 128, 1024)
 ROWS = (1, 8, 32)
 GROWTH = (32, 128, 256, 1024, 4096)
+MOST_OUTPUT = GROWTH[-1]  # tokens of one answer; who asks for more gets as many
+VISION_BYTES = 1 << 30  # of the attention scores of one request's images
 FINE = 1 << 12  # pixels of height, more than a grid has, when only a proportion is asked for
 Finish = Literal["stop", "length"]
 
@@ -48,6 +51,22 @@ def _bucket(sizes: Sequence[int], needed: int, what: str) -> int:
         if needed <= size:
             return size
     raise ValueError(f"the prompt has {needed:,} {what}; at most {sizes[-1]:,} can be read")
+
+
+def most_patches(c: config.Vision | None, rows: int = 1) -> int:
+    """Image patches that one prompt may have: attention of the vision encoder is squared over all its images together.
+
+    Scores, weights and their operands are three arrays of float32 a head.
+
+    >>> [most_patches(config.Vision(64, 2, heads, 64)) for heads in (1, 4, 12)]
+    [8192, 4096, 2048]
+    """
+    return 0 if c is None else max(n for n in PATCHES if rows * n * n * 12 * c.heads <= VISION_BYTES)
+
+
+def rows_of(sampling: Sampling) -> int:
+    """Sequences of one answer: with guidance, a second one without the prompt."""
+    return 1 if sampling.guidance == 1 else 2
 
 
 @dataclass(frozen=True)
@@ -80,41 +99,51 @@ def _begin(params: model.Params, c: config.Model, slots: int, batch: Batch, rows
     return _Going(hidden, cache, lengths, grammar.start(rows), written, jnp.zeros(rows, bool), jnp.zeros((), jnp.int32))
 
 
-def _choose(
-    params, c: config.Model, v: Vocabulary, g: _Going, s: Settings, guidance: Array, wish: Array, most_codes: int
-):
-    """The next token of each row; grammar, guidance and wishes applied."""
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Options:
+    """How the next tokens of R rows are chosen, and how many there may be."""
+
+    settings: Settings
+    guidance: Float[Array, R]
+    forced: Int[Array, "R 3"]  # the first token, and those of a grid's rows and columns; 0: the model's choice
+    limits: Int[Array, R]
+    drawn_codes: int = field(metadata={"static": True})  # the most of one picture
+
+
+def _choose(params: model.Params, c: config.Model, v: Vocabulary, g: _Going, options: _Options) -> Int[Array, R]:
+    """The next token of each row; grammar, guidance and forced tokens applied."""
     logits, rows = model.logits(params, c, g.hidden), g.done.shape[0]
     if logits.shape[0] > rows:
         drawing = (g.grammar.phase == grammar.CODES)[:, None]
         with_, without = logits[:rows], logits[rows:]
-        logits = jnp.where(drawing, without + guidance[:, None] * (with_ - without), with_)
-    may = grammar.allowed(g.grammar, v, most_codes)
-    phase = g.grammar.phase
+        logits = jnp.where(drawing, without + options.guidance[:, None] * (with_ - without), with_)
+    allowed = grammar.allowed(g.grammar, v, options.drawn_codes)
+    phase, forced = g.grammar.phase, options.forced
     for i, due in enumerate((g.step == 0, phase == grammar.ROWS, phase == grammar.COLUMNS)):
-        may = jnp.where((due & (wish[:, i] > 0))[:, None], jnp.arange(v.size) == wish[:, i, None], may)
-    return sample(jnp.where(may, logits, -jnp.inf), s, g.step)
+        allowed = jnp.where((due & (forced[:, i] > 0))[:, None], jnp.arange(v.size) == forced[:, i, None], allowed)
+    return sample(jnp.where(allowed, logits, -jnp.inf), options.settings, g.step)
 
 
-def _advance(params, c, v, g: _Going, s: Settings, guidance, wish, limits, most_codes: int) -> _Going:
-    token = _choose(params, c, v, g, s, guidance, wish, most_codes)
+def _advance(params: model.Params, c: config.Model, v: Vocabulary, g: _Going, options: _Options) -> _Going:
+    token = _choose(params, c, v, g, options)
     token = jnp.where(g.done, v.pad, token)
     written = g.written.at[:, g.step].set(token)
-    done = g.done | (token == v.end) | (g.step + 1 >= limits)
+    done = g.done | (token == v.end) | (g.step + 1 >= options.limits)
     state = grammar.advance(g.grammar, token, v)
     fed = jnp.tile(token, g.positions.shape[0] // token.shape[0])
     hidden, cache = decode(params, c, fed, g.positions, g.cache)
     return _Going(hidden, cache, g.positions + 1, state, written, done, g.step + 1)
 
 
-@partial(jax.jit, static_argnums=(1, 2, 8), donate_argnums=3)
-def _finish(params, c, v, g: _Going, s: Settings, guidance, wish, limits, most_codes: int) -> _Going:
+@partial(jax.jit, static_argnums=(1, 2), donate_argnums=3)
+def _run(
+    params: model.Params, c: config.Model, v: Vocabulary, g: _Going, options: _Options, until: Int[Array, ""]
+) -> _Going:
+    """Writes tokens until all rows are done, or until the step ``until``."""
     return jax.lax.while_loop(
-        lambda g: ~jnp.all(g.done), lambda g: _advance(params, c, v, g, s, guidance, wish, limits, most_codes), g
+        lambda g: ~jnp.all(g.done) & (g.step < until), lambda g: _advance(params, c, v, g, options), g
     )
-
-
-_one = partial(jax.jit, static_argnums=(1, 2, 8), donate_argnums=3)(_advance)
 
 
 @dataclass(frozen=True)
@@ -133,7 +162,8 @@ class Engine:
         """Raises ValueError that names the file when the folder is no complete model."""
         params, c = load_model(folder)
         painter, painter_config = image_tokenizer.load(folder)
-        encoder = Encoder.load(folder)
+        draw = partial(image_tokenizer.encode_images, painter, painter_config, batch=1)
+        encoder = Encoder.load(folder, lambda images: draw(list(images)))
         if encoder.vocabulary.size != c.vocabulary:
             raise ValueError(
                 f"{folder}: its vocabulary has {encoder.vocabulary.size} ids, its weights {c.vocabulary}: files of two models"
@@ -142,7 +172,27 @@ class Engine:
 
     # ── 1: prompts to batches ─────────────────────────────────────────────────────────────────────────────
 
-    def _start(self, prompts: list[Example], samplings: list[Sampling]) -> tuple[_Going, tuple]:
+    def encode(self, contents: Sequence[Content], rows: int = 1) -> Example:
+        """The prompt of a conversation. Raises ValueError when a medium cannot be read or the model has no room for it.
+
+        ``rows`` is the number of sequences that are read at once for it; the vision encoder's memory grows with it.
+        """
+        example, c = self.encoder.prompt(contents), self.config
+        if len(example.patches) and c.vision is None:
+            raise ValueError("this model reads no images and no video")
+        if len(example.frames) and c.audio is None:
+            raise ValueError("this model reads no sound")
+        _bucket(TOKENS, len(example.tokens), "tokens")
+        _bucket(CHUNKS, len(example.frames), "chunks of sound")
+        most = most_patches(c.vision, rows)
+        if len(example.patches) > most:
+            raise ValueError(
+                f"the images of the prompt have {len(example.patches):,} patches; "
+                f"at most {most:,} can be read at once: send fewer or smaller images"
+            )
+        return example
+
+    def _start(self, prompts: list[Example], samplings: list[Sampling]) -> tuple[_Going, _Options]:
         rows = _bucket(ROWS, len(prompts), "rows")
         prompts = prompts + [prompts[0]] * (rows - len(prompts))
         samplings = samplings + [samplings[0]] * (rows - len(samplings))
@@ -152,19 +202,20 @@ class Engine:
         tokens = _bucket(TOKENS, max(len(e.tokens) for e in prompts), "tokens")
         patches = _bucket(PATCHES, max(len(e.patches) for e in prompts), "image patches")
         chunks = _bucket(CHUNKS, max(len(e.frames) for e in prompts), "chunks of sound")
-        most = _bucket(GROWTH, max(s.max_tokens for s in samplings), "tokens to write")
+        limits = [min(s.max_tokens, MOST_OUTPUT) for s in samplings]
+        most = _bucket(GROWTH, max(limits), "tokens to write")
         batch = plain_batch(prompts, tokens, patches, chunks)
         going = _begin(self.params, self.config, tokens + most, batch, rows, most)
-        extra = (
-            settings(samplings),
-            jnp.array([s.guidance for s in samplings], jnp.float32),
-            jnp.array([self._wish(s) for s in samplings], jnp.int32),
-            jnp.array([s.max_tokens for s in samplings], jnp.int32),
-            self.encoder.budget.drawn_codes,
+        options = _Options(
+            settings=settings(samplings),
+            guidance=jnp.array([s.guidance for s in samplings], jnp.float32),
+            forced=jnp.array([self._forced(s) for s in samplings], jnp.int32),
+            limits=jnp.array(limits, jnp.int32),
+            drawn_codes=self.encoder.budget.drawn_codes,
         )
-        return going, extra
+        return going, options
 
-    def _wish(self, s: Sampling) -> tuple[int, int, int]:
+    def _forced(self, s: Sampling) -> tuple[int, int, int]:
         """The first token, and the tokens of a grid's rows and columns, where they are asked for; 0: the model's choice."""
         v, most = self.encoder.vocabulary, self.encoder.budget.drawn_codes
         opening = v.control("<boi_out>") if s.image_first else 0
@@ -193,89 +244,54 @@ class Engine:
         out: list[Answer | None] = [None] * len(prompts)
         for start in range(0, len(order), ROWS[-1]):
             group = order[start : start + ROWS[-1]]
-            going, extra = self._start([examples[i] for i in group], [samplings[i] for i in group])
-            going = _finish(self.params, self.config, self.encoder.vocabulary, going, *extra)
+            going, options = self._start([examples[i] for i in group], [samplings[i] for i in group])
+            going = _run(self.params, self.config, self.encoder.vocabulary, going, options, MOST_OUTPUT)
             for i, tokens in zip(group, np.asarray(going.written), strict=False):
                 out[i] = self._answer(tokens.tolist(), samplings[i], len(examples[i].tokens))
         return [answer for answer in out if answer is not None]
 
-    def stream(self, contents: Sequence[Content], sampling: Sampling = Sampling()) -> Iterator[Part | Answer]:
-        """Parts as soon as they are certain, then the whole :class:`Answer`."""
-        example = self.encoder.prompt(contents)
-        going, extra = self._start([example], [sampling])
-        sent, tokens = 0, list[int]()
-        while True:
-            going = _one(self.params, self.config, self.encoder.vocabulary, going, *extra)
-            tokens.append(int(going.written[0, len(tokens)]))
-            answer = self._answer(tokens, sampling, len(example.tokens))
-            finished = bool(going.done[0]) or answer.finish == "stop"
-            ready = _certain(answer.content.parts, finished, sampling.stop)
-            yield from _news(ready, sent)
-            sent = _amount(ready)
-            if finished:
-                yield answer
+    def stream(
+        self,
+        prompt: Sequence[Content] | Example,
+        sampling: Sampling = Sampling(),
+        stride: int = 1,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Part | Answer]:
+        """Parts as soon as they are certain, then the whole :class:`Answer`.
+
+        ``stride`` tokens are written between two looks at ``cancelled``; where that is true, the stream ends without an answer.
+        """
+        example = prompt if isinstance(prompt, Example) else self.encode(prompt, rows_of(sampling))
+        going, options = self._start([example], [sampling])
+        detokenizer, parts, read, done = self._detokenizer(sampling), list[Part](), 0, False
+        while not (done or detokenizer.finished):
+            if cancelled():
                 return
+            going = _run(self.params, self.config, self.encoder.vocabulary, going, options, read + stride)
+            step, done = int(going.step), bool(going.done[0])
+            for token in np.asarray(going.written)[0, read:step].tolist():
+                news = detokenizer.feed(token)
+                parts += news
+                yield from news
+            read = step
+        rest = detokenizer.flush()
+        yield from rest
+        yield _answer([*parts, *rest], detokenizer, len(example.tokens))
 
     # ── 4: tokens to parts ────────────────────────────────────────────────────────────────────────────────
 
+    def _detokenizer(self, sampling: Sampling) -> Detokenizer:
+        return Detokenizer(self.encoder.pieces, self.encoder.vocabulary, self._image, sampling.stop)
+
+    def _image(self, codes: np.ndarray) -> Image:
+        return Image(encode_png(image_tokenizer.decode_codes(self.painter, self.painter_config, codes)))
+
     def _answer(self, tokens: list[int], sampling: Sampling, prompt_tokens: int) -> Answer:
-        v = self.encoder.vocabulary
-        ended = v.end in tokens
-        tokens = tokens[: tokens.index(v.end)] if ended else tokens[: sampling.max_tokens]
-        parts = self._parts(tokens)
-        for k, part in enumerate(parts):
-            cuts = [part.text.index(s) for s in sampling.stop if s in part.text] if isinstance(part, Text) else []
-            if cuts and isinstance(part, Text):
-                parts, ended = [*parts[:k], Text(part.text[: min(cuts)])], True
-                break
-        return Answer(Content("model", tuple(parts)), "stop" if ended else "length", prompt_tokens, len(tokens) + ended)
-
-    def _parts(self, tokens: list[int]) -> list[Part]:
-        """Runs of text pieces become text, closed grids pictures; a grid cut off by the token limit is left out."""
-        v, i = self.encoder.vocabulary, 0
-        parts: list[Part] = []
-        pieces: list[int] = []
-        while i < len(tokens):
-            if tokens[i] != v.control("<boi_out>"):
-                pieces.append(tokens[i])
-                i += 1
-                continue
-            if pieces:
-                parts.append(Text(self.encoder.pieces.decode(pieces)))
-                pieces = []
-            grid = tokens[i + 1 : i + 3]
-            if len(grid) < 2:
-                break
-            rows, columns = grid[0] - v.rows(1) + 1, grid[1] - v.columns(1) + 1
-            codes = tokens[i + 3 : i + 3 + rows * columns]
-            if len(codes) < rows * columns:
-                break
-            pixels = image_tokenizer.decode_codes(
-                self.painter, self.painter_config, np.array(codes).reshape(rows, columns) - v.first_code
-            )
-            parts.append(Image(encode_png(pixels)))
-            i += 4 + rows * columns
-        return [*parts, Text(self.encoder.pieces.decode(pieces))] if pieces else parts
+        detokenizer = self._detokenizer(sampling)
+        parts = [part for token in tokens[: sampling.max_tokens] for part in detokenizer.feed(token)]
+        return _answer([*parts, *detokenizer.flush()], detokenizer, prompt_tokens)
 
 
-def _certain(parts: tuple[Part, ...], finished: bool, stop: tuple[str, ...]) -> tuple[Part, ...]:
-    """What of an answer can be shown: unfinished UTF-8 at the end waits, and so does what might begin a stop word."""
-    if finished or not parts or not isinstance(parts[-1], Text):
-        return parts
-    hold = max([0, *(len(s) - 1 for s in stop)])
-    text = parts[-1].text.rstrip("\ufffd")
-    return (*parts[:-1], Text(text[: len(text) - hold] if hold else text))
-
-
-def _amount(parts: tuple[Part, ...]) -> int:
-    """Characters of text, a picture counting as one."""
-    return sum(len(part.text) if isinstance(part, Text) else 1 for part in parts)
-
-
-def _news(parts: tuple[Part, ...], sent: int) -> Iterator[Part]:
-    """What lies behind the first ``sent`` characters."""
-    for part in parts:
-        size = len(part.text) if isinstance(part, Text) else 1
-        if sent < size:
-            yield Text(part.text[sent:]) if isinstance(part, Text) else part
-        sent = max(0, sent - size)
+def _answer(parts: Sequence[Part], detokenizer: Detokenizer, prompt_tokens: int) -> Answer:
+    finish: Finish = "stop" if detokenizer.finished else "length"
+    return Answer(Content("model", join(parts)), finish, prompt_tokens, detokenizer.count)

@@ -3,167 +3,224 @@
     {"contents": [{"role": "user", "parts": [{"text": "What is this?"}, {"inlineData": {"mimeType": "image/png", "data": "…"}}]}],
      "generationConfig": {"temperature": 0.2, "maxOutputTokens": 64}}
 
-camelCase and snake_case may be mixed in one body, as the official SDK does; numbers may arrive as floats. Everything is bounded
-and every error names the field it is about.
+Everything is bounded, every field is known or refused, and every error names the field it is about.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from alhena.content import MEDIA, Audio, Content, Image, Part, Role, Text, Video
-from alhena.media import decode_audio, decode_image, decode_video
+from alhena.content import MEDIA, Content, Part, Role, Text
+from alhena.media import check
+from alhena.serve.detokenize import join
 from alhena.serve.engine import Answer
-from alhena.serve.sampler import DRAWING, Sampling
+from alhena.serve.fields import (
+    Fields,
+    WireError,
+    not_offered,
+    path,
+    read_flag,
+    read_list,
+    read_object,
+    read_string,
+    refuse,
+)
+from alhena.serve.generation_config import check_safety, read_sampling
+from alhena.serve.sampler import Sampling
 
-MOST_CONTENTS, MOST_PARTS, MOST_TEXT = 512, 256, 1 << 20
-CHECKS: dict[type, Callable[[bytes], object]] = {
-    Image: decode_image,
-    Audio: decode_audio,
-    Video: lambda data: decode_video(data, 1),
-}
+MOST_CONTENTS, MOST_PARTS, MOST_TEXT, MOST_MEDIA = 512, 256, 1 << 20, 256
+LARGEST_DATA = 64 << 20
 REASONS = {"stop": "STOP", "length": "MAX_TOKENS"}
+REQUEST = ("contents", "systemInstruction", "generationConfig", "safetySettings", "model")
+# Empty ones ask for nothing.
+NOT_OFFERED = ("tools", "toolConfig", "cachedContent", "labels", "store", "serviceTier")
+PART = ("text", "inlineData", "thought")
+PARTS_NOT_OFFERED = (
+    "functionCall", "functionResponse", "fileData", "executableCode", "codeExecutionResult", "videoMetadata", "thoughtSignature",
+    "mediaResolution", "toolCall", "toolResponse", "partMetadata",
+)  # fmt: skip
 
 
-class WireError(Exception):
-    """An error in Google's shape."""
+@dataclass(frozen=True)
+class GenerateRequest:
+    """One request, read."""
 
-    def __init__(self, code: int, message: str, status: str = "INVALID_ARGUMENT") -> None:
-        super().__init__(message)
-        self.code, self.message, self.status = code, message, status
+    contents: tuple[Content, ...]
+    sampling: Sampling
+    # The field of each medium, in order.
+    media: tuple[tuple[str, Part], ...]
 
-    def body(self) -> dict[str, Any]:
-        return {"error": {"code": self.code, "message": self.message, "status": self.status}}
-
-
-def camel(name: str) -> str:
-    """
-    >>> camel("inline_data"), camel("inlineData")
-    ('inlineData', 'inlineData')
-    """
-    return re.sub(r"_([a-z0-9])", lambda m: m.group(1).upper(), name)
-
-
-def _object(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise WireError(400, f"{where} must be an object")
-    return {camel(str(key)): item for key, item in value.items()}
+    def culprit(self, error: ValueError) -> WireError:
+        """The error of encoding these contents, with the field that cannot be decoded."""
+        for where, part in self.media:
+            try:
+                check(part)
+            except ValueError as found:
+                return WireError(400, f"{where}: {found}")
+        return WireError(400, str(error))
 
 
-def _list(value: Any, where: str, most: int) -> Sequence[Any]:
-    if not isinstance(value, list) or len(value) > most:
-        raise WireError(400, f"{where} must be a list of at most {most} items")
-    return value
+# ── parts ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _split_data_uri(data: str, mime: str | None, where: str) -> tuple[str, str | None]:
+    """Payload and MIME type of ``data:image/png;base64,…``; what is no such URI is all payload."""
+    if not data.startswith("data:"):
+        return data, mime
+    head, comma, payload = data[5:].partition(",")
+    named, *options = head.split(";")
+    if not comma or "base64" not in options:
+        raise WireError(400, f"{where}.data is a data: URI without base64")
+    if mime is not None and named and named.lower() != mime.lower():
+        raise WireError(400, f"{where}: mimeType is {mime!r}, but its data: URI says {named!r}")
+    return payload, mime or named
+
+
+def _decode_base64(data: str, where: str) -> bytes:
+    """Both alphabets, with line ends or without, padded or not."""
+    data = re.sub(r"[ \t\r\n]+", "", data).replace("-", "+").replace("_", "/").rstrip("=")
+    try:
+        return base64.b64decode(data + "=" * (-len(data) % 4), validate=True)
+    except ValueError as error:
+        raise WireError(400, f"{where}.data is not base64: {error}") from None
 
 
 def _blob(value: Any, where: str) -> Part:
-    blob = _object(value, where)
-    mime, data = blob.get("mimeType"), blob.get("data")
-    if not isinstance(mime, str) or not isinstance(data, str):
+    blob = read_object(value, where, ("mimeType", "data", "displayName"))
+    if "data" not in blob:
         raise WireError(400, f"{where} needs mimeType and base64 data")
-    kind = MEDIA.get(mime.split("/")[0])
-    if kind is None:
+    read_string(blob.get("displayName", ""), f"{where}.displayName", 1024)
+    given = read_string(blob["mimeType"], f"{where}.mimeType", 256) if "mimeType" in blob else None
+    data, mime = _split_data_uri(read_string(blob["data"], f"{where}.data", 2 * LARGEST_DATA), given, where)
+    mime = (mime or "").split(";")[0].strip().lower()
+    match = re.fullmatch(r"(image|audio|video)/[a-z0-9.+-]+", mime)
+    if match is None:
         raise WireError(400, f"{where}.mimeType is {mime!r}; image/*, audio/* and video/* can be read")
-    try:
-        raw = base64.b64decode(data.replace("-", "+").replace("_", "/"), validate=True)
-        CHECKS[kind](raw)
-    except binascii.Error as error:
-        raise WireError(400, f"{where}.data is not base64: {error}") from None
-    except ValueError as error:
-        raise WireError(400, f"{where}: {error}") from None
-    return kind(raw, mime)
+    return MEDIA[match[1]](_decode_base64(data, where), mime)
 
 
 def _part(value: Any, where: str) -> Part:
-    part = _object(value, where)
+    if isinstance(value, str):
+        value = {"text": value}
+    part = read_object(value, where, (*PART, *PARTS_NOT_OFFERED))
+    for name in PARTS_NOT_OFFERED:
+        if name in part:
+            raise not_offered(path(where, name))
+    if read_flag(part, where, "thought"):
+        raise not_offered(path(where, "thought"), ": the model does not think")
+    if ("text" in part) == ("inlineData" in part):
+        raise WireError(400, f"{where} must have either text or inlineData; it has {', '.join(part) or 'nothing'}")
     if "text" in part:
-        if not isinstance(part["text"], str) or len(part["text"]) > MOST_TEXT:
-            raise WireError(400, f"{where}.text must be a string of at most {MOST_TEXT:,} characters")
-        return Text(part["text"])
-    if "inlineData" in part:
-        return _blob(part["inlineData"], f"{where}.inlineData")
-    raise WireError(400, f"{where} must have text or inlineData; it has {', '.join(part) or 'nothing'}")
+        return Text(read_string(part["text"], f"{where}.text", MOST_TEXT))
+    return _blob(part["inlineData"], f"{where}.inlineData")
 
 
-def _content(value: Any, where: str) -> Content:
-    content = _object(value, where)
-    named = content.get("role") or "user"
-    if named not in ("user", "model"):
-        raise WireError(400, f"{where}.role is {named!r}; it must be user or model")
-    role: Role = "model" if named == "model" else "user"
-    parts = _list(content.get("parts", []), f"{where}.parts", MOST_PARTS)
-    return Content(role, tuple(_part(p, f"{where}.parts[{i}]") for i, p in enumerate(parts)))
+# ── contents ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def read_contents(body: Any) -> list[Content]:
-    """The conversation of a request; a system instruction goes before the first turn's words. Raises WireError."""
-    request = _object(body, "the request")
-    contents = [
-        _content(c, f"contents[{i}]") for i, c in enumerate(_list(request.get("contents"), "contents", MOST_CONTENTS))
-    ]
+class _Reader:
+    """Reads contents, and remembers in which field each medium was."""
+
+    def __init__(self) -> None:
+        self.media: list[tuple[str, Part]] = []
+        self._characters = 0
+
+    def content(self, value: Any, where: str, roles: Sequence[str]) -> Content:
+        if isinstance(value, str):
+            value = {"parts": [{"text": value}]}
+        content = read_object(value, where, ("role", "parts"))
+        role = read_string(content.get("role", ""), f"{where}.role", 64) or "user"
+        if role not in roles:
+            hint = "; use systemInstruction" if role == "system" else ""
+            raise WireError(400, f"{where}.role is {role!r}; it must be {' or '.join(roles)}{hint}")
+        parts = read_list(content.get("parts", []), f"{where}.parts", MOST_PARTS)
+        read = [self._part(part, f"{where}.parts[{i}]") for i, part in enumerate(parts)]
+        named: Role = "model" if role == "model" else "user"
+        return Content(named, tuple(read))
+
+    def _part(self, value: Any, where: str) -> Part:
+        part = _part(value, where)
+        if isinstance(part, Text):
+            self._characters += len(part.text)
+        else:
+            self.media.append((where + ".inlineData", part))
+        if self._characters > MOST_TEXT or len(self.media) > MOST_MEDIA:
+            raise WireError(
+                400, f"{where}: a request has at most {MOST_TEXT:,} characters of text and {MOST_MEDIA} images, sounds and clips"
+            )  # fmt: skip
+        return part
+
+
+def _merge(contents: Sequence[Content]) -> list[Content]:
+    """Consecutive turns of one role become one: the SDK sends a streamed answer back as a turn for each event."""
+    out: list[Content] = []
+    for content in contents:
+        if out and out[-1].role == content.role:
+            content = Content(content.role, (*out.pop().parts, *content.parts))
+        out.append(content)
+    return [replace(c, parts=join(c.parts)) if c.role == "model" else c for c in out]
+
+
+def _conversation(request: Fields, reader: _Reader) -> tuple[Content, ...]:
+    """All turns; a system instruction goes before the first turn's words."""
+    if "contents" not in request:
+        raise WireError(400, "contents is missing: it must hold at least one turn with parts")
+    contents = _merge(
+        [
+            reader.content(c, f"contents[{i}]", ("user", "model"))
+            for i, c in enumerate(read_list(request["contents"], "contents", MOST_CONTENTS))
+        ]
+    )
     if not contents or not contents[-1].parts:
-        raise WireError(400, "contents must hold at least one turn with parts")
+        raise WireError(400, "contents must hold at least one turn with parts; the last one has none")
+    if "systemInstruction" in request:
+        where = "systemInstruction"
+        system = reader.content(request[where], where, ("user", "system", "model"))
+        if not all(isinstance(part, Text) for part in system.parts):
+            raise WireError(400, f"{where} must be text")
+        if system.parts and contents[0].role == "user":
+            contents[0] = Content("user", (*system.parts, Text("\n"), *contents[0].parts))
+        elif system.parts:
+            contents.insert(0, Content("user", system.parts))
+    return tuple(contents)
+
+
+def _request(value: Any, where: str, model: str) -> Fields:
+    request = read_object(value, where, (*REQUEST, *NOT_OFFERED))
+    refuse(request, where, NOT_OFFERED)
+    check_safety(request.get("safetySettings"))
+    named = read_string(request.get("model", model), path(where, "model"), 256)
+    if named.removeprefix("models/") != model:
+        raise WireError(400, f"{path(where, 'model')} is {named!r}, but models/{model} is asked")
+    return request
+
+
+def read_request(body: Any, model: str, default: Sampling) -> GenerateRequest:
+    """A request to generate. Raises WireError."""
+    request, reader = _request(body, "", model), _Reader()
+    contents = _conversation(request, reader)
     if contents[-1].role != "user":
-        raise WireError(400, f"contents[{len(contents) - 1}].role is model; the last turn must be the user's")
-    if request.get("systemInstruction"):
-        system = _content(request["systemInstruction"], "systemInstruction")
-        contents[0] = Content(contents[0].role, (*system.parts, Text("\n"), *contents[0].parts))
-    return contents
+        raise WireError(400, "contents ends with a turn of the model; the last turn must be the user's")
+    sampling = read_sampling(request.get("generationConfig"), default)
+    return GenerateRequest(contents, sampling, tuple(reader.media))
 
 
-def _number(config: Mapping[str, Any], name: str, default: float) -> float:
-    value = config.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise WireError(400, f"generationConfig.{name} must be a number")
-    return float(value)
+def read_count_request(body: Any, model: str, default: Sampling) -> GenerateRequest:
+    """A request to count tokens, whoever has the last turn. Raises WireError."""
+    name = "generateContentRequest"
+    outer = read_object(body, "", (name, *REQUEST, *NOT_OFFERED))
+    if name in outer and len(outer) > 1:
+        raise WireError(400, f"{name} and {next(field for field in outer if field != name)} exclude each other")
+    request, reader = _request(outer.get(name, body), name if name in outer else "", model), _Reader()
+    contents = _conversation(request, reader)
+    return GenerateRequest(contents, read_sampling(request.get("generationConfig"), default), tuple(reader.media))
 
 
-def _aspect(config: Mapping[str, Any], default: float | None) -> float | None:
-    """Width over height of pictures to draw, of ``imageConfig.aspectRatio`` such as 16:9."""
-    where = "generationConfig.imageConfig"
-    ratio = _object(config.get("imageConfig") or {}, where).get("aspectRatio")
-    if ratio is None:
-        return default
-    match = re.fullmatch(r"(\d{1,4}):(\d{1,4})", ratio) if isinstance(ratio, str) else None
-    if match is None or int(match[2]) == 0:
-        raise WireError(400, f"{where}.aspectRatio is {ratio!r}; width and height are wanted, as in 16:9")
-    return int(match[1]) / int(match[2])
-
-
-def read_sampling(body: Any, default: Sampling) -> Sampling:
-    """The generationConfig of a request. Raises WireError for what is out of range or not offered."""
-    config = _object(_object(body, "the request").get("generationConfig") or {}, "generationConfig")
-    if _number(config, "candidateCount", 1) != 1:
-        raise WireError(400, "generationConfig.candidateCount must be 1: one answer is given")
-    for name in ("responseSchema", "responseJsonSchema"):
-        if config.get(name):
-            raise WireError(400, f"generationConfig.{name} is not offered by this server")
-    stop = _list(config.get("stopSequences") or [], "generationConfig.stopSequences", 5)
-    if not all(isinstance(s, str) and s for s in stop):
-        raise WireError(400, "generationConfig.stopSequences must be non-empty strings")
-    modalities = [
-        str(m).upper() for m in _list(config.get("responseModalities") or [], "generationConfig.responseModalities", 8)
-    ]
-    try:
-        return Sampling(
-            temperature=_number(config, "temperature", default.temperature),
-            top_k=int(_number(config, "topK", default.top_k)),
-            top_p=_number(config, "topP", default.top_p),
-            seed=int(_number(config, "seed", default.seed)),
-            max_tokens=int(_number(config, "maxOutputTokens", default.max_tokens)),
-            guidance=DRAWING if "IMAGE" in modalities else default.guidance,
-            image_first=modalities == ["IMAGE"],
-            aspect=_aspect(config, default.aspect),
-            stop=tuple(stop),
-        )
-    except ValueError as error:
-        raise WireError(400, f"generationConfig: {error}") from None
+# ── answers ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def write_part(part: Part) -> dict[str, Any]:
@@ -173,8 +230,12 @@ def write_part(part: Part) -> dict[str, Any]:
 
 
 def write_response(parts: Sequence[Part], model: str, answer: Answer | None) -> dict[str, Any]:
-    """A response, or one event of a stream; the last one carries the :class:`Answer` with its reason and counts."""
-    candidate: dict[str, Any] = {"content": {"role": "model", "parts": [write_part(p) for p in parts]}, "index": 0}
+    """A response, or one event of a stream; the last one carries the :class:`Answer` with its reason and counts.
+
+    There is always a part, if only an empty text: the SDK drops a turn from its history where an event has none.
+    """
+    content = {"role": "model", "parts": [write_part(p) for p in parts or (Text(""),)]}
+    candidate: dict[str, Any] = {"content": content, "index": 0}
     response: dict[str, Any] = {"candidates": [candidate], "modelVersion": model}
     if answer:
         candidate["finishReason"] = REASONS[answer.finish]

@@ -78,6 +78,10 @@ class TextPieces:
     def encode(self, text: str) -> list[int]:
         return self._processor.encode(text.replace("\n", LINE_END))
 
+    def byte(self, piece: int) -> int | None:
+        """The byte that a piece of byte fallback stands for; None for every other piece."""
+        return int(self._processor.id_to_piece(piece)[3:-1], 16) if self._processor.is_byte(piece) else None
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of pieces; bytes that are no UTF-8 become U+FFFD."""
         return self._processor.decode(list(ids)).replace(LINE_END, "\n")

@@ -1,0 +1,163 @@
+"""Strict reading of JSON bodies: bounded, and every field is known by name or refused by name.
+
+camelCase and snake_case may be mixed in one body, as the official SDK does; ``null`` is as good as absent; a whole number may
+arrive as ``4``, ``4.0`` or ``"4"``, as Google's JSON mapping allows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+MOST_STRUCTURE = 1 << 19  # brackets, braces, colons and commas of one body
+LONGEST_NUMBER = 64
+LONGEST_MESSAGE = 1000
+Fields = Mapping[str, Any]
+
+
+class WireError(Exception):
+    """An error in Google's shape."""
+
+    def __init__(self, code: int, message: str, status: str = "INVALID_ARGUMENT") -> None:
+        message = message.encode("utf-8", "backslashreplace").decode()
+        self.message = message if len(message) <= LONGEST_MESSAGE else message[:LONGEST_MESSAGE] + " …"
+        super().__init__(self.message)
+        self.code, self.status = code, status
+
+    def body(self) -> dict[str, Any]:
+        return {"error": {"code": self.code, "message": self.message, "status": self.status}}
+
+
+def overloaded(message: str) -> WireError:
+    return WireError(503, f"{message}; try again later", "UNAVAILABLE")
+
+
+def not_offered(where: str, remedy: str = "") -> WireError:
+    return WireError(400, f"{where} is not offered by this server{remedy}")
+
+
+# ── JSON ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise WireError(400, f"the field {twice!r} is there twice")
+    return found
+
+
+def _number(text: str) -> int | float:
+    if len(text) > LONGEST_NUMBER:
+        raise WireError(400, f"the number {text[:20]}… has {len(text):,} characters; at most {LONGEST_NUMBER} are read")
+    value = float(text)
+    if not math.isfinite(value):
+        raise WireError(400, f"the number {text} is out of range")
+    return int(text) if text.lstrip("-").isdigit() else value
+
+
+def _constant(text: str) -> Any:
+    raise WireError(400, f"the request is not JSON: {text} is no number")
+
+
+def parse_json(data: bytes | bytearray) -> Any:
+    """The value of a JSON body. What it would cost is bounded before it is parsed. Raises WireError."""
+    if sum(data.count(mark) for mark in b"[{:,") > MOST_STRUCTURE:
+        raise WireError(400, f"the request has more than {MOST_STRUCTURE:,} fields, items, commas and colons")
+    try:
+        return json.loads(
+            data.decode("utf-8-sig"),
+            object_pairs_hook=_unique,
+            parse_int=_number,
+            parse_float=_number,
+            parse_constant=_constant,
+        )
+    except RecursionError:
+        raise WireError(400, "the request is nested too deeply") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise WireError(400, f"the request is not JSON: {error}") from None
+
+
+# ── fields ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def camel(name: str) -> str:
+    """
+    >>> camel("inline_data"), camel("inlineData")
+    ('inlineData', 'inlineData')
+    """
+    return re.sub(r"_([a-z0-9])", lambda m: m.group(1).upper(), name)
+
+
+def path(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
+
+
+def read_object(value: Any, where: str, known: Collection[str]) -> Fields:
+    """Fields of an object in camelCase, nulls left out. Raises WireError for a field that is not in ``known``."""
+    what = where or "the request"
+    if not isinstance(value, Mapping):
+        raise WireError(400, f"{what} must be an object")
+    out: dict[str, Any] = {}
+    for key, item in value.items():
+        name = camel(key)
+        if name not in known:
+            raise WireError(400, f"{what} has an unknown field {key!r}; known are {', '.join(known)}")
+        if item is None:
+            continue
+        if name in out:
+            raise WireError(400, f"{path(where, name)} is there twice")
+        out[name] = item
+    return out
+
+
+def refuse(fields: Fields, where: str, names: Collection[str]) -> None:
+    """Raises WireError for a field that asks for what is not offered; empty and false ones ask for nothing."""
+    for name in names:
+        if fields.get(name):
+            raise not_offered(path(where, name))
+
+
+def read_list(value: Any, where: str, most: int) -> Sequence[Any]:
+    """A list; one object or one string stands for a list of it."""
+    value = [value] if isinstance(value, Mapping | str) else value
+    if not isinstance(value, list) or len(value) > most:
+        raise WireError(400, f"{where} must be a list of at most {most} items")
+    return value
+
+
+def read_string(value: Any, where: str, most: int) -> str:
+    if not isinstance(value, str) or len(value) > most:
+        raise WireError(400, f"{where} must be a string of at most {most:,} characters")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise WireError(400, f"{where} holds half of a surrogate pair, which is no character") from None
+    return value
+
+
+def read_number(fields: Fields, where: str, name: str, default: float) -> float:
+    value = fields.get(name, default)
+    if isinstance(value, str) and re.fullmatch(r"-?\d{1,20}(\.\d{1,20})?", value):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise WireError(400, f"{path(where, name)} must be a number")
+    return float(value)
+
+
+def read_integer(fields: Fields, where: str, name: str, default: int) -> int:
+    value = read_number(fields, where, name, default)
+    if not value.is_integer() or abs(value) >= 1 << 63:
+        raise WireError(400, f"{path(where, name)} must be a whole number of 64 bits")
+    return int(value)
+
+
+def read_flag(fields: Fields, where: str, name: str) -> bool:
+    value = fields.get(name, False)
+    if not isinstance(value, bool):
+        raise WireError(400, f"{path(where, name)} must be true or false")
+    return value

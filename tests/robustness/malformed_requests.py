@@ -1,0 +1,219 @@
+"""Malformed requests to a live server of a tiny random model: each must get a 4xx, or a right 200, and never stop the server.
+
+    python -m tests.robustness.malformed_requests --random 200 --seed 0
+
+Systematic ones put every odd value in every field; random ones flip, cut and double bytes of good bodies; raw ones are no HTTP.
+An answer of 5xx, a logged traceback, a stream that breaks off or an answer that does not come within a minute is a fault.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import copy
+import json
+import logging
+import random
+import socket
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from alhena.serve.engine import Engine
+from tests.conftest import make_encoder, make_tiny, picture, sound
+from tests.serve.conftest import running, write_tiny
+
+SECONDS = 60
+METHODS = ("generateContent", "streamGenerateContent?alt=sse", "streamGenerateContent", "countTokens")
+
+
+def blob(mime: str, data: bytes) -> dict[str, Any]:
+    return {"inlineData": {"mimeType": mime, "data": base64.b64encode(data).decode()}}
+
+
+GOOD: dict[str, Any] = {
+    "contents": [
+        {"role": "user", "parts": [{"text": "Hello"}, blob("image/png", picture(1).data)]},
+        {"role": "model", "parts": [{"text": "red"}]},
+        {"role": "user", "parts": [{"text": "What?"}, blob("audio/flac", sound(2, 0.3).data)]},
+    ],
+    "systemInstruction": {"parts": [{"text": "Be brief."}]},
+    "generationConfig": {
+        "temperature": 0.5, "topK": 4, "topP": 0.9, "seed": 1, "maxOutputTokens": 2, "candidateCount": 1, "stopSequences": ["x"],
+        "responseModalities": ["TEXT"], "imageConfig": {"aspectRatio": "1:1"}, "responseMimeType": "text/plain",
+        "thinkingConfig": {"thinkingBudget": 0},
+    },
+    "safetySettings": [{"category": "HARM_CATEGORY_HARASSMENT", "threshold": "OFF"}],
+}  # fmt: skip
+ODD: tuple[Any, ...] = (
+    None, True, -1, 0, 2.5, 1e308, 2**70, "", "x", "9" * 400, "\ud800", "\x00", [], {}, [[]], [None], [{}], {"a": 1}, {"": {}}, ["x"] * 600,
+)  # fmt: skip
+RAW_BODIES = (
+    b"", b"{", b"}", b"null", b"[]", b"0", b"\"", b"\xff\xfe", b"{}" * 2, b"NaN", b"{\"contents\": NaN}", b"{\"contents\": 1e999}",
+    b"{\"contents\": " + b"[" * 200_000, b"{\"contents\":" * 50_000, b"{" + b"\"a\":1," * 100_000 + b"\"a\":1}",
+    b"{" + b"\"a\":1," * 600_000 + b"\"a\":1}", b"{\"contents\": \"\\ud800\"}", b"\x00" * 1000, b"1" * 100_000, b"-", b"{\"a\"}",
+)  # fmt: skip
+RAW_HTTP = (
+    b"\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\nHost: localhost\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc",
+    b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", b"G\x00T / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"POST /v1/models/tiny:countTokens HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+    b"POST /v1/models/tiny:countTokens HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999999\r\n\r\n",
+    b"POST /v1/models/tiny:countTokens HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    b"POST /v1/models/tiny:countTokens HTTP/1.0\r\nContent-Length: 2\r\n\r\n{}",
+    b"GET /v1/models HTTP/1.1\r\nHost: [::bad\r\n\r\n", b"GET /%ff%fe/models/%00 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n", b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 200_000 + b"\r\n\r\n", b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trial:
+    name: str
+    method: str
+    body: bytes
+
+
+def places(value: Any, at: tuple = ()) -> Iterator[tuple]:
+    """The path of every field and item."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield (*at, key)
+        yield from places(item, (*at, key))
+
+
+def systematic() -> Iterator[Trial]:
+    """Every odd value in every field; every field missing; an unknown field in every object."""
+    number = 0
+    for at in places(GOOD):
+        for odd in (*ODD, "missing", "unknown"):
+            body = copy.deepcopy(GOOD)
+            parent = body
+            for key in at[:-1]:
+                parent = parent[key]
+            if odd == "missing":
+                del parent[at[-1]]
+            elif odd == "unknown" and isinstance(parent, dict):
+                parent["unknownField"] = 1
+            else:
+                parent[at[-1]] = odd
+            number += 1
+            yield Trial(f"{'.'.join(map(str, at))} = {str(odd)[:20]!a}", METHODS[number % 4], json.dumps(body).encode())
+    for body_ in RAW_BODIES:
+        yield from (Trial(f"raw {body_[:30]!r}", method, body_) for method in METHODS[:2])
+
+
+def mutated(seed: int, count: int) -> Iterator[Trial]:
+    """Bytes of good bodies flipped, cut out, doubled or swapped."""
+    rng, good = random.Random(seed), json.dumps(GOOD).encode()
+    for number in range(count):
+        data = bytearray(good)
+        for _ in range(rng.randint(1, 4)):
+            at, size = rng.randrange(len(data)), rng.randint(1, 30)
+            change = rng.randrange(4)
+            if change == 0:
+                data[at] = rng.randrange(256)
+            elif change == 1:
+                del data[at : at + size]
+            elif change == 2:
+                data[at:at] = data[at : at + size]
+            else:
+                data[at : at + 1] = rng.choice([b'"', b"{", b"]", b",", b"null", b"-1", b"1e99", b"\\u0000"])
+        yield Trial(f"mutation {number} of seed {seed}", rng.choice(METHODS), bytes(data))
+
+
+def fault_of(answer: httpx.Response, method: str) -> str | None:
+    """What is wrong with an answer."""
+    if 400 <= answer.status_code < 500:
+        return None if set(answer.json()["error"]) == {"code", "message", "status"} else "an error of another shape"
+    if answer.status_code != 200:
+        return f"status {answer.status_code}: {answer.text[:200]}"
+    if method == "countTokens":
+        return None if answer.json()["totalTokens"] > 0 else "no tokens counted"
+    if method.endswith("sse"):
+        events = [json.loads(line.removeprefix("data: ")) for line in answer.text.split("\r\n\r\n") if line]
+    else:
+        events = answer.json() if method.startswith("stream") else [answer.json()]
+    if any("error" in event for event in events):
+        return f"an error in the stream: {events[-1]}"
+    if not all(event["candidates"][0]["content"]["parts"] for event in events):
+        return "an event without parts"
+    return None if "finishReason" in events[-1]["candidates"][0] else "a stream without its end"
+
+
+def send_raw(address: str, data: bytes) -> str | None:
+    """What is wrong with the answer to bytes that are no request; to be disconnected is right."""
+    at = urlsplit(address)
+    with socket.create_connection((at.hostname or "", at.port or 0), timeout=SECONDS) as connection:
+        try:
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+            answer = connection.recv(1000)
+        except (ConnectionError, BrokenPipeError):
+            return None
+        except TimeoutError:
+            return "no answer"
+    status = answer.split(b" ")[1] if answer.startswith(b"HTTP/") else b"4"
+    return None if status.startswith((b"4", b"2")) else f"status {status!r}"
+
+
+def attack(address: str, trials: Iterator[Trial]) -> tuple[Counter[str], list[str]]:
+    """Sends all; gives counts of the answers, and the faults."""
+    counts: Counter[str] = Counter()
+    faults: list[str] = []
+    with httpx.Client(base_url=address + "/v1beta/models/tiny:", timeout=SECONDS) as client:
+        for trial in trials:
+            try:
+                answer = client.post(address + "/v1beta/models/tiny:" + trial.method, content=trial.body)
+                fault = fault_of(answer, trial.method)
+                counts[str(answer.status_code)] += 1
+            except (httpx.HTTPError, ValueError, KeyError, TypeError, IndexError) as error:
+                fault = f"{type(error).__name__}: {error}"
+            if fault:
+                faults.append(f"{trial.name} ({trial.method}): {fault}")
+    for data in RAW_HTTP:
+        fault = send_raw(address, data)
+        counts["raw"] += 1
+        faults += [f"raw {data[:40]!r}: {fault}"] if fault else []
+    if httpx.get(address + "/v1beta/models", timeout=SECONDS).status_code != 200:
+        faults.append("the server does not answer any more")
+    return counts, faults
+
+
+class Tracebacks(logging.Handler):
+    """Collects what is logged as an error."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.found.append(self.format(record))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--random", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    tracebacks = Tracebacks()
+    for name in ("", "uvicorn.error"):
+        logging.getLogger(name).addHandler(tracebacks)
+    encoder = make_encoder()
+    with tempfile.TemporaryDirectory() as folder:
+        engine = Engine.load(write_tiny(Path(folder) / "tiny", encoder, make_tiny(encoder)))
+        with running(engine, "tiny") as address:
+            counts, faults = attack(address, iter([*systematic(), *mutated(options.seed, options.random)]))
+    faults += [f"logged: {text}" for text in tracebacks.found]
+    print(dict(counts), *faults, f"{len(faults)} faults", sep="\n")
+    sys.exit(bool(faults))
+
+
+if __name__ == "__main__":
+    main()

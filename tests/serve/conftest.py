@@ -1,0 +1,59 @@
+"""A tiny random model in a folder, its engine, and a server of it over loopback."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import pytest
+
+from alhena.model import config, image_tokenizer, model
+from alhena.model.weights import save_model
+from alhena.serve.api import _listen, create_app, make_server
+from alhena.serve.engine import Engine
+from alhena.tokens.encode import Encoder
+
+
+def write_tiny(folder: Path, encoder: Encoder, tiny: tuple[model.Params, config.Model]) -> Path:
+    """A model folder, complete, of random weights."""
+    folder.mkdir(parents=True)
+    save_model(folder, *tiny, {"name": "tiny"})
+    encoder.save(folder)
+    drawn = config.ImageTokenizer(structure=(4, 4), colour=(4,), width=16)
+    image_tokenizer.save(folder, image_tokenizer.init(jax.random.key(1), drawn), drawn)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny, encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("models") / "tiny", encoder, tiny)
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny_folder: Path) -> Engine:
+    return Engine.load(tiny_folder)
+
+
+@contextmanager
+def running(engine: Engine, name: str) -> Iterator[str]:
+    """A server in a thread; gives its address."""
+    with _listen("127.0.0.1", 0) as listener:
+        server = make_server(create_app(engine, name), "error")
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.02)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def tiny_address(tiny_engine: Engine) -> Iterator[str]:
+    with running(tiny_engine, "tiny") as address:
+        yield address

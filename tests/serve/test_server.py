@@ -1,0 +1,284 @@
+"""The life of requests on a real server: clients that leave, hang or come in crowds; streams; who may ask."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from dataclasses import replace
+
+import httpx
+import pytest
+from google import genai
+from google.genai import types
+
+from alhena.content import Content, Text
+from alhena.serve import connections
+from alhena.serve.api import _listen
+from alhena.serve.connections import Hosts
+from alhena.serve.engine import MOST_OUTPUT, Answer, rows_of
+from alhena.serve.fields import WireError
+from alhena.serve.sampler import Sampling
+from alhena.serve.scheduler import Scheduler
+from tests.conftest import picture
+from tests.serve.conftest import running
+
+HELLO = [Content("user", (Text("Hello"),))]
+LONG = {"maxOutputTokens": MOST_OUTPUT, "temperature": 1, "stopSequences": ["no such words"]}
+
+
+def body(config=None, text="Hello", **more):
+    return {"contents": [{"parts": [{"text": text}]}], "generationConfig": config or {"maxOutputTokens": 4}, **more}
+
+
+class Endless:
+    """An engine whose answers last until they are cancelled."""
+
+    def __init__(self, engine) -> None:
+        self.encode, self.begun, self.cancelled = engine.encode, 0, 0
+
+    def stream(self, prompt, sampling, stride, cancelled):
+        self.begun += 1
+        if sampling.max_tokens < 10:
+            yield Text("short")
+            yield Answer(Content("model", (Text("short"),)), "stop", 1, 1)
+            return
+        while not cancelled():
+            time.sleep(0.005)
+            yield Text("on ")
+        self.cancelled += 1
+
+
+@pytest.fixture
+def endless(tiny_engine):
+    engine = Endless(tiny_engine)
+    with running(engine, "tiny") as address:
+        yield engine, f"{address}/v1beta/models/tiny:"
+
+
+def closed(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(100) == b""
+    except ConnectionResetError:
+        return True
+
+
+def wait_for(condition):
+    for _ in range(2000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never happened")
+
+
+def test_a_client_that_leaves_a_stream_frees_the_engine(endless):
+    engine, url = endless
+    with httpx.stream("POST", url + "streamGenerateContent?alt=sse", json=body(LONG), timeout=60) as answer:
+        next(answer.iter_lines())
+    wait_for(lambda: engine.cancelled == 1)
+    assert (
+        httpx.post(url + "generateContent", json=body(), timeout=60).json()["candidates"][0]["finishReason"] == "STOP"
+    )
+
+
+def test_a_client_that_leaves_a_plain_request_frees_the_engine(endless):
+    engine, url = endless
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(url + "generateContent", json=body(LONG), timeout=1)
+    wait_for(lambda: engine.cancelled == 1)
+
+
+def test_a_stream_and_a_crowd_of_plain_requests(endless):
+    """The stream goes on while 60 requests wait; when it is left, they are answered; beyond the queue they are refused."""
+    url = endless[1]
+
+    async def go():
+        async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=100)) as client:
+            async with client.stream("POST", url + "streamGenerateContent?alt=sse", json=body(LONG)) as answer:
+                lines = answer.aiter_lines()
+                await anext(lines)
+                crowd = [asyncio.create_task(client.post(url + "generateContent", json=body())) for _ in range(60)]
+                await asyncio.sleep(0.3)
+                assert "on" in "".join([await anext(lines) for _ in range(6)])
+                assert not any(task.done() for task in crowd)
+            return [answer.status_code for answer in await asyncio.gather(*crowd)]
+
+    assert asyncio.run(go()) == [200] * 60
+
+
+def test_a_full_queue_refuses_with_503(tiny_engine):
+    async def go():
+        scheduler = Scheduler(tiny_engine, most_waiting=1)
+        example, sampling = tiny_engine.encode(HELLO), Sampling(max_tokens=4)
+        first = scheduler.submit(example, sampling)
+        with pytest.raises(WireError) as error:
+            scheduler.submit(example, sampling)
+        assert (error.value.code, error.value.status) == (503, "UNAVAILABLE")
+        scheduler.start()
+        assert isinstance(await first.answer(), Answer)
+        await asyncio.to_thread(scheduler.stop)
+        with pytest.raises(WireError):
+            scheduler.submit(example, sampling)
+
+    asyncio.run(go())
+
+
+def test_an_engine_that_fails_answers_500_and_goes_on(tiny_engine):
+    class Failing(Endless):
+        def stream(self, prompt, sampling, stride, cancelled):
+            if sampling.seed == 1:
+                raise RuntimeError("out of something")
+            yield from super().stream(prompt, sampling, stride, cancelled)
+
+    with running(Failing(tiny_engine), "tiny") as address:
+        url = f"{address}/v1/models/tiny:"
+        failed = httpx.post(url + "generateContent", json=body({"seed": 1}))
+        assert (failed.status_code, failed.json()["error"]["status"]) == (500, "INTERNAL")
+        streamed = httpx.post(url + "streamGenerateContent?alt=sse", json=body({"seed": 1}))
+        assert json.loads(streamed.text.removeprefix("data: "))["error"]["code"] == 500
+        assert httpx.post(url + "generateContent", json=body()).status_code == 200
+
+
+def test_the_server_ends_with_a_hung_client(tiny_engine, monkeypatch):
+    monkeypatch.setattr("alhena.serve.api.DRAIN_SECONDS", 1)
+    with running(Endless(tiny_engine), "tiny") as address:
+        host, port = address.removeprefix("http://").split(":")
+        hung = socket.create_connection((host, int(port)))
+        data = json.dumps(body(LONG)).encode()
+        head = f"POST /v1/models/tiny:streamGenerateContent HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(data)}\r\n\r\n"
+        hung.sendall(head.encode() + data)
+        hung.recv(10)
+    hung.close()
+
+
+def test_half_open_connections_keep_nobody_out(tiny_address):
+    host, port = tiny_address.removeprefix("http://").split(":")
+    head = b"POST /v1/models/tiny:countTokens HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
+    some = [socket.create_connection((host, int(port))) for _ in range(3 * connections.MOST_WAITING)]
+    for half in some[::2]:
+        half.sendall(head + b"{")
+    assert httpx.get(f"{tiny_address}/v1/models").status_code == 200
+    assert httpx.post(f"{tiny_address}/v1/models/tiny:countTokens", json=body()).status_code == 200
+    for half in some:
+        half.close()
+
+
+def test_a_slow_client_is_closed(tiny_address, monkeypatch):
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.2)
+    monkeypatch.setattr(connections, "BODY_SECONDS", 0.2)
+    host, port = tiny_address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as half:
+        half.sendall(b"POST /v1/mod")
+        assert closed(half)
+    with socket.create_connection((host, int(port)), timeout=20) as half:
+        half.sendall(b"POST /v1/models/tiny:countTokens HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{")
+        assert b" 408 " in half.recv(1000)
+
+
+def test_the_last_event_of_a_stream_has_a_part_and_the_reason(tiny_address):
+    client = genai.Client(api_key="any", http_options=types.HttpOptions(base_url=tiny_address))
+    chat = client.chats.create(
+        model="tiny", config=types.GenerateContentConfig(max_output_tokens=6, temperature=1, seed=3)
+    )
+    events = list(chat.send_message_stream("Hello"))
+    assert all(isinstance(event.text, str) for event in events)
+    assert [event.candidates[0].finish_reason is not None for event in events] == [False] * (len(events) - 1) + [True]
+    assert events[-1].usage_metadata.candidates_token_count == 6
+    assert len(chat.get_history(curated=True)) >= 2
+    # What came back is merged, so the same prompt comes from a history of events as from a whole answer.
+    said = "".join(event.text for event in events)
+    whole = [types.UserContent("Hello"), types.ModelContent(said), types.UserContent("Again")]
+    pieces = [types.UserContent("Hello"), *chat.get_history()[1:], types.UserContent("Again")]
+    counts = [client.models.count_tokens(model="tiny", contents=c).total_tokens for c in (whole, pieces)]
+    assert counts[0] == counts[1]
+
+
+def test_a_picture_that_was_drawn_comes_back_in_the_history(tiny_address, tiny_engine):
+    client = genai.Client(api_key="any", http_options=types.HttpOptions(base_url=tiny_address))
+    drawing = types.GenerateContentConfig(response_modalities=["IMAGE"], max_output_tokens=80)
+    chat = client.chats.create(model="tiny", config=drawing)
+    drawn = chat.send_message("Draw a red circle.").candidates[0].content.parts[0].inline_data
+    assert chat.send_message("Another.").candidates[0].content.parts
+    turns = [Content("user", (Text("Draw."),)), Content("model", (replace(picture(1), data=drawn.data),)), HELLO[0]]
+    tokens = tiny_engine.encode(turns).tokens.tolist()
+    v = tiny_engine.encoder.vocabulary
+    at = tokens.index(v.control("<boi_out>"))
+    count = (tokens[at + 1] - v.rows(1) + 1) * (tokens[at + 2] - v.columns(1) + 1)
+    assert all(v.is_code(token) for token in tokens[at + 3 : at + 3 + count])
+    assert tokens[at + 3 + count] == v.control("<eoi_out>")
+
+
+@pytest.mark.parametrize("method", ["generateContent", "streamGenerateContent?alt=sse", "countTokens"])
+def test_what_is_too_long_is_refused_before_the_stream(tiny_address, method):
+    for request in (
+        body(text="word " * 40_000),
+        {"contents": [{"parts": [{"inlineData": {"mimeType": "image/png", "data": "AAAA"}}]}]},
+    ):
+        answer = httpx.post(f"{tiny_address}/v1/models/tiny:{method}", json=request, timeout=60)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["status"] == "INVALID_ARGUMENT"
+
+
+def test_more_output_than_there_is_room_for_is_clamped(tiny_engine):
+    going, options = tiny_engine._start([tiny_engine.encode(HELLO)], [Sampling(max_tokens=1 << 20)])
+    assert options.limits.tolist() == [MOST_OUTPUT]
+    assert going.written.shape == (1, MOST_OUTPUT)
+
+
+def test_images_that_take_too_much_memory_together_are_refused(tiny_engine):
+    with pytest.raises(ValueError, match=r"10,240 patches; at most 4,096"):
+        tiny_engine.encode(
+            [Content("user", tuple(picture(i, 128, 128) for i in range(40)))], rows_of(Sampling(guidance=3))
+        )
+
+
+def test_each_medium_is_decoded_once(tiny_address, monkeypatch):
+    decoded = []
+    from alhena.tokens import encode
+
+    original = encode.decode_image
+    monkeypatch.setattr(encode, "decode_image", lambda data: decoded.append(1) or original(data))
+    shown = types.Part.from_bytes(data=picture(1).data, mime_type="image/png")
+    client = genai.Client(api_key="any", http_options=types.HttpOptions(base_url=tiny_address))
+    config = types.GenerateContentConfig(max_output_tokens=2)
+    list(client.models.generate_content_stream(model="tiny", contents=[shown, "What?"], config=config))
+    assert len(decoded) == 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "localhost"}, 200),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Host": "localhost:1", "Origin": "http://localhost:1"}, 200),
+    ],
+)
+def test_other_names_and_other_sites_are_refused(tiny_address, headers, status):
+    answer = httpx.get(f"{tiny_address}/v1beta/models", headers=headers)
+    assert answer.status_code == status
+    assert "access-control-allow-origin" not in answer.headers
+    if status != 200:
+        assert answer.json()["error"]["status"] == "PERMISSION_DENIED"
+
+
+def test_a_server_for_others_answers_to_addresses_and_to_names_it_was_told():
+    hosts = Hosts.serving("0.0.0.0", ("Model.Example",))
+    assert [hosts.allow(h) for h in ("10.0.0.7:8000", "model.example", "evil.example")] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("path", "code"), [("/", 404), ("/v1/nothing", 404), ("/v3/models", 404), ("/v1/models/tiny:x", 404)]
+)
+def test_unknown_paths_have_googles_error_shape(tiny_address, path, code):
+    answer = httpx.post(tiny_address + path, json={})
+    assert answer.status_code in (code, 405)
+    assert set(answer.json()["error"]) == {"code", "message", "status"}
+
+
+def test_a_port_in_use_is_one_clear_error(tiny_address):
+    with pytest.raises(ValueError, match=r"cannot listen on 127.0.0.1 port \d+: Address already in use"):
+        _listen("127.0.0.1", int(tiny_address.rsplit(":", 1)[1]))

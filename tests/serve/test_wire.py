@@ -1,0 +1,207 @@
+"""The wire: what Google's API is lenient about is read, everything else is refused by the name of its field."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+
+from alhena.content import Audio, Content, Image, Text
+from alhena.serve.engine import Answer
+from alhena.serve.fields import MOST_STRUCTURE, WireError, parse_json
+from alhena.serve.sampler import DRAWING, Sampling
+from alhena.serve.wire import read_count_request, read_request, write_response
+from tests.conftest import picture
+
+DEFAULT = Sampling(max_tokens=256)
+PNG = picture(1).data
+DATA = base64.b64encode(PNG).decode()
+
+
+def read(body):
+    return read_request(body, "tiny", DEFAULT)
+
+
+def asked(**fields):
+    return {"contents": [{"parts": [{"text": "hi"}]}], **fields}
+
+
+def shown(mime="image/png", data=DATA, **more):
+    return {"contents": [{"parts": [{"inlineData": {"mimeType": mime, "data": data}, **more}]}]}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        shown(data=DATA.rstrip("=")),
+        shown(data=DATA.replace("+", "-").replace("/", "_")),
+        shown(data=base64.encodebytes(PNG).decode()),
+        shown(data=base64.encodebytes(PNG).decode().replace("\n", "\r\n")),
+        shown(data=f"data:image/png;base64,{DATA}"),
+        shown(data=f"data:image/png;base64,{DATA}", mime=None),
+        shown(mime="image/PNG"),
+        shown(mime="image/png; charset=binary"),
+        shown(text=None, thought=False),
+        {"contents": {"role": "user", "parts": {"inline_data": {"mime_type": "image/png", "data": DATA}}}},
+        {"contents": [{"parts": [{"inlineData": {"mime_type": "image/png", "data": DATA}}], "role": None}]},
+    ],
+)  # fmt: skip
+def test_every_way_to_send_a_picture(body):
+    assert read(body).contents == (Content("user", (Image(PNG, "image/png"),)),)
+
+
+@pytest.mark.parametrize(
+    "contents", ["hi", {"parts": "hi"}, ["hi"], [{"parts": {"text": "hi"}}], [{"role": "user", "parts": ["hi"]}]]
+)
+def test_one_object_or_string_stands_for_a_list(contents):
+    assert read({"contents": contents}).contents == (Content("user", (Text("hi"),)),)
+
+
+def test_consecutive_turns_of_one_role_are_merged():
+    turns = [
+        {"role": "user", "parts": [{"text": "a"}]},
+        {"role": "user", "parts": [{"text": "b"}]},
+        *({"role": "model", "parts": [{"text": text}]} for text in ("Hel", "lo", "")),
+        {"role": "model", "parts": [{"inlineData": {"mimeType": "image/png", "data": DATA}}]},
+        {"role": "user", "parts": [{"text": "c"}]},
+    ]
+    model = Content("model", (Text("Hello"), Image(PNG)))
+    merged = (Content("user", (Text("a"), Text("b"))), model, Content("user", (Text("c"),)))
+    assert read({"contents": turns}).contents == merged
+    assert read_count_request({"contents": turns[:-1]}, "tiny", DEFAULT).contents == merged[:-1]
+    whole = {"generateContentRequest": {"model": "models/tiny", "contents": turns}}
+    assert read_count_request(whole, "tiny", DEFAULT).contents == merged
+
+
+@pytest.mark.parametrize("role", ["user", "system", None])
+def test_a_system_instruction_goes_before_the_first_turn(role):
+    body = asked(systemInstruction={"role": role, "parts": [{"text": "Be brief."}]})
+    assert read(body).contents == (Content("user", (Text("Be brief."), Text("\n"), Text("hi"))),)
+    assert read(asked(system_instruction="Be brief.")).contents == read(body).contents
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"topK": 4.0, "maxOutputTokens": "12"}, Sampling(top_k=4, max_tokens=12)),
+        ({"top_k": 4, "topP": 0.5, "seed": -3}, Sampling(top_k=4, top_p=0.5, seed=-3)),
+        ({"max_output_tokens": 2**31 - 1}, Sampling(max_tokens=1 << 20)),
+        ({"candidateCount": 1, "responseMimeType": "text/plain", "responseLogprobs": False, "presencePenalty": 0}, DEFAULT),
+        ({"thinkingConfig": {"thinkingBudget": 0, "includeThoughts": False}, "temperature": None}, DEFAULT),
+        ({"responseModalities": ["text", "IMAGE"]}, Sampling(guidance=DRAWING)),
+        ({"responseModalities": ["IMAGE"]}, Sampling(guidance=DRAWING, image_first=True)),
+        ({"stopSequences": ["x", "y"]}, Sampling(stop=("x", "y"))),
+    ],
+)  # fmt: skip
+def test_settings_that_can_be_honored(config, expected):
+    assert read(asked(generationConfig=config)).sampling == expected
+
+
+def test_what_asks_for_nothing_is_accepted():
+    setting = {"category": "HARM_CATEGORY_HARASSMENT", "threshold": "BLOCK_NONE"}
+    assert read(asked(tools=[], toolConfig={}, cachedContent="", safetySettings=[setting], model="models/tiny"))
+
+
+FUNCTION = {"functionDeclarations": [{"name": "f"}]}
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        (asked(tools=[FUNCTION]), "tools"),
+        (asked(tool_config={"functionCallingConfig": {"mode": "ANY"}}), "toolConfig"),
+        (asked(cachedContent="cachedContents/x"), "cachedContent"),
+        (asked(safetySettings=[{"category": "X", "threshold": "BLOCK_LOW_AND_ABOVE"}]), "safetySettings[0].threshold"),
+        (asked(fly=1), "'fly'"),
+        (asked(model="models/other"), "model"),
+        (asked(systemInstruction={"parts": shown()["contents"][0]["parts"]}), "systemInstruction"),
+        ({"contents": [{"role": "system", "parts": [{"text": "x"}]}]}, "contents[0].role"),
+        ({"contents": [{"role": "user", "parts": [{"text": "x"}], "name": "y"}]}, "contents[0] has an unknown field 'name'"),
+        ({"contents": [{"role": "user", "parts": [{"text": "x"}]}, {"role": "model", "parts": [{"text": "y"}]}]}, "contents"),
+        ({"contents": [{"parts": []}]}, "contents"),
+        ({"contents": []}, "contents"),
+        ({}, "contents"),
+        ([], "the request must be an object"),
+        (shown(text="both"), "contents[0].parts[0]"),
+        (shown(mime="text/plain"), "contents[0].parts[0].inlineData.mimeType"),
+        (shown(mime="image/"), "contents[0].parts[0].inlineData.mimeType"),
+        (shown(data="data:image/png,abc"), "contents[0].parts[0].inlineData.data"),
+        (shown(data="data:audio/wav;base64,AAAA"), "contents[0].parts[0].inlineData"),
+        (shown(data="AAAAA"), "contents[0].parts[0].inlineData.data"),
+        (shown(data="AA*A"), "contents[0].parts[0].inlineData.data"),
+        (shown(data="é"), "contents[0].parts[0].inlineData.data"),
+        (asked(contents=[{"parts": [{"functionCall": {"name": "f"}}]}]), "contents[0].parts[0].functionCall"),
+        (asked(contents=[{"parts": [{"fileData": {"fileUri": "x"}}]}]), "contents[0].parts[0].fileData"),
+        (asked(contents=[{"parts": [{"text": "\ud800"}]}]), "contents[0].parts[0].text"),
+        (asked(contents=[{"parts": [{"\ud800": 1}]}]), "contents[0].parts[0]"),
+        (asked(contents=[{"parts": [{"text": "x" * (1 << 20)}, {"text": "y"}]}]), "contents[0].parts[1]"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_refused_by_name(body, named):
+    with pytest.raises(WireError) as error:
+        read(body)
+    assert error.value.code == 400
+    assert named in error.value.message
+    json.dumps(error.value.body(), ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"temprature": 1}, "temprature"),
+        ({"responseMimeType": "application/json"}, "responseMimeType"),
+        ({"response_schema": {"type": "OBJECT"}}, "responseSchema"),
+        ({"responseJsonSchema": {"type": "object"}}, "responseJsonSchema"),
+        ({"responseLogprobs": True}, "responseLogprobs"),
+        ({"logprobs": 3}, "logprobs"),
+        ({"presencePenalty": 0.5}, "presencePenalty"),
+        ({"responseModalities": ["AUDIO"]}, "AUDIO"),
+        ({"speechConfig": {"voiceConfig": {}}}, "speechConfig"),
+        ({"thinkingConfig": {"includeThoughts": True}}, "includeThoughts"),
+        ({"thinkingConfig": {"depth": 1}}, "depth"),
+        ({"mediaResolution": "MEDIA_RESOLUTION_LOW"}, "mediaResolution"),
+        ({"imageConfig": {"imageSize": "4K"}}, "imageSize"),
+        ({"candidateCount": 2}, "candidateCount"),
+        ({"topK": 4.5}, "topK"),
+        ({"topK": True}, "topK"),
+        ({"topK": 4, "top_k": 5}, "topK"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"temperature": -1}, "temperature"),
+        ({"maxOutputTokens": 0}, "max_tokens"),
+        ({"stopSequences": [""]}, "stopSequences"),
+        ({"stopSequences": [3]}, "stopSequences"),
+        ([1], "generationConfig"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_honored_are_refused_by_name(config, named):
+    with pytest.raises(WireError, match=named) as error:
+        read(asked(generationConfig=config))
+    assert error.value.code == 400
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"{", b"", b"\xff", b'{"a": NaN}', b'{"a": Infinity}', b'{"a": 1e999}', b'{"a": -1e999}', b'{"a": ' + b"9" * 5000 + b"}",
+        b'{"a": 1, "a": 2}', b"[" * 100_000, b'{"a":' * 100_000, b'{"text": "\xed\xa0\x80"}', "{}".encode("utf-16"),
+        b"{" + b'"a":1,' * MOST_STRUCTURE + b'"b":1}',
+    ],
+    ids=range(14),
+)  # fmt: skip
+def test_what_is_no_json_is_refused(data):
+    with pytest.raises(WireError) as error:
+        parse_json(data)
+    assert error.value.code == 400
+    assert len(error.value.message) < 2000
+
+
+def test_every_response_has_a_part():
+    answer = Answer(Content("model", ()), "stop", 3, 1)
+    last = write_response((), "tiny", answer)["candidates"][0]
+    assert last["content"]["parts"] == [{"text": ""}]
+    assert last["finishReason"] == "STOP"
+
+
+def test_a_sound_keeps_its_type():
+    assert isinstance(read(shown(mime="audio/L16;rate=16000")).contents[0].parts[0], Audio)
