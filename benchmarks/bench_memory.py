@@ -91,11 +91,7 @@ def tokenize(folder: Path) -> None:
     facts = tokenise.encode_split(data, folder / "out", how, partial(image_tokenizer.encode_images, params, c))
     encoded = sum(file.stat().st_size for file in (folder / "out").glob("*.arrow"))
     examples = sum(counts["examples"] for counts in facts["sources"].values())
-    print(
-        json.dumps(
-            peaks | {"examples": examples, "sampled_pictures": len(pictures) + len(scenes), "encoded_bytes": encoded}
-        )
-    )
+    print(json.dumps({"examples": examples, "sampled_pictures": len(pictures) + len(scenes), "encoded_bytes": encoded}))
 
 
 def _peak(process: Path) -> int:

@@ -250,10 +250,12 @@ class Encoder:
         room = most_tokens - 5
         piece = len(samples)
         if frames * HOP > seconds * SAMPLE_RATE or self._sound_tokens(frames) > room:
-            chunks = min(int(seconds * SAMPLE_RATE / HOP) // c.chunk, room // c.tokens(c.chunk))
+            chunks, longest = room // c.tokens(c.chunk), int(seconds * SAMPLE_RATE / HOP)
             if chunks < 1:
                 raise ValueError(f"a chunk of sound takes {c.tokens(c.chunk) + 5} tokens; at most {most_tokens} fit")
-            piece = chunks * c.chunk * HOP
+            # Whole chunks, where the model reads as much as one.
+            whole = min(chunks, longest // c.chunk) * c.chunk
+            piece = (whole or longest) * HOP
         for start in range(0, len(samples), piece):
             out = _Stream()
             out.add([v.bos, v.control("<document>")], 0)

@@ -25,11 +25,7 @@ from alhena.tokens.store import Examples
 _TOKEN_FIELDS = ("tokens", "targets", "weights", "modality")
 _PATCH_FIELDS = ("patches", "patch_positions", "patch_images")
 _CHUNK_FIELDS = ("frames", "frame_lengths")
-_UNITS = {
-    "tokens": "more than {most} tokens",
-    "patches": "more than {most} image patches",
-    "frames": "more than {most} chunks of sound",
-}
+_UNITS = {"tokens": "tokens", "patches": "image patches", "frames": "chunks of sound"}
 MOST_IMAGES = 256  # images of one document in a row; keeps image numbers unique
 
 
@@ -60,13 +56,15 @@ class Shape:
         return np.flatnonzero(np.all([examples.lengths(name) <= most for name, most in self.budgets.items()], 0))
 
     def left_out(self, examples: Examples) -> dict[str, int]:
-        """How many examples do not fit, by the first budget that they exceed; empty when all do."""
-        out, fits = {}, np.ones(len(examples), bool)
-        for name, most in self.budgets.items():
-            short = examples.lengths(name) <= most
-            out[_UNITS[name].format(most=most)] = int(np.sum(fits & ~short))
-            fits &= short
-        return {reason: count for reason, count in out.items() if count}
+        """How many examples do not fit, by the budgets that they exceed; empty when all do."""
+        exceeds = np.stack([examples.lengths(name) > most for name, most in self.budgets.items()], 1)
+        out = {}
+        for kind, count in zip(*np.unique(exceeds, axis=0, return_counts=True), strict=True):
+            named = zip(kind, self.budgets.items(), strict=True)
+            reasons = [f"{most} {_UNITS[name]}" for exceeded, (name, most) in named if exceeded]
+            if reasons:
+                out["more than " + " and ".join(reasons)] = int(count)
+        return out
 
 
 def left_out(sources: Mapping[str, Examples], shape: Shape) -> dict[str, dict[str, int]]:

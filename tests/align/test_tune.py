@@ -70,7 +70,7 @@ def test_what_is_larger_than_a_batch_is_left_out_with_its_reason(tmp_path):
     shape = shape_of(tmp_path)
     assert left_out(sources, shape) == {
         "a": {f"more than {shape.tokens} tokens": 1, "more than 0 chunks of sound": 1},
-        "b": {f"more than {shape.tokens} tokens": 1},
+        "b": {f"more than {shape.tokens} tokens and 0 image patches": 1},
     }
     batches = Batches(sources, {"a": 1.0, "b": 1.0}, shape, seed=0)
     assert batches.too_long == {"a": 2, "b": 1}

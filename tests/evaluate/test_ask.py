@@ -105,6 +105,20 @@ def test_a_set_without_anything_to_measure_is_counted_too(folder, tmp_path):
         report_card(tmp_path, {"tiny": folder}, tmp_path / "report")
 
 
+def test_the_report_says_what_was_cut_off_and_not_asked(folder, tmp_path):
+    some = [question("red" if i % 3 else "blue", task="translation", number=i) for i in range(4)]
+    write_documents(tmp_path / "part.parquet", [*some, question("red", sound(1, 3.0), task="speech")])
+    facts = report_card(tmp_path, {"tiny": folder}, tmp_path / "report")
+    assert facts == {"rows": 2, "above_chance": 0, "not_asked": 1}
+    results = read_json(tmp_path / "report" / "results.json")
+    assert [line["name"] for line in results["lines"]] == ["translation", "translation, chrF"]
+    assert results["lines"][0]["cut"]["tiny"] > 0
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "cut off" in page
+    assert "Not asked: 1 × the sound lasts 3.0 s; this model reads at most 1 s." in page
+    assert '<tr class="bad">' in page
+
+
 def test_facts_of_a_starter_task_without_its_truth_are_no_error(engine):
     some = [replace(question("red", task=task), facts={"task": task}) for task in ("drawing/digit", "retrieval")]
     measured = measure({"tiny": engine}, some)

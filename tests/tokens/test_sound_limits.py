@@ -52,6 +52,12 @@ def test_a_sound_without_words_is_split_and_nothing_is_lost(short, seconds, most
     assert frames.shape == whole.frames.shape
 
 
+def test_a_model_that_reads_less_than_a_chunk_gets_what_it_reads(encoder):
+    little = replace(encoder, budget=replace(encoder.budget, audio_seconds=0.5))
+    examples = little.encode(Document((Content("document", (sound(1, 1.2),)),), "0", "sounds"), 256)
+    assert [int(e.frame_lengths.sum()) for e in examples] == [50, 50, 20]
+
+
 def test_where_not_a_chunk_fits_the_sound_is_no_example(short):
     document = Document((Content("document", (sound(1, 3.0),)),), "0", "sounds")
     with pytest.raises(ValueError, match="a chunk of sound takes 21 tokens; at most 20 fit"):

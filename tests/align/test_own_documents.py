@@ -1,0 +1,65 @@
+"""Tuning on documents of one's own: long sounds and several pictures are used, and the cost on the run's own data is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from alhena.align.tune import Tune, training, validation_nats
+from alhena.artifacts import copy_atomically
+from alhena.content import Content, Document, Text
+from alhena.model.weights import save_model
+from alhena.tokens.loader import Batches, Shape, left_out
+from alhena.tokens.store import Examples, write_examples
+from tests.conftest import picture, sound
+
+INNER = {"patches": (192,), "frames": (128, 128)}
+T = Tune(2, Shape(rows=16, tokens=256, patches=256, chunks=2))
+
+
+def test_long_sounds_and_several_pictures_are_used(encoder, tmp_path):
+    answer, ask = Content("model", (Text("red"),)), Text("What?")
+    pictures = picture(1, 128, 128), picture(2, 128, 128)
+    asked = [(sound(1, 4.0), ask), (sound(2, 20.0), ask), (*pictures, ask), (ask,)]
+    documents = [Document((Content("user", parts), answer), str(i), "mine") for i, parts in enumerate(asked)]
+    how = T.encoding(tmp_path)
+    examples = [e for d in documents for e in encoder.encode(d, how.most_tokens, window=how.window)]
+    assert [(len(e.patches), len(e.frames)) for e in examples] == [(0, 4), (0, 16), (512, 0), (0, 0)]
+    write_examples(tmp_path / "mine.arrow", examples, INNER)
+    shape = training(T, tmp_path, 0.1).shape
+    sources = {"mine": Examples(tmp_path / "mine.arrow")}
+    assert left_out(sources, shape) == {}
+    batch = next(Batches(sources, {"mine": 1.0}, shape, seed=0))
+    assert batch.frames.shape[1] >= 16
+    assert batch.patches.shape[1] >= 512
+
+
+def test_running_text_is_split_at_a_row_of_the_recipe_and_chats_are_not(encoder, tmp_path):
+    how, words = T.encoding(tmp_path), Text("forty seven circles " * 300)
+    prose = Document((Content("document", (words,)),), "0", "mine")
+    chat = Document((Content("user", (Text("Write."),)), Content("model", (words,))), "1", "mine")
+    assert 250 < max(len(e.tokens) for e in encoder.encode(prose, how.most_tokens, window=how.window)) <= 256
+    (example,) = encoder.encode(chat, how.most_tokens, window=how.window)
+    assert len(example.tokens) > 256
+    endless = replace(chat, contents=(chat.contents[0], Content("model", (words,) * 20)))
+    with pytest.raises(ValueError, match="tokens; at most 4096 fit"):
+        encoder.encode(endless, how.most_tokens, window=how.window)
+
+
+def test_the_loss_on_the_split_of_the_run_is_that_of_its_own_tokenizers(tiny, encoder, documents, tmp_path):
+    model, tokens = tmp_path / "models" / "mine", tmp_path / "tokens"
+    save_model(model, *tiny, {})
+    for folder in (model, tokens):
+        encoder.save(folder)
+        (folder / "image_tokenizer.safetensors").write_bytes(b"the same")
+    examples = [e for d in documents for e in encoder.encode(d, 256)]
+    write_examples(tokens / "validation" / "some.arrow", examples, INNER)
+    shape = Shape(2, 128, 96, 4)
+    losses = validation_nats(model, shape)
+    assert list(losses) == ["some"]
+    assert losses["some"] > 1
+    (tokens / "image_tokenizer.safetensors").write_bytes(b"another")
+    assert validation_nats(model, shape) == {}
+    copy_atomically(model / "model.json", tmp_path / "alone" / "model.json")
+    assert validation_nats(tmp_path / "alone", shape) == {}
