@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from alhena.artifacts import read_json, seal_folder
+from alhena.artifacts import read_json, seal_folder, write_atomically
 from alhena.cli import Check, Evaluate, Tune, model_folder
 from alhena.compress.quantise import quantise_model
 from alhena.content import Content, Document, Text, write_documents
@@ -50,18 +50,31 @@ def tune(run: Path, data: str, **more) -> Path:
 
 
 def test_other_data_is_never_taken_for_the_same(run, capsys):
-    first = tune(run, "red").read_bytes()
+    smoke, mine = starter.smoke().tune, run / "models" / "mine"
+    t = replace(smoke, steps=2, weights=None, optimizer=replace(smoke.optimizer, rate=0.01))
+    earlier = tuning_stage(run, run / "models" / "assistant", run.parent / "blue", "mine", t)
+
+    def work() -> dict:
+        write_atomically(mine / "weights.safetensors", "tuned on blue")
+        seal_folder(mine, ["weights.safetensors"])
+        return {}
+
+    run_stage(earlier, work)
+    capsys.readouterr()
+    path = tune(run, "red")
     said = capsys.readouterr().out
     assert "used: 40 examples" in said
     assert "left out: 1 × mine: " in said
     assert f"alhena chat {run} --name mine" in said
-    stamp = (run / "models" / "mine" / "weights.safetensors").stat().st_mtime_ns
-    assert tune(run, "red").stat().st_mtime_ns == stamp
-    assert "finished before" in capsys.readouterr().out
-    assert tune(run, "blue").read_bytes() != first
+    assert (run / "tuned" / "mine" / "metrics.jsonl").exists()
     # What had been trained on the other data is kept.
-    assert (run / "models" / "mine.old-1" / "weights.safetensors").read_bytes() == first
-    assert (run / "tuned" / "mine.old-1" / "metrics.jsonl").exists()
+    assert (run / "models" / "mine.old-1" / "weights.safetensors").read_text() == "tuned on blue"
+    assert (run / "tuned" / "mine.old-1" / "stage.json").exists()
+    stamp = path.stat().st_mtime_ns
+    assert tune(run, "red").stat().st_mtime_ns == stamp
+    said = capsys.readouterr().out
+    assert "finished before" in said
+    assert "used: 40 examples" in said
     Check(run)()
     assert "all as they were written" in capsys.readouterr().out
 
