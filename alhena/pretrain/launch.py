@@ -24,6 +24,7 @@ AUTO = "auto"  # as the coordinator: ask the cluster (Slurm, Open MPI, Kubernete
 PATHWAYS = "pathways"  # as the coordinator: this one process drives all slices, through Pathways
 PATIENCE = 300  # seconds until all have joined
 GRACE = 120  # seconds for saving after SIGTERM; after them what still runs is killed
+_ASKED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 Watch = Callable[[Sequence[subprocess.Popen]], None]
 
 
@@ -100,7 +101,11 @@ def _wait(running: Sequence[subprocess.Popen], watch: Watch, stop: StopSignals) 
                 raise stop.exit()
             watch(running)
             time.sleep(0.1)
-        return [p.poll() for p in running]
+        codes = [p.poll() for p in running]
+        if any(code in _ASKED for code in codes):
+            # One was asked to end, and all of them save: the first to end is not always the one that writes last.
+            _let_save(running)
+        return codes
     finally:
         _kill(running)
 

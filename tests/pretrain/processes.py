@@ -1,7 +1,6 @@
 """One process of a training: run by ``test_processes.py``, several at a time.
 
-python processes.py MODEL DATA OUT [KILL …]      KILL: process:step or process:step:lost, with which goes what it had in memory,
-                                                 or process:step:asked, with which it is asked to end by SIGTERM
+python processes.py MODEL DATA OUT [KILL …]      KILL: process:step or process:step:lost, with which goes what it had in memory
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import os
 import shutil
 import signal
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -43,15 +41,13 @@ def main() -> None:
 
     def die(step: int) -> None:
         for kill in sys.argv[4:]:
-            process, when, *how = kill.split(":")
+            process, when, *lost = kill.split(":")
             marker = out / f"killed-{when}"
             if jax.process_index() == int(process) and step == int(when) and not marker.exists():
                 marker.touch()
-                if how == ["lost"]:
+                if lost:
                     shutil.rmtree(memory_of(out, int(process)))
-                os.kill(os.getpid(), signal.SIGTERM if how == ["asked"] else signal.SIGKILL)
-        if any(kill.endswith("asked") for kill in sys.argv[4:]):
-            time.sleep(1)  # JAX looks once a second for the signal
+                os.kill(os.getpid(), signal.SIGKILL)
 
     params = train(*load_model(model), t, Folders(data, out), "processes", Hooks(on_step=die))
     if jax.process_index() == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -52,18 +53,6 @@ def test_killed_twice_two_processes_end_as_one_that_nobody_killed(command, tmp_p
     for two, one in zip(parameters(out), parameters(alone), strict=True):
         np.testing.assert_array_equal(two, one)
 
-    # One process is asked to end: both save after the same step, and end; then they resume there.
-    asked, told = tmp_path / "asked", []
-    ended = supervise([*command, str(asked), "1:1:asked"], processes=2, most=0, tell=told.append)
-    assert (ended.code, ended.restarts, told) == (143, 0, [])
-    saved = max(int(path.name) for path in (asked / "checkpoints").iterdir() if path.name.isdecimal())
-    assert 1 < saved < 10 and not memory_of(asked, 0).exists()
-    assert supervise([*command, str(asked)], processes=2, most=0, tell=told.append).code == 0
-    starts = [line["step"] for line in read_lines(asked / "ledger.jsonl") if line["what"] == "restore"]
-    assert starts == [0, saved]
-    for two, one in zip(parameters(asked), parameters(alone), strict=True):
-        np.testing.assert_array_equal(two, one)
-
 
 def test_the_rest_goes_on_without_a_lost_pod(command, tmp_path):
     """Elastic: process 0 is lost with its memory; process 1 goes on alone, from its own copy, with the batches of both."""
@@ -79,6 +68,42 @@ def test_the_rest_goes_on_without_a_lost_pod(command, tmp_path):
     assert [prints[k].batch for k in sorted(prints)] == [alone[k].batch for k in sorted(alone)]
     for fewer, one in zip(parameters(out), parameters(tmp_path / "one"), strict=True):
         np.testing.assert_allclose(fewer, one, atol=1e-4)
+
+
+STOPPING = """
+import os, signal, sys, time
+from pathlib import Path
+import jax
+from alhena.pretrain.launch import join
+from alhena.pretrain.loop import _Stop
+from alhena.processes import StopSignals
+
+join()
+number = signal.Signals(int(sys.argv[2]))
+with StopSignals((signal.SIGINT,)) as signals:
+    stop, step = _Stop(signals), 0
+    while not stop.agreed:
+        step += 1
+        if step == 3 and jax.process_index() == 1:
+            os.kill(os.getpid(), number)
+        time.sleep(0.2)
+        # Processes of a training are never more than a step apart.
+        jax.experimental.multihost_utils.sync_global_devices(str(step))
+        stop.after(step)
+Path(sys.argv[1], str(jax.process_index())).write_text(str(step))
+raise signals.exit()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path, monkeypatch, number):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("XLA_FLAGS", "")
+    command = [sys.executable, "-c", STOPPING, str(tmp_path), str(int(number))]
+    # Which process ends first decides the code.
+    assert supervise(command, processes=2, most=0, tell=pytest.fail).code in (130, 143)
+    steps = [int((tmp_path / str(k)).read_text()) for k in (0, 1)]
+    assert steps[0] == steps[1] > 3
 
 
 def test_a_process_that_fails_by_itself_is_not_started_again():
