@@ -174,7 +174,7 @@ class _Forward(soundfile.SoundFile):
 
 
 def _libsndfile_blocks(data: bytes) -> Blocks:
-    if data.startswith(b"fLaC"):
+    if data.startswith(b"fLaC") and len(data) > 26:
         # the number of samples, 36 bits, becomes 0: unknown, so that all frames are read
         data = data[:21] + bytes([data[21] & 0xF0, 0, 0, 0, 0]) + data[26:]
     with _Forward(io.BytesIO(data)) as file:

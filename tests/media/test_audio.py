@@ -152,7 +152,16 @@ def test_absurd_rates_and_products_are_refused_at_once() -> None:
 
 def test_what_is_no_sound_is_refused_in_one_sentence() -> None:
     flac = sound(tone(), form="FLAC")
-    for data in (b"", b"x" * 100, flac[:30], b"RIFF....WAVEfmt ", sound(np.zeros(0, np.float32)), b"OggS" + bytes(99)):
+    for data in (
+        b"",
+        b"x" * 100,
+        flac[:4],
+        flac[:20],
+        flac[:30],
+        b"RIFF....WAVEfmt ",
+        sound(np.zeros(0, np.float32)),
+        b"OggS" + bytes(99),
+    ):
         with pytest.raises(ValueError, match=r"^the (sound|file) [^\n]*$") as refused:
             decode_audio(data)
         assert " at 0x" not in str(refused.value)
