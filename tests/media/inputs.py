@@ -102,14 +102,14 @@ def clip(
             stream.codec_context.sample_aspect_ratio = s.aspect
         if s.rotation:
             stream.set_display_rotation(s.rotation)
-        heard = container.add_stream(track[0], rate=track[2], layout="mono") if track else None
+        sound_stream = container.add_stream(track[0], rate=track[2], layout="mono") if track else None
         for number, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame.time_base, frame.pts = Fraction(1, 1000), round(1000 * (s.start + number / s.per_second))
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
         if track:
-            _add_sound(container, heard, track[1], track[2])
+            _add_sound(container, sound_stream, track[1], track[2])
     return out.getvalue()
 
 

@@ -42,7 +42,7 @@ SOUNDS = {
 
 
 @pytest.mark.parametrize("name", SOUNDS)
-def test_a_tone_is_heard_in_every_format(name: str) -> None:
+def test_a_tone_keeps_its_pitch_and_level_in_every_format(name: str) -> None:
     samples = decode_audio(SOUNDS[name]())
     assert samples.dtype == np.float32 and 0.95 < len(samples) / SAMPLE_RATE < 1.15
     # lossy codecs overshoot where the tone ends
