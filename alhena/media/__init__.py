@@ -13,7 +13,7 @@ from __future__ import annotations
 from alhena.content import Audio, Image, Part, Video
 from alhena.media.audio import SAMPLE_RATE, decode_audio, encode_audio, resample
 from alhena.media.image import decode_image, encode_png
-from alhena.media.limits import LIMITS, Limits, limit_memory
+from alhena.media.limits import LIMITS, Limits, MediaError, limit_memory, machine_memory
 from alhena.media.sniff import sniff
 from alhena.media.video import Clip, decode_video, encode_video
 
@@ -22,6 +22,7 @@ __all__ = [
     "SAMPLE_RATE",
     "Clip",
     "Limits",
+    "MediaError",
     "check",
     "decode_audio",
     "decode_image",
@@ -30,6 +31,7 @@ __all__ = [
     "encode_png",
     "encode_video",
     "limit_memory",
+    "machine_memory",
     "resample",
     "sniff",
 ]

@@ -132,18 +132,38 @@ def decode_audio(data: bytes, limits: Limits = LIMITS) -> np.ndarray:
     where they cancel each other out, the loudest one is taken. What libsndfile cannot read, FFmpeg may.
     """
     check_size(data, "sound", limits)
-    if sniff(data) is None:
+    kind = sniff(data)
+    if kind is None:
         raise MediaError(
             "the sound cannot be decoded: it is no WAV, FLAC, Ogg, MP3, AAC, M4A, AIFF or WebM, or its start is missing"
         )
     try:
-        return mono(lambda: _libsndfile_blocks(data), limits, limits.audio_seconds)
+        samples = mono(lambda: _libsndfile_blocks(data), limits, limits.audio_seconds)
     except MediaError:
         raise
-    except (soundfile.LibsndfileError, RuntimeError, TypeError, ValueError):
-        return mono(lambda: _ffmpeg_blocks(data, limits), limits, limits.audio_seconds)
     except MemoryError:
         raise MediaError("the sound cannot be decoded: it needs more memory than is free") from None
+    except (soundfile.LibsndfileError, RuntimeError, TypeError, ValueError):
+        return mono(lambda: _ffmpeg_blocks(data, limits), limits, limits.audio_seconds)
+    if _has_more(data, kind, len(samples) / SAMPLE_RATE, limits):
+        return mono(lambda: _ffmpeg_blocks(data, limits), limits, limits.audio_seconds)
+    return samples
+
+
+def _has_more(data: bytes, kind: str, seconds: float, limits: Limits) -> bool:
+    """Whether files are joined end to end: libsndfile stops where the first one ends, FFmpeg does not."""
+    if kind == "audio/ogg":
+        # pages that begin a stream
+        return data.count(b"OggS\0\2") > 1
+    if kind != "audio/mpeg":
+        return False
+    try:
+        with opened(data, "sound", limits) as container:
+            frames = packets(container, list(container.streams.audio[:1]), "sound", limits)
+            return sum(float((frame.duration or 0) * frame.time_base) for frame in frames) > 1.1 * seconds + 0.25
+    # what libsndfile has read stands
+    except MediaError:
+        return False
 
 
 class _Forward(soundfile.SoundFile):
@@ -154,6 +174,9 @@ class _Forward(soundfile.SoundFile):
 
 
 def _libsndfile_blocks(data: bytes) -> Blocks:
+    if data.startswith(b"fLaC") and len(data) > 26:
+        # the number of samples, 36 bits, becomes 0: unknown, so that all frames are read
+        data = data[:21] + bytes([data[21] & 0xF0, 0, 0, 0, 0]) + data[26:]
     with _Forward(io.BytesIO(data)) as file:
         size = max(1, BLOCK // file.channels)
         while len(block := file.read(size, dtype="float32", always_2d=True)):

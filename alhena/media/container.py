@@ -84,6 +84,9 @@ def opened(data: bytes, what: str, limits: Limits) -> Iterator[av.container.Inpu
 def prepare(stream: av.stream.Stream, limits: Limits) -> None:
     """Sets the limits of a stream's decoder: one thread, so that damaged streams too decode the same way every time."""
     stream.codec_context.options = {"max_pixels": str(limits.video_pixels)}
+    if stream.codec_context.name == "flac":
+        # its frames have checksums: damage is refused instead of becoming noise
+        stream.codec_context.options = {"err_detect": "crccheck+explode"}
     stream.codec_context.thread_count = 1
 
 

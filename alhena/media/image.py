@@ -41,7 +41,17 @@ def decode_image(data: bytes, limits: Limits = LIMITS) -> np.ndarray:
         raise
     except UnidentifiedImageError:
         raise MediaError("the image cannot be decoded: it is no PNG, JPEG, WebP, GIF or BMP, or cut off") from None
-    except (OSError, SyntaxError, EOFError, IndexError, OverflowError, TypeError, ValueError, zlib.error) as error:
+    except (
+        OSError,
+        SyntaxError,
+        EOFError,
+        IndexError,
+        OverflowError,
+        TypeError,
+        ValueError,
+        Warning,
+        zlib.error,
+    ) as error:
         raise MediaError(f"the image cannot be decoded: {reason(error)}") from None
     except Pillow.DecompressionBombError:
         raise MediaError(f"the image is too large; at most {limits.image_pixels:,} pixels are read") from None

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 
 class MediaError(ValueError):
@@ -87,6 +88,16 @@ def reason(error: BaseException) -> str:
     said = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
     said = re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "the data", str(said)).strip().rstrip(".:")
     return " ".join(said.split()) or type(error).__name__
+
+
+def machine_memory() -> int:
+    """Bytes of memory that this machine has, or its control group may use."""
+    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        allowed = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return most
+    return min(most, int(allowed)) if allowed.isdigit() else most
 
 
 def limit_memory(most: int) -> None:

@@ -29,10 +29,16 @@ MOST_ASPECT = 8
 
 @dataclass(frozen=True)
 class Clip:
-    frames: np.ndarray  # uint8 [frames, height, width, 3]
-    seconds: np.ndarray  # float32 [frames], when each frame is shown; the clip's first frame is at 0
-    sound: np.ndarray | None  # float32 [samples] at 16 kHz; the clip's first frame is at 0
-    notes: tuple[str, ...] = ()  # what could not be read though the pictures could, a sentence each
+    """A decoded clip: its clock begins with its first frame.
+
+    ``frames`` uint8 [frames, height, width, 3], ``seconds`` float32 [frames] when each is shown, ``sound`` float32
+    [samples] at 16 kHz or None, and ``notes``, a sentence for each thing that could not be read though the pictures could.
+    """
+
+    frames: np.ndarray
+    seconds: np.ndarray
+    sound: np.ndarray | None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -127,7 +133,7 @@ def _check_total(pixels: int, limits: Limits) -> None:
 
 
 def _count_packets(data: bytes, limits: Limits) -> int:
-    """Packets of the picture track; almost always the number of its frames. Checks size and length early."""
+    """Packets of the picture track; almost always the number of its frames. Raises ValueError where they are too many."""
     with opened(data, "video", limits) as container:
         stream = _picture_stream(container, limits)
         area = max(1, stream.codec_context.width * stream.codec_context.height)

@@ -22,6 +22,8 @@ USM_WINDOW, USM_FFT, USM_LOWEST = 512, 1024, 125
 PRE_EMPHASIS = 0.97
 HIGHEST = 7600
 FLOOR = 1e-5
+# Frames that are transformed at once (a minute): spectra take fifty times the memory of the samples.
+BLOCK = 6000
 
 
 @cache
@@ -51,16 +53,25 @@ def _windows(samples: np.ndarray, size: int, before: int) -> np.ndarray:
 
 def log_mel(samples: np.ndarray, c: config.Audio) -> np.ndarray:
     """float32 [frames, mels] as the encoder of these settings wants them, one frame for each begun 10 ms."""
-    if isinstance(c, config.Usm):
-        windows = _windows(samples, USM_WINDOW + 1, 0)
-        first, rest = windows[:, :1] * (1 - PRE_EMPHASIS), windows[:, 1:-1] - PRE_EMPHASIS * windows[:, :-2]
-        hann = np.hanning(USM_WINDOW + 1)[:-1].astype(np.float32)  # periodic
-        size = np.abs(np.fft.rfft(np.concatenate([first, rest], 1) * hann, USM_FFT))
-        mel = size @ mel_filters(c.mels, USM_FFT, USM_LOWEST, fill=False)
-        return np.log(np.maximum(mel, FLOOR)).astype(np.float32)
-    windows = _windows(samples, WINDOW, WINDOW // 2) * np.hanning(WINDOW).astype(np.float32)
-    power = np.abs(np.fft.rfft(windows, FFT).astype(np.complex64)) ** 2
-    return (np.log10(np.maximum(power @ mel_filters(c.mels, FFT, LOWEST, fill=True), FLOOR)) + 2) / 2
+    usm = isinstance(c, config.Usm)
+    windows = _windows(samples, USM_WINDOW + 1, 0) if usm else _windows(samples, WINDOW, WINDOW // 2)
+    spectra = _usm_mel if usm else _mel
+    return np.concatenate([spectra(windows[i : i + BLOCK], c.mels) for i in range(0, len(windows), BLOCK)])
+
+
+def _usm_mel(windows: np.ndarray, mels: int) -> np.ndarray:
+    """Windows [frames, 513] to log-mel [frames, mels], magnitudes."""
+    first, rest = windows[:, :1] * (1 - PRE_EMPHASIS), windows[:, 1:-1] - PRE_EMPHASIS * windows[:, :-2]
+    hann = np.hanning(USM_WINDOW + 1)[:-1].astype(np.float32)  # periodic
+    size = np.abs(np.fft.rfft(np.concatenate([first, rest], 1) * hann, USM_FFT))
+    mel = size @ mel_filters(mels, USM_FFT, USM_LOWEST, fill=False)
+    return np.log(np.maximum(mel, FLOOR)).astype(np.float32)
+
+
+def _mel(windows: np.ndarray, mels: int) -> np.ndarray:
+    """Windows [frames, 400] to log-mel [frames, mels], power, scaled."""
+    power = np.abs(np.fft.rfft(windows * np.hanning(WINDOW).astype(np.float32), FFT).astype(np.complex64)) ** 2
+    return (np.log10(np.maximum(power @ mel_filters(mels, FFT, LOWEST, fill=True), FLOOR)) + 2) / 2
 
 
 def chunk(mel: np.ndarray, c: config.Audio) -> tuple[np.ndarray, np.ndarray]:

@@ -6,8 +6,10 @@ import io
 import struct
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
+from typing import Any
 
 import av
 import numpy as np
@@ -71,34 +73,43 @@ def _add_sound(container: av.container.OutputContainer, stream: av.AudioStream, 
     container.mux(stream.encode(None))
 
 
+@dataclass(frozen=True)
+class ClipSettings:
+    """How a clip is written. ``start`` is the first frame's time; ``encoder`` and ``container`` are FFmpeg's options."""
+
+    start: float = 0.0
+    per_second: int = 4
+    aspect: Fraction | None = None
+    rotation: float = 0.0
+    encoder: tuple[tuple[str, str], ...] = ()
+    container: tuple[tuple[str, str], ...] = ()
+
+
 def clip(
     frames: Sequence[np.ndarray],
     form: str = "mp4",
     codec: str = "libx264",
     track: tuple[str, np.ndarray, int] | None = None,
-    start: float = 0.0,
-    per_second: int = 4,
-    aspect: Fraction | None = None,
-    rotation: float = 0.0,
+    **settings: Any,
 ) -> bytes:
-    """Frames of one size as a clip; ``track`` is a sound codec, samples and their rate; ``start`` the first frame's time."""
-    out = io.BytesIO()
-    with av.open(out, "w", format=form) as container:
-        stream = container.add_stream(codec, rate=per_second)
+    """Frames of one size as a clip; ``track`` is a sound codec, samples and their rate; ``settings`` are those above."""
+    out, s = io.BytesIO(), ClipSettings(**settings)
+    with av.open(out, "w", format=form, container_options=dict(s.container)) as container:
+        stream = container.add_stream(codec, rate=s.per_second, options=dict(s.encoder))
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
-        if aspect is not None:
-            stream.codec_context.sample_aspect_ratio = aspect
-        if rotation:
-            stream.set_display_rotation(rotation)
-        heard = container.add_stream(track[0], rate=track[2], layout="mono") if track else None
+        if s.aspect is not None:
+            stream.codec_context.sample_aspect_ratio = s.aspect
+        if s.rotation:
+            stream.set_display_rotation(s.rotation)
+        sound_stream = container.add_stream(track[0], rate=track[2], layout="mono") if track else None
         for number, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.time_base, frame.pts = Fraction(1, 1000), round(1000 * (start + number / per_second))
+            frame.time_base, frame.pts = Fraction(1, 1000), round(1000 * (s.start + number / s.per_second))
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
         if track:
-            _add_sound(container, heard, track[1], track[2])
+            _add_sound(container, sound_stream, track[1], track[2])
     return out.getvalue()
 
 
@@ -196,11 +207,17 @@ def seeds() -> dict[str, bytes]:
         "audio/aiff": sound(samples, form="AIFF"),
         "audio/m4a": encoded_sound(samples, SAMPLE_RATE, "ipod", "aac"),
         "audio/adts": encoded_sound(samples, SAMPLE_RATE, "adts", "aac"),
+        "audio/alac": encoded_sound(samples, SAMPLE_RATE, "ipod", "alac"),
+        "audio/adpcm": sound(samples, subtype="MS_ADPCM"),
+        "audio/ulaw": sound(samples, 8000, subtype="ULAW"),
         "audio/webm": encoded_sound(tone(0.3, 48000), 48000, "webm", "libopus"),
     }
     frames, track = gray_frames(6), ("aac", samples, SAMPLE_RATE)
     return out | {
         "video/mp4": clip(frames, track=track),
+        "video/fragmented": clip(frames, track=track, container=(("movflags", "frag_keyframe+empty_moov"),)),
+        "video/hevc": clip(gray_frames(6, 64, 64), "mp4", "libx265", encoder=(("x265-params", "log-level=none"),)),
+        "video/ffv1": clip(frames, "matroska", "ffv1"),
         "video/rotated": clip(frames, rotation=90),
         "video/mov": clip(frames, "mov", "mjpeg"),
         "video/webm": clip(frames, "webm", "libvpx", ("libopus", tone(0.3, 48000), 48000)),
