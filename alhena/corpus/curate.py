@@ -8,6 +8,7 @@ Documents in = documents kept + documents dropped, each with its reason; that su
 from __future__ import annotations
 
 import errno
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -186,7 +187,8 @@ def curate(
     splits = _splits(source)
     targets = [out / split for split in splits] or [out]
     for given in (source, *evaluation):
-        if any(target.resolve() in (given.resolve(), given.resolve().parent) for target in (out, *targets)):
+        places = {os.path.realpath(given), os.path.dirname(os.path.realpath(given))}
+        if any(os.path.realpath(target) in places for target in (out, *targets)):
             raise ValueError(f"{out}: the curated documents would overwrite {given}; give --out another folder")
     for target in targets:
         Outputs(target).own()

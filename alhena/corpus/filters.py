@@ -26,7 +26,8 @@ Reason = tuple[str, str]  # reason, particulars
 Blocked = Callable[[Document], str | None]
 # Frames of a clip that are compared, spread evenly over it.
 COMPARED_FRAMES = 8
-LONGEST_TEXT = 16 << 20
+# Characters of one document: longer than any novel.
+LONGEST_TEXT = 4 << 20
 
 
 @dataclass(frozen=True)
