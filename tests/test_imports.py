@@ -14,7 +14,7 @@ ALLOWED = {
 FORBIDDEN = {
     ("model", "corpus"), ("model", "pretrain"), ("align", "serve"), ("corpus", "tokens"), ("corpus", "model"),
 }  # fmt: skip
-ROOMS = ("content", "shapes", "artifacts", "media", "progress")  # what every stage may use
+ROOMS = ("content", "shapes", "artifacts", "media", "progress", "parquet", "pools")  # what every stage may use
 
 
 def arrows() -> set[tuple[str, str, str]]:
