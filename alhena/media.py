@@ -113,6 +113,7 @@ class Clip:
     frames: np.ndarray  # uint8 [frames, height, width, 3]
     seconds: np.ndarray  # float32 [frames], when each frame is shown
     sound: np.ndarray | None  # float32 [samples] at 16 kHz
+    notes: tuple[str, ...] = ()  # what could not be read though the pictures could
 
 
 def _frames(container: av.container.InputContainer, limits: Limits) -> Iterator[av.VideoFrame]:

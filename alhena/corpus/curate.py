@@ -52,6 +52,7 @@ class Tally:
 
     read: int = 0
     repeated: int = 0  # kept items of a held-out set that came before
+    used_in_part: Counter[str] = field(default_factory=Counter)  # what of kept documents could not be read
     kept: Counter[str] = field(default_factory=Counter)
     dropped: Counter[tuple[str, str]] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -73,6 +74,7 @@ class Tally:
             "read": self.read,
             "kept": dict(sorted(self.kept.items())),
             "repeated": self.repeated,
+            "used_in_part": dict(self.used_in_part),
             "dropped": dropped,
             "examples": self.examples,
         }
@@ -141,6 +143,7 @@ def sift(source: Path, settings: Curate, tally: Tally, sieve: _Sieve, progress: 
             tally.drop(Dropped(item.document.id, *reason, item.document.source))
         else:
             tally.kept[item.document.source] += 1
+            tally.used_in_part.update(item.notes)
             yield _language(item.document)
 
 
@@ -231,5 +234,7 @@ def show(reports: dict[str, Any]) -> None:
             where = ", ".join(f"{count:,} {source}" for source, count in sources.items())
             table.add_row(reason, where, escape(report["examples"][reason][0][:120]))
         console.print(table if report["dropped"] else f"{name}: {report['read']:,} read, all kept")
+        for note, count in report["used_in_part"].items():
+            console.print(f"{name}: {count:,} kept in part: {escape(note)}")
         if report["repeated"]:
             console.print(f"{name}: {report['repeated']:,} items repeat an earlier one and were kept")
