@@ -17,6 +17,8 @@ LARGEST_BATCH = 64 << 20
 # Values of one column in one row group: lists of nulls cost nothing in the file and much in memory.
 MOST_VALUES = 64 << 20
 BATCH_ROWS = 64
+# What pyarrow raises for a damaged file: names in it may be no UTF-8, or name a column that is not there.
+DAMAGED = (pa.ArrowException, OSError, MemoryError, ValueError, KeyError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def open_parquet(file: Path) -> pq.ParquetFile:
             pre_buffer=False,
             page_checksum_verification=True,
         )
-    except (pa.ArrowException, OSError, MemoryError, ValueError) as error:
+    except DAMAGED as error:
         raise ValueError(f"{file}: not a readable Parquet file ({error}); write it again or leave it out") from None
 
 
@@ -101,7 +103,7 @@ def _row(batch: pa.RecordBatch, index: int, number: int, large: bool) -> Row | L
         return Row(number, one.to_pylist()[0])
     except UnicodeDecodeError as error:
         return Lost(number, 1, "not UTF-8", str(error))
-    except (pa.ArrowException, ValueError, OverflowError, MemoryError) as error:
+    except DAMAGED as error:
         return Lost(number, 1, "not readable", f"{type(error).__name__}: {error}")
 
 
@@ -129,7 +131,7 @@ def _group(file: pq.ParquetFile, index: int, first: int) -> Iterator[Row | Lost]
                     done += 1
                 seen += len(batch)
             break
-        except (pa.ArrowException, OSError, MemoryError) as error:
+        except DAMAGED as error:
             problem = str(error) or type(error).__name__
     if done < group.num_rows:
         yield Lost(first + done, group.num_rows - done, "damaged Parquet", problem)

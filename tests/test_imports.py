@@ -24,6 +24,7 @@ ROOMS = (
     "plots",
     "processes",
     "pools",
+    "parquet",
 )  # what every stage may use
 
 

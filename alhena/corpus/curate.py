@@ -8,6 +8,7 @@ Documents in = documents kept + documents dropped, each with its reason; that su
 from __future__ import annotations
 
 import errno
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +52,7 @@ class Tally:
 
     read: int = 0
     repeated: int = 0  # kept items of a held-out set that came before
+    used_in_part: Counter[str] = field(default_factory=Counter)  # what of kept documents could not be read
     kept: Counter[str] = field(default_factory=Counter)
     dropped: Counter[tuple[str, str]] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -72,6 +74,7 @@ class Tally:
             "read": self.read,
             "kept": dict(sorted(self.kept.items())),
             "repeated": self.repeated,
+            "used_in_part": dict(self.used_in_part),
             "dropped": dropped,
             "examples": self.examples,
         }
@@ -140,6 +143,7 @@ def sift(source: Path, settings: Curate, tally: Tally, sieve: _Sieve, progress: 
             tally.drop(Dropped(item.document.id, *reason, item.document.source))
         else:
             tally.kept[item.document.source] += 1
+            tally.used_in_part.update(item.notes)
             yield _language(item.document)
 
 
@@ -186,7 +190,8 @@ def curate(
     splits = _splits(source)
     targets = [out / split for split in splits] or [out]
     for given in (source, *evaluation):
-        if any(target.resolve() in (given.resolve(), given.resolve().parent) for target in (out, *targets)):
+        places = {os.path.realpath(given), os.path.dirname(os.path.realpath(given))}
+        if any(os.path.realpath(target) in places for target in (out, *targets)):
             raise ValueError(f"{out}: the curated documents would overwrite {given}; give --out another folder")
     for target in targets:
         Outputs(target).own()
@@ -229,5 +234,7 @@ def show(reports: dict[str, Any]) -> None:
             where = ", ".join(f"{count:,} {source}" for source, count in sources.items())
             table.add_row(reason, where, escape(report["examples"][reason][0][:120]))
         console.print(table if report["dropped"] else f"{name}: {report['read']:,} read, all kept")
+        for note, count in report["used_in_part"].items():
+            console.print(f"{name}: {count:,} kept in part: {escape(note)}")
         if report["repeated"]:
             console.print(f"{name}: {report['repeated']:,} items repeat an earlier one and were kept")

@@ -26,43 +26,56 @@ Reason = tuple[str, str]  # reason, particulars
 Blocked = Callable[[Document], str | None]
 # Frames of a clip that are compared, spread evenly over it.
 COMPARED_FRAMES = 8
-LONGEST_TEXT = 16 << 20
+# Characters of one document: longer than any novel.
+LONGEST_TEXT = 4 << 20
 
 
 @dataclass(frozen=True)
 class Inspected:
-    """A document, the hash of each of its media once decoded, in order, and why it cannot be used, if so."""
+    """A document, the hash of each of its media once decoded, in order, and why it cannot be used, if so.
+
+    ``notes`` says what of its media could not be read though the rest could, such as the sound of a clip.
+    """
 
     document: Document
     media: tuple[bytes, ...] = ()
     reason: Reason | None = None
+    notes: tuple[str, ...] = ()
 
 
-def media_hash(part: Image | Audio | Video) -> bytes:
-    """Hash of the decoded pixels or samples: the same for a lossless copy in another format. Raises ValueError."""
+def media_hash(part: Image | Audio | Video) -> tuple[bytes, tuple[str, ...]]:
+    """Hash of the decoded pixels or samples (the same for a lossless copy in another format), and the notes of the decoder.
+
+    Raises ValueError when the part does not decode.
+    """
     h = hashlib.blake2b(type(part).__name__.encode(), digest_size=16)
     arrays: list[np.ndarray] = []
+    notes: tuple[str, ...] = ()
     if isinstance(part, Image):
         arrays = [decode_image(part.data)]
     elif isinstance(part, Audio):
         arrays = [decode_audio(part.data)]
     else:
         clip = decode_video(part.data, COMPARED_FRAMES)
+        notes = clip.notes
         arrays = [clip.frames, np.round(clip.seconds, 1), *(() if clip.sound is None else (clip.sound,))]
     for array in arrays:
         h.update(repr(array.shape).encode())
         h.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
-    return h.digest()
+    return h.digest(), notes
 
 
 def inspect(document: Document) -> Inspected:
     """Decodes every medium and says why a document cannot be used at all, if so."""
     media: list[bytes] = []
+    notes: list[str] = []
     for number, part in enumerate(document.parts):
         kind = type(part).__name__.lower()
         try:
             if not isinstance(part, Text):
-                media.append(media_hash(part))
+                hash_, more = media_hash(part)
+                media.append(hash_)
+                notes.extend(more)
             elif "\0" in part.text or not is_unicode(part.text):
                 return Inspected(document, (), ("broken text", f"part {number} holds NUL or half a surrogate pair"))
         except ValueError as error:
@@ -71,7 +84,7 @@ def inspect(document: Document) -> Inspected:
         except Exception as error:
             where = f"part {number}: {type(error).__name__}: {error}"
             return Inspected(document, (), (f"{kind} does not decode", where))
-    return Inspected(document, tuple(media), _unusable(document))
+    return Inspected(document, tuple(media), _unusable(document), tuple(notes))
 
 
 def _unusable(document: Document) -> Reason | None:

@@ -38,6 +38,7 @@ ROLES: Mapping[str, Role | None] = {
 LARGEST_FILE = 256 << 20
 LARGEST_DOCUMENT = 192 << 20
 LARGEST_FACTS = 1 << 20
+LONGEST_NAME = 4096
 
 
 class Bad(ValueError):
@@ -102,8 +103,8 @@ class _Files:
             raise Bad("file unreadable", f"{_shown(name)}: {error}") from None
 
     def _inside(self, kind: str, name: str) -> Part:
-        if "\0" in name:
-            raise Bad("bad field", f'"{kind}" holds a NUL')
+        if "\0" in name or len(name) > LONGEST_NAME:
+            raise Bad("bad field", f'"{kind}" holds a NUL, or more than {LONGEST_NAME:,} characters')
         path = _located(self.folder, name)
         if Path(name).is_absolute() or not path.is_relative_to(self.folder.resolve()):
             raise Bad("path outside the folder", f"{_shown(name)}: media must lie inside {self.folder.name}/")

@@ -9,10 +9,11 @@ import pytest
 import soundfile
 from PIL import Image as Pillow
 
-from alhena.content import Audio, Image, Video
+from alhena.content import Audio, Image, Video, write_documents
+from alhena.corpus.curate import curate
 from alhena.corpus.filters import Seen, inspect, quality
 from alhena.corpus.words import is_spaceless, units
-from alhena.media import decode_audio, decode_image, encode_video
+from alhena.media import Clip, decode_audio, decode_image, encode_video
 from tests.conftest import picture, sound
 from tests.corpus.test_curate import chat, held_by, prose
 
@@ -101,6 +102,14 @@ def test_a_decoder_that_fails_in_its_own_way_ends_no_run(monkeypatch):
     monkeypatch.setattr("alhena.corpus.filters.decode_image", broken)
     reason = inspect(chat("a", "b", picture(1))).reason
     assert reason and reason[0] == "image does not decode" and "AttributeError" in reason[1]
+
+
+def test_what_of_a_clip_could_not_be_read_is_counted(tmp_path, monkeypatch):
+    clip = Clip(np.zeros((1, 16, 16, 3), np.uint8), np.zeros(1, np.float32), None, ("its sound was left out",))
+    monkeypatch.setattr("alhena.corpus.filters.decode_video", lambda data, most: clip)
+    write_documents(tmp_path / "in.parquet", [chat("a", "b", Video(b"x"))])
+    (report,) = curate(tmp_path / "in.parquet", tmp_path / "out").values()
+    assert report["used_in_part"] == {"its sound was left out": 1}
 
 
 def test_very_long_texts_are_dropped_before_they_are_judged(monkeypatch):

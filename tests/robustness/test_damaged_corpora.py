@@ -1,0 +1,20 @@
+"""A few of the damaged corpora, in this process; all of them: ``python -m tests.robustness.damaged_corpora``."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.robustness.damaged_corpora import Case, cases, trial
+
+SLOW = ("bomb", "long", "many", "large", "deep", "twice", "no lines")
+QUICK = [case for case in cases() if not any(word in case.name for word in SLOW)]
+
+
+@pytest.mark.parametrize("case", QUICK[::6], ids=lambda case: case.name)
+def test_a_damaged_corpus_is_curated_or_refused(case: Case, tmp_path) -> None:
+    trial(case, tmp_path)
+
+
+def test_there_are_enough_of_them() -> None:
+    names = [case.name for case in cases()]
+    assert len(set(names)) == len(names) > 300
