@@ -36,7 +36,7 @@ class Endless:
     """An engine whose answers last until they are cancelled."""
 
     def __init__(self, engine) -> None:
-        self.encode, self.begun, self.cancelled = engine.encode, 0, 0
+        self.encode, self.encoder, self.begun, self.cancelled = engine.encode, engine.encoder, 0, 0
 
     def stream(self, prompt, sampling, stride, cancelled):
         self.begun += 1
