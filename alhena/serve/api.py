@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -36,7 +38,7 @@ from alhena.serve.engine import MOST_OUTPUT, TOKENS, Answer, Engine, rows_of
 from alhena.serve.fields import WireError, overloaded, parse_json
 from alhena.serve.sampler import Sampling
 from alhena.serve.scheduler import STRIDE, Generation, Scheduler
-from alhena.serve.wire import GenerateRequest, read_count_request, read_request, write_response
+from alhena.serve.wire import GenerateRequest, count_modalities, read_count_request, read_request, write_response
 
 DEFAULT = Sampling(temperature=0.0, max_tokens=256)
 METHODS = ("generateContent", "streamGenerateContent", "countTokens")
@@ -88,6 +90,9 @@ class _Calls:
         _, example = await self.read(data, read_count_request)
         return JSONResponse({"totalTokens": len(example.tokens)})
 
+    def modalities(self, example: Example) -> dict[str, int]:
+        return count_modalities(example.tokens.tolist(), self.engine.encoder.vocabulary)
+
     async def generate(self, data: bytearray) -> Response:
         request, example = await self.read(data, read_request)
         generation = self.scheduler.submit(example, request.sampling, STRIDE)
@@ -95,25 +100,26 @@ class _Calls:
             answer = await generation.answer()
         finally:
             generation.cancel()
-        return JSONResponse(write_response(answer.content.parts, self.name, answer))
+        return JSONResponse(write_response(answer.content.parts, self.name, answer, self.modalities(example)))
 
     async def stream(self, data: bytearray, sse: bool) -> Response:
         """Read and queued before the stream begins, so that what is refused has a status of its own."""
         request, example = await self.read(data, read_request)
-        return _Stream(self.scheduler.submit(example, request.sampling), self.name, sse)
+        generation = self.scheduler.submit(example, request.sampling)
+        return _Stream(generation, _events(generation, self.name, self.modalities(example)), sse)
 
     def stop(self) -> None:
         self._reader.shutdown(wait=False, cancel_futures=True)
         self.scheduler.stop()
 
 
-async def _events(generation: Generation, name: str) -> AsyncIterator[dict[str, Any]]:
+async def _events(generation: Generation, name: str, prompt: Mapping[str, int]) -> AsyncIterator[dict[str, Any]]:
     """Events of a generation. One is held back, so that the last one has a part as well as the reason and the counts."""
     held: Part | None = None
     try:
         async for news in generation:
             if isinstance(news, Answer):
-                yield write_response((held,) if held else (), name, news)
+                yield write_response((held,) if held else (), name, news, prompt)
                 return
             if held:
                 yield write_response((held,), name, None)
@@ -138,9 +144,8 @@ async def _array(events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
 class _Stream(StreamingResponse):
     """A stream of events; however it ends, its generation is cancelled."""
 
-    def __init__(self, generation: Generation, name: str, sse: bool) -> None:
+    def __init__(self, generation: Generation, events: AsyncIterator[dict[str, Any]], sse: bool) -> None:
         self._generation = generation
-        events = _events(generation, name)
         body, media_type = (_sse(events), "text/event-stream") if sse else (_array(events), "application/json")
         super().__init__(body, media_type=media_type)
 
@@ -286,4 +291,16 @@ def serve(folder: Path, where: Listening = Listening()) -> None:
             flush=True,
         )
         hosts = Hosts.serving(where.host, where.allow_hosts)
-        make_server(create_app(engine, engine.name, hosts, where.limit_concurrency)).run([listener])
+        try:
+            make_server(create_app(engine, engine.name, hosts, where.limit_concurrency)).run([listener])
+        finally:
+            _leave()
+
+
+def _leave() -> None:
+    """Ends the process where a thread does not end: the interpreter would wait for one that decodes, and crash in one that compiles."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("alhena-"):
+            thread.join(1)
+            if thread.is_alive():
+                os._exit(130)

@@ -25,7 +25,7 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 HEADER_SECONDS = 15.0
 BODY_SECONDS = 120.0
 WRITE_SECONDS = 60.0
-MOST_WAITING = 64
+MOST_WAITING = 256
 SMALL_BODY = 1 << 20
 LARGEST_BODY = 64 << 20
 MOST_BODIES = 256 << 20  # bytes of all large bodies that are being received
@@ -199,7 +199,8 @@ class Guard:
         if not self._hosts.allow(host):
             message = f"the Host header is {host[:100]!r}; start the server with --allow-host to answer to that name"
             return WireError(403, message, "PERMISSION_DENIED")
-        foreign = origin is not None and origin.lower() != f"{scope['scheme']}://{host}".lower()
+        # The scheme may differ: a proxy in front of this server may speak TLS.
+        foreign = origin is not None and origin.partition("://")[2].lower() != host.lower()
         if foreign or headers.get(b"sec-fetch-site") == "cross-site":
             return WireError(403, "requests of other sites are refused", "PERMISSION_DENIED")
         if self._running >= self._most:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from alhena.content import MEDIA, Content, Part, Role, Text
@@ -31,9 +32,12 @@ from alhena.serve.fields import (
 )
 from alhena.serve.generation_config import check_safety, read_sampling
 from alhena.serve.sampler import Sampling
+from alhena.tokens.vocabulary import Vocabulary
 
 MOST_CONTENTS, MOST_PARTS, MOST_TEXT, MOST_MEDIA = 512, 256, 1 << 20, 256
 LARGEST_DATA = 64 << 20
+# The control tokens that open and close a medium, and Google's name of it.
+MARKS = (("bov", "eov", "VIDEO"), ("boi", "eoi", "IMAGE"), ("boa", "eoa", "AUDIO"), ("boi_out", "eoi_out", "IMAGE"))
 REASONS = {"stop": "STOP", "length": "MAX_TOKENS"}
 REQUEST = ("contents", "systemInstruction", "generationConfig", "safetySettings", "model")
 # Empty ones ask for nothing.
@@ -229,9 +233,31 @@ def write_part(part: Part) -> dict[str, Any]:
     return {"inlineData": {"mimeType": part.mime, "data": base64.b64encode(part.data).decode()}}
 
 
-def write_response(parts: Sequence[Part], model: str, answer: Answer | None) -> dict[str, Any]:
+def count_modalities(tokens: Sequence[int], v: Vocabulary) -> dict[str, int]:
+    """Tokens of a prompt by what they stand for: those between the marks of a medium are the medium's, the rest is text.
+
+    >>> v = Vocabulary(10, 4)
+    >>> names = "<bos> <user> <bov> <boi> <img> <eoi> <eov> <boa> <aud> <eoa> <end>".split()
+    >>> count_modalities([v.control(name) for name in names], v)
+    {'TEXT': 3, 'VIDEO': 5, 'AUDIO': 3}
+    """
+    opens = {v.control(f"<{a}>"): (kind, v.control(f"<{b}>")) for a, b, kind in MARKS}
+    counts: dict[str, int] = {}
+    inside: tuple[str, int] | None = None
+    for token in tokens:
+        inside = inside or opens.get(token)
+        kind = inside[0] if inside else "TEXT"
+        counts[kind] = counts.get(kind, 0) + 1
+        inside = None if inside and token == inside[1] else inside
+    return counts
+
+
+def write_response(
+    parts: Sequence[Part], model: str, answer: Answer | None, prompt: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, Any]:
     """A response, or one event of a stream; the last one carries the :class:`Answer` with its reason and counts.
 
+    ``prompt`` has the prompt's tokens by modality.
     There is always a part, if only an empty text: the SDK drops a turn from its history where an event has none.
     """
     content = {"role": "model", "parts": [write_part(p) for p in parts or (Text(""),)]}
@@ -244,5 +270,6 @@ def write_response(parts: Sequence[Part], model: str, answer: Answer | None) -> 
             "promptTokenCount": counts[0],
             "candidatesTokenCount": counts[1],
             "totalTokenCount": sum(counts),
+            "promptTokensDetails": [{"modality": kind, "tokenCount": count} for kind, count in prompt.items()],
         }
     return response

@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,20 +198,31 @@ class Tracebacks(logging.Handler):
         self.found.append(self.format(record))
 
 
+@contextmanager
+def tracebacks() -> Iterator[list[str]]:
+    """What a running server logs as errors."""
+    handler = Tracebacks()
+    loggers = [logging.getLogger(name) for name in ("", "uvicorn.error")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield handler.found
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--random", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    tracebacks = Tracebacks()
-    for name in ("", "uvicorn.error"):
-        logging.getLogger(name).addHandler(tracebacks)
     encoder = make_encoder()
     with tempfile.TemporaryDirectory() as folder:
         engine = Engine.load(write_tiny(Path(folder) / "tiny", encoder, make_tiny(encoder)))
-        with running(engine, "tiny") as address:
+        with running(engine, "tiny") as address, tracebacks() as found:
             counts, faults = attack(address, iter([*systematic(), *mutated(options.seed, options.random)]))
-    faults += [f"logged: {text}" for text in tracebacks.found]
+    faults += [f"logged: {text}" for text in found]
     print(dict(counts), *faults, f"{len(faults)} faults", sep="\n")
     sys.exit(bool(faults))
 

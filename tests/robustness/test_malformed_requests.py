@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from itertools import islice
 
-from tests.robustness.malformed_requests import Tracebacks, attack, mutated, systematic
+from tests.robustness.malformed_requests import attack, mutated, systematic, tracebacks
 from tests.serve.conftest import tiny_address, tiny_engine, tiny_folder  # noqa: F401
 
 
 def test_malformed_requests_get_4xx_and_log_no_traceback(tiny_address):  # noqa: F811
-    tracebacks = Tracebacks()
-    logging.getLogger().addHandler(tracebacks)
-    try:
+    with tracebacks() as found:
         counts, faults = attack(tiny_address, iter([*islice(systematic(), 0, None, 9), *mutated(1, 30)]))
-    finally:
-        logging.getLogger().removeHandler(tracebacks)
     assert not faults
-    assert not tracebacks.found
+    assert not found
     assert counts["400"] > 50

@@ -165,6 +165,9 @@ def test_the_sdk_generates_streams_and_counts(client, engine):
     )[0]
     assert (whole.text or "") == "".join(p.text for p in ours.content.parts if isinstance(p, Text))
     assert whole.usage_metadata.prompt_token_count == ours.prompt_tokens
+    details = {d.modality.value: d.token_count for d in whole.usage_metadata.prompt_tokens_details}
+    assert set(details) == {"TEXT", "IMAGE", "AUDIO"}
+    assert sum(details.values()) == ours.prompt_tokens
     events = list(client.models.generate_content_stream(**request))
     assert "".join(event.text or "" for event in events) == (whole.text or "")
     assert events[-1].candidates[0].finish_reason == whole.candidates[0].finish_reason

@@ -36,7 +36,7 @@ class Endless:
     """An engine whose answers last until they are cancelled."""
 
     def __init__(self, engine) -> None:
-        self.encode, self.begun, self.cancelled = engine.encode, 0, 0
+        self.encode, self.encoder, self.begun, self.cancelled = engine.encode, engine.encoder, 0, 0
 
     def stream(self, prompt, sampling, stride, cancelled):
         self.begun += 1
@@ -152,10 +152,11 @@ def test_the_server_ends_with_a_hung_client(tiny_engine, monkeypatch):
     hung.close()
 
 
-def test_half_open_connections_keep_nobody_out(tiny_address):
+def test_half_open_connections_keep_nobody_out(tiny_address, monkeypatch):
+    monkeypatch.setattr(connections, "MOST_WAITING", 16)
     host, port = tiny_address.removeprefix("http://").split(":")
     head = b"POST /v1/models/tiny:countTokens HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
-    some = [socket.create_connection((host, int(port))) for _ in range(3 * connections.MOST_WAITING)]
+    some = [socket.create_connection((host, int(port))) for _ in range(3 * 16)]
     for half in some[::2]:
         half.sendall(head + b"{")
     assert httpx.get(f"{tiny_address}/v1/models").status_code == 200
