@@ -18,7 +18,6 @@ ValueError: size.json: depth: unexpected field; no field of this name is known
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,7 +48,10 @@ def parsed(kind: type[T], value: Any, path: Path, field: str = "") -> T:
 
 def shown(value: Any) -> str:
     """A value as an error message shows it: at most 60 characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        text = "a number of thousands of digits"
     return text if len(text) <= 60 else text[:57] + "…"
 
 
@@ -57,5 +59,5 @@ def bounded(owner: object, **limits: tuple[float, float]) -> None:
     """Raises ValueError for a field that lies outside its limits, both ends allowed; None is no number and passes."""
     for name, (low, high) in limits.items():
         value = getattr(owner, name)
-        if value is not None and not (math.isfinite(value) and low <= value <= high):
-            raise ValueError(f"{type(owner).__name__}.{name} is {shown(value)}; {low:g} to {high:g} can be read")
+        if value is not None and not low <= value <= high:  # NaN is never between
+            raise ValueError(f"{type(owner).__name__}.{name} is {shown(value)}; {low:,} to {high:,} can be read")

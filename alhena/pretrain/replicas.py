@@ -33,10 +33,10 @@ from alhena.shapes import Array
 
 Tree = TypeVar("Tree")
 SLOT = "ALHENA_SLOT"
-DATA = "data"  # the name of the array that holds the JSON of what is no array
 _RUN = "run"  # a file beside the copies: the path of the run folder they belong to
 KEPT = 2  # copies: while one is written, the one before it is whole
 MEMORY = Path("/dev/shm" if os.path.isdir("/dev/shm") else os.environ.get("TMPDIR", "/tmp"))
+DATA = "data"  # the name of the array that holds the JSON of what is no array
 
 
 def memory_of(run: Path, process: int) -> Path:

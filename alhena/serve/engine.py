@@ -164,10 +164,15 @@ class Engine:
         painter, painter_config = image_tokenizer.load(folder)
         draw = partial(image_tokenizer.encode_images, painter, painter_config, batch=1)
         encoder = Encoder.load(folder, lambda images: draw(list(images)))
-        if encoder.vocabulary.size != c.vocabulary:
-            raise ValueError(
-                f"{folder}: its vocabulary has {encoder.vocabulary.size} ids, its weights {c.vocabulary}: files of two models"
-            )
+        try:
+            encoder.check(c)
+            if painter_config.num_codes != encoder.vocabulary.num_codes:
+                raise ValueError(
+                    f"files of two models: image_tokenizer.json has {painter_config.num_codes} codes, "
+                    f"vocabulary.json {encoder.vocabulary.num_codes}"
+                )
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from None
         return cls(params, c, encoder, painter, painter_config, str(read_config(folder)[1].get("name", folder.name)))
 
     # ── 1: prompts to batches ─────────────────────────────────────────────────────────────────────────────

@@ -274,6 +274,22 @@ class Encoder:
         out.add([self.vocabulary.control("<model>")], 0)
         return self._example(out)
 
+    def check(self, c: config.Model) -> None:
+        """Raises ValueError when a model reads other ids, patches or chunks than these."""
+        v = self.vocabulary
+        pairs = {"ids": (v.size, c.vocabulary), "<img>": (v.control("<img>"), c.image_token)}
+        pairs["<aud>"] = v.control("<aud>"), c.audio_token
+        for name, fields, ours, theirs in (
+            ("vision", ("patch", "pool", "side", "plain"), self.vision, c.vision),
+            ("audio", ("mels", "chunk", "stack"), self.audio, c.audio),
+        ):
+            if theirs is not None:
+                pairs |= {f"{name}.{field}": (getattr(ours, field), getattr(theirs, field)) for field in fields}
+        if wrong := next((name for name, (ours, theirs) in pairs.items() if ours != theirs), None):
+            raise ValueError(
+                f"files of two models: {wrong} is {pairs[wrong][0]} in vocabulary.json, {pairs[wrong][1]} in model.json"
+            )
+
     # ── at rest ────────────────────────────────────────────────────────────────────────────────────────────
 
     def save(self, folder: Path) -> None:

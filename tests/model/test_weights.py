@@ -5,11 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from alhena.artifacts import read_json, write_json
+from alhena.compress.quantise import quantise_model
 from alhena.model import config, image_tokenizer, model
-from alhena.model.weights import load_model, save_model
+from alhena.model.tensors import open_file
+from alhena.model.weights import load_model, save_model, write_arrays
+from alhena.tokens.encode import Encoder
 
 
 def test_round_trip_is_exact(tiny, tmp_path):
@@ -55,3 +61,96 @@ def test_image_codes_are_a_bijection_and_local(tmp_path):
 def test_parameters_are_counted_without_making_them(tiny):
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), tiny[1]))
     assert model.count(shapes) == model.count(tiny[0])
+
+
+def test_an_array_is_written_as_its_values_lie(tmp_path):
+    """Transposed views too: what the file holds is the array, not the memory behind it. bfloat16 is kept."""
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    write_arrays(tmp_path / "x.safetensors", {"t": array.T, "b": array.astype(ml_dtypes.bfloat16)})
+    stored = open_file(tmp_path / "x.safetensors")
+    np.testing.assert_array_equal(stored["t"].read(), array.T)
+    assert (stored["b"].dtype, stored["b"].read().dtype) == ("BF16", ml_dtypes.bfloat16)
+
+
+def changed(folder, file, **values):
+    stored = read_json(folder / file)
+    (stored["config"]["decoder"] if file == "model.json" else stored).update(values)
+    write_json(folder / file, stored)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"layers": 10**13}, r"config\.decoder: Decoder\.layers is 10000000000000; 1 to 4,096"),
+        ({"layers": 4000}, r"weights\.safetensors: these are not the weights of this model: .* needs .* or more"),
+        ({"width": -8}, r"Decoder\.width is -8"),
+        ({"hidden": 48.5}, r"config\.decoder\.hidden: input should be a valid integer, not 48\.5"),
+        ({"qk_norm": 1}, r"config\.decoder\.qk_norm: input should be a valid boolean, not 1"),
+        ({"heads": [4]}, r"config\.decoder\.heads: input should be a valid integer, not \[4\]"),
+        ({"rope_base": float("nan")}, r"Decoder\.rope_base is nan"),
+        ({"head_dim": 7}, r"Decoder\.head_dim is 7; rotary positions need an even number"),
+        ({"kv_heads": 3}, r"Decoder\.kv_heads is 3; it must divide heads, 4"),
+        ({"sinks": 1}, r"config\.decoder\.sinks: unexpected field"),
+    ],
+)
+def test_a_wrong_field_of_a_configuration_is_named(tiny, tmp_path, values, message):
+    save_model(tmp_path, *tiny, {})
+    changed(tmp_path, "model.json", **values)
+    with pytest.raises(ValueError, match=message):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_text": 10**13}, r"vocabulary\.json: Vocabulary\.num_text is"),
+        ({"num_codes": -1}, r"Vocabulary\.num_codes is -1"),
+        ({"vision": None}, r"vision: input should be an object"),
+        ({"audio": {"width": 16}}, r"audio\.layers: missing"),
+        ({"budget": {"image_tokens": 10**9}}, r"budget: Budget\.image_tokens is 1000000000"),
+        ({"colour": 1}, r"colour: unexpected field"),
+    ],
+)
+def test_a_wrong_field_of_a_vocabulary_is_named(encoder, tmp_path, values, message):
+    encoder.save(tmp_path)
+    changed(tmp_path, "vocabulary.json", **values)
+    with pytest.raises(ValueError, match=message):
+        Encoder.load(tmp_path)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x00", b"no model", b"\xff" * 1000])
+def test_damaged_text_pieces_are_named(encoder, tmp_path, data):
+    encoder.save(tmp_path)
+    (tmp_path / "text.model").write_bytes(data)
+    with pytest.raises(ValueError, match=r"text\.model"):
+        Encoder.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("layers.gate.scales", None, r"it has no array layers\.gate\.scales"),
+        (
+            "layers.gate.scales",
+            np.zeros((3, 3, 48), np.float32),
+            r"layers\.gate\.scales is \(3, 3, 48\); that does not fit",
+        ),
+        ("layers.gate.packed", np.zeros((3, 16, 48), np.float32), r"layers\.gate is no 4-bit weight: F32"),
+        ("layers.gate.packed", np.zeros(3, np.uint8), r"layers\.gate is no 4-bit weight: U8 \(3,\)"),
+        ("norm", np.full(32, np.inf, np.float32), r"norm holds numbers that are not finite"),
+        ("norm", np.zeros(32, np.int32), r"norm is of type I32, expected float32"),
+        ("more", np.zeros(3, np.float32), r"1 unknown arrays, such as 'more'"),
+    ],
+)
+def test_a_wrong_array_is_named(tiny, tmp_path, name, array, message):
+    save_model(tmp_path, quantise_model(tiny[0], 16), tiny[1], {})
+    arrays = {**load_file(tmp_path / "weights.safetensors"), name: array}
+    write_arrays(tmp_path / "weights.safetensors", {name: a for name, a in arrays.items() if a is not None})
+    with pytest.raises(ValueError, match=message):
+        load_model(tmp_path)
+
+
+def test_files_of_two_models_are_refused(tiny, encoder):
+    encoder.check(tiny[1])
+    with pytest.raises(ValueError, match=r"vision\.patch is 8 in vocabulary\.json, 4 in model\.json"):
+        encoder.check(replace(tiny[1], vision=replace(tiny[1].vision, patch=4)))

@@ -1,0 +1,215 @@
+"""Open weights: every tensor and every key of a configuration is read, of one value only, or refused by name."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from alhena.model import config, gemma, model
+
+FAMILIES = ("gemma", "gemma2", "gemma3")
+
+
+def decoder(family: str) -> config.Decoder:
+    d = config.Decoder(8, 2, 2, 4, 8, qk_norm=family == "gemma3", post_norm=family != "gemma")
+    if family == "gemma":
+        return d
+    caps = (2.0, 3.0) if family == "gemma2" else (None, 3.0)
+    bases = (1e6, 1e4) if family == "gemma3" else (1e4, None)
+    return config.Decoder(
+        8, 2, 2, 4, 8, window=4, global_every=2, qk_norm=d.qk_norm, attention_cap=caps[0], logit_cap=caps[1],
+        rope_base=bases[0], local_rope_base=bases[1], rope_stretch=8.0 if family == "gemma3" else 1.0, query_size=4,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, tuple[model.Params, config.Model]]:
+    """Random models of the three families; nothing is compiled for them."""
+    rng, out = np.random.default_rng(0), {}
+    for family in FAMILIES:
+        c = config.Model(12, -1, -1, decoder(family), None, None)
+        like = jax.eval_shape(lambda c=c: model.init(jax.random.key(0), c))
+        out[family] = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), a.dtype), like), c
+    return out
+
+
+@pytest.fixture
+def folder(models, tmp_path: Path):
+    """A function that writes a family's model, its configuration and tensors changed."""
+
+    def make(family: str, settings: dict[str, Any] | None = None, tensors: dict[str, Any] | None = None) -> Path:
+        gemma.write(tmp_path, *models[family])
+        stored = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({**stored, **(settings or {})}))
+        arrays = {**load_file(tmp_path / "model.safetensors"), **(tensors or {})}
+        save_file({name: a for name, a in arrays.items() if a is not None}, tmp_path / "model.safetensors")
+        return tmp_path
+
+    return make
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_written_reads_back(models, folder, family):
+    params, c = gemma.read(folder(family), family)
+    assert c.decoder == models[family][1].decoder
+    jax.tree.map(np.testing.assert_array_equal, params, models[family][0])
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "message"),
+    [
+        ("gemma", {"rms_norm_eps": 1e-5}, r"rms_norm_eps is 1e-05; ours has 1e-06"),
+        ("gemma", {"attention_bias": True}, "attention_bias is True"),
+        ("gemma", {"hidden_activation": "silu"}, "hidden_activation is 'silu'"),
+        ("gemma", {"hidden_activation": None, "hidden_act": "gelu"}, "hidden_act is 'gelu'.*gelu_pytorch_tanh"),
+        ("gemma", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rotary positions of type 'yarn'"),
+        ("gemma", {"sliding_window": 4}, "sliding_window is 4; gemma has none"),
+        ("gemma", {"layer_types": ["sliding_attention", "full_attention"]}, "gemma has none"),
+        ("gemma", {"quantization_config": {"bits": 8}}, "quantization_config is"),
+        ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+        ("gemma", {"sinks": 4}, "sinks: unexpected field"),
+        ("gemma", {"head_dim": 3}, "head_dim is 3; rotary positions need an even number"),
+        ("gemma", {"hidden_size": "8"}, "hidden_size: input should be a valid integer, not '8'"),
+        ("gemma", {"tie_word_embeddings": False}, "tie_word_embeddings is false, but there is no lm_head.weight"),
+        ("gemma", {"num_hidden_layers": 10**13}, "layers is 10000000000000"),
+        ("gemma", {"num_hidden_layers": 4000}, "the configuration needs"),
+        ("gemma2", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "type 'linear'; default can be read"),
+        ("gemma2", {"sliding_window_size": 5}, "sliding_window_size is 5 but sliding_window is 4"),
+        ("gemma2", {"rope_local_base_freq": 7.0}, "base 7.0; gemma2 has one base"),
+        ("gemma3", {"rope_theta": 5.0}, "rope_theta of rope_parameters is 1000000.0 but rope_theta is 5.0"),
+        ("gemma3", {"layer_types": ["full_attention", "sliding_attention"], "num_hidden_layers": 3}, "no regular"),
+        ("gemma3", {"rope_parameters": {"full_attention": {"partial_rotary_factor": 0.25}}}, "of a part"),
+        ("gemma3", {"rope_parameters": {"sliding_attention": {"rope_type": "linear"}}}, "'linear'; default can"),
+    ],
+)
+def test_a_key_that_changes_the_computation_is_refused_by_name(folder, family, settings, message):
+    with pytest.raises(ValueError, match=rf"{message}"):
+        gemma.read(folder(family, settings), family)
+
+
+def test_keys_that_change_nothing_and_the_caps_of_each_family(folder):
+    ignored = {
+        "eos_token_id": [1, 106],
+        "cache_implementation": "hybrid",
+        "attention_dropout": 0.0,
+        "_name_or_path": "x",
+    }
+    _, c = gemma.read(folder("gemma3", {**ignored, "attn_logit_softcapping": 50.0}), "gemma3")
+    assert (c.decoder.attention_cap, c.decoder.logit_cap) == (None, 3.0)  # the reference never caps scores here
+
+
+EMBEDDING = np.ones((12, 8), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"lm_head.weight": EMBEDDING}, "lm_head.weight differs from the embedding"),
+        ({"lm_head.weight": EMBEDDING[:4]}, "lm_head.weight differs from the embedding"),
+        ({"model.layers.0.self_attn.q_proj.bias": np.zeros(8, np.float32)}, r"q_proj\.bias' has no place"),
+        (
+            {"model.layers.2.mlp.up_proj.weight": np.zeros((8, 8), np.float32)},
+            r"layers\.2\.mlp\.up_proj\.weight' has no",
+        ),
+        ({"vision_tower.patch": np.zeros(8, np.float32)}, r"vision_tower\.patch' has no place"),
+        ({"model.norm.weight": None}, "it has no tensor model.norm.weight"),
+        ({"model.norm.weight": np.zeros(9, np.float32)}, r"model.norm.weight is \(9,\), expected \(8,\)"),
+        ({"model.norm.weight": np.zeros(8, np.int8)}, "of type I8"),
+        ({"model.norm.weight": np.zeros(8, np.int32)}, "quantized weights are not read"),
+        ({"model.norm.weight": np.full(8, np.nan, np.float32)}, "model.norm.weight holds numbers that are not finite"),
+    ],
+)
+def test_a_tensor_that_is_not_understood_is_refused_by_name(folder, tensors, message):
+    with pytest.raises(ValueError, match=rf"{message}"):
+        gemma.read(folder("gemma", None, tensors), "gemma")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_copy_of_the_embedding_is_a_tied_head(models, folder, tied):
+    head = np.asarray(models["gemma"][0].embedding)
+    gemma.read(folder("gemma", {"tie_word_embeddings": tied}, {"lm_head.weight": head}), "gemma")
+
+
+def test_bfloat16_is_read_exactly(models, folder):
+    norm = np.arange(8).astype(ml_dtypes.bfloat16) / 7
+    params, _ = gemma.read(folder("gemma", None, {"model.norm.weight": norm}), "gemma")
+    np.testing.assert_array_equal(params.norm, norm.astype(np.float32))
+
+
+def test_the_text_half_of_an_image_model_says_what_it_leaves_out(models, folder, caplog):
+    path = folder("gemma3", {"final_logit_softcapping": 3.0})
+    arrays = {f"language_{name.replace('model.', 'model.model.', 1)}": a for name, a in
+              load_file(path / "model.safetensors").items()}  # fmt: skip
+    arrays["vision_tower.vision_model.patch"] = arrays["multi_modal_projector.weight"] = np.zeros(3, np.float32)
+    save_file(arrays, path / "model.safetensors")
+    text = json.loads((path / "config.json").read_text())
+    around = {"model_type": "gemma3", "text_config": text, "vision_config": {}, "mm_tokens_per_image": 256}
+    (path / "config.json").write_text(json.dumps(around))
+    with caplog.at_level(logging.WARNING):
+        params, c = gemma.read(path, "gemma3")
+    assert "left out: 1 tensors of multi_modal_projector, 1 tensors of vision_tower" in caplog.text
+    assert c.decoder.logit_cap is None  # the reference ignores it inside a larger model
+    np.testing.assert_array_equal(params.embedding, models["gemma3"][0].embedding)
+    (path / "config.json").write_text(json.dumps({**around, "model_type": "paligemma"}))
+    with pytest.raises(ValueError, match="a model of type 'paligemma' around 'gemma3_text', not gemma3"):
+        gemma.read(path, "gemma3")
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "field"),
+    [
+        ("gemma", {"window": 4}, "window"),
+        ("gemma", {"logit_cap": 3.0}, "logit_cap"),
+        ("gemma3", {"attention_cap": 3.0}, "attention_cap"),
+        ("gemma2", {"rope_stretch": 2.0}, "rope_stretch"),
+        ("gemma2", {"local_rope_base": 7.0}, "local_rope_base"),
+    ],
+)
+def test_a_decoder_that_its_family_has_not_is_not_exported(models, tmp_path, family, changes, field):
+    params, c = models[family]
+    d = config.Decoder(**{**vars(c.decoder), **changes, "global_every": 2})
+    with pytest.raises(ValueError, match=rf"this decoder has {field}"):
+        gemma.write(tmp_path, params, config.Model(12, -1, -1, d, None, None))
+
+
+def test_a_large_model_is_written_in_shards(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(gemma, "MOST_SHARD", 1000)
+    gemma.write(tmp_path, *models["gemma"])
+    assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 2
+    params, _ = gemma.read(tmp_path, "gemma")
+    jax.tree.map(np.testing.assert_array_equal, params, models["gemma"][0])
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="a file of another model; write to an empty folder"):
+        gemma.write(tmp_path, *models["gemma"])
+
+
+def test_links_of_the_hub_cache_are_read_and_others_are_not(folder, tmp_path):
+    path = folder("gemma")
+    snapshot, blobs = tmp_path / "cache" / "snapshots" / "abc", tmp_path / "cache" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (path / name).rename(blobs / name)
+        (snapshot / name).symlink_to(Path("../../blobs") / name)
+    gemma.read(snapshot, "gemma")
+    (snapshot / "config.json").unlink()
+    (snapshot / "config.json").symlink_to("/etc/hostname")
+    with pytest.raises(ValueError, match=r"config\.json: a link to a file outside the folder"):
+        gemma.read(snapshot, "gemma")
+
+
+def test_a_git_lfs_pointer_is_named(folder):
+    path = folder("gemma")
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n"
+    (path / "model.safetensors").write_text(pointer)
+    with pytest.raises(ValueError, match=r"model\.safetensors: a Git LFS pointer, not the file itself; fetch the file"):
+        gemma.read(path, "gemma")
