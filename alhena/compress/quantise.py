@@ -2,21 +2,23 @@
 
     w [I, O] ─► for each group and output: the scale, out of a few, that loses least ─► q = round(w / scale) in -8..7
 
-The decoder's matrices and the tied embedding are quantised; norms and the encoders (a small share of a large model) stay as they
-are. Round-to-nearest with a search for the scale (as in AWQ's clipping, Lin et al. 2023).
+Which weights are quantised, their specifications say: the decoder's matrices and the tied embedding; norms and the encoders (a small
+share of a large model) stay as they are. Round-to-nearest with a search for the scale (as in AWQ's clipping, Lin et al. 2023).
 """
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
-from typing import Any
+from typing import TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alhena.model import model
-from alhena.model.einsum import Int4
+from alhena.model.einsum import Int4, Weight
+from alhena.model.spec import WeightSpec
 from alhena.shapes import Array, Float
+
+Tree = TypeVar("Tree")
 
 SHRINK = np.linspace(0.7, 1.0, 13, dtype=np.float32)  # of the scale that just reaches the largest value
 
@@ -52,15 +54,12 @@ def _round(grouped: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return np.clip(np.round(grouped / scale[..., None, :]), -8, 7)
 
 
-def quantise_model(params: model.Params, group: int = 32) -> model.Params:
-    """The model with 4-bit decoder matrices and embedding; one that is 4-bit already comes back as it is."""
-    layers = params.layers
-    chosen: dict[str, Any] = {}
-    for field in fields(layers):
-        value = getattr(layers, field.name)
-        if not isinstance(value, Int4) and value.ndim == 3:
-            chosen[field.name] = quantise(value, group)
-    embedding = (
-        params.embedding if isinstance(params.embedding, Int4) else quantise(params.embedding, group, transposed=True)
-    )
-    return replace(params, layers=replace(layers, **chosen), embedding=embedding)
+def quantise_model(params: Tree, specs: Tree, group: int = 32) -> Tree:
+    """Params with 4-bit weights where their specifications say so; a weight that is 4-bit already stays as it is."""
+
+    def one(s: WeightSpec, w: Weight) -> Weight:
+        if s.contracted is None or isinstance(w, Int4):
+            return w
+        return quantise(w, group, transposed=s.contracted == -1)
+
+    return jax.tree.map(one, specs, params)

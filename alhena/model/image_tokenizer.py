@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from alhena.artifacts import read_json, write_json
-from alhena.model import config
-from alhena.model.layers import matrix, rms_norm, zeros
+from alhena.model import config, spec
+from alhena.model.layers import rms_norm
+from alhena.model.spec import matrix, stacked, vector
 from alhena.model.weights import read_tree, write_tree
 from alhena.shapes import Array, Float, Int
 
@@ -48,22 +49,30 @@ class Params:
     pixels: Array  # [W, 192]
 
 
-def _blocks(wide: Array, narrow: Array, n: int, W: int) -> Blocks:
-    return Blocks(zeros(n, W), matrix(wide, n, 9 * W, W), matrix(narrow, n, W, W, gain=0.5))
+def _blocks(wide: int, narrow: int, n: int, W: int) -> Blocks:
+    """Blocks whose matrices are drawn with the keys of those numbers."""
+    whole = (None, None)
+    block = Blocks(vector(W), matrix(wide, (9 * W, W), whole), matrix(narrow, (W, W), whole, gain=0.5))
+    return stacked(n, block)
+
+
+def weights(c: config.ImageTokenizer) -> Params:
+    """The specification of every weight; the model is small, so every device has all of it."""
+    W, values, levels, whole = c.width, STRIDE * STRIDE * 3, len(c.levels), (None, None)
+    return Params(
+        cells=matrix(0, (values, W), whole),
+        hidden=matrix(1, (W, W), whole),
+        seeing=_blocks(7, 8, c.seeing, W) if c.seeing else None,
+        to_levels=matrix(2, (W, levels), whole),
+        from_levels=matrix(3, (levels, W), whole),
+        painting=_blocks(4, 5, c.painting, W),
+        last_norm=vector(W),
+        pixels=matrix(6, (W, values), whole),
+    )
 
 
 def init(key: Array, c: config.ImageTokenizer) -> Params:
-    keys, W, values = jax.random.split(key, 9), c.width, STRIDE * STRIDE * 3
-    return Params(
-        cells=matrix(keys[0], values, W),
-        hidden=matrix(keys[1], W, W),
-        seeing=_blocks(keys[7], keys[8], c.seeing, W) if c.seeing else None,
-        to_levels=matrix(keys[2], W, len(c.levels)),
-        from_levels=matrix(keys[3], len(c.levels), W),
-        painting=_blocks(keys[4], keys[5], c.painting, W),
-        last_norm=zeros(W),
-        pixels=matrix(keys[6], W, values),
-    )
+    return spec.init(key, weights(c))
 
 
 def quantise(z: Float[Array, "... d"], c: config.ImageTokenizer) -> Float[Array, "... d"]:
@@ -157,4 +166,4 @@ def load(folder: Path) -> tuple[Params, config.ImageTokenizer]:
         c = config.ImageTokenizer(**(stored | levels))
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'image_tokenizer.json'}: not an image tokeniser's settings ({error})") from None
-    return read_tree(folder / "image_tokenizer.safetensors", jax.eval_shape(lambda: init(jax.random.key(0), c))), c
+    return read_tree(folder / "image_tokenizer.safetensors", weights(c)), c

@@ -1,4 +1,4 @@
-"""The small functions that every part of the model shares: norms, rotary positions, initialisation."""
+"""The small functions that every part of the model shares: norms, rotary positions."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from alhena.model import config, sharding
+from alhena.model import config, spec
 from alhena.shapes import Array, Float, Shaped
 
 Tree = TypeVar("Tree")
@@ -43,22 +42,21 @@ def gated(gate: Float[Array, "... F"], up: Float[Array, "... F"]) -> Float[Array
     return jax.nn.gelu(gate, approximate=True) * up
 
 
-def matrix(key: Array, *shape: int, gain: float = 1.0) -> Float[Array, ...]:
-    """Normal weights for ``[…, in, out]`` with variance gain² / in."""
-    return gain * jax.random.normal(key, shape, jnp.float32) / np.sqrt(shape[-2])
-
-
-def zeros(*shape: int) -> Float[Array, ...]:
-    return jnp.zeros(shape, jnp.float32)
-
-
 def through(
-    stack: Tree, x: Array, layer: Callable[[Tree, Array], Array], c: config.Vision | config.Audio, dtype: str
+    stack: Tree,
+    specs: Tree,
+    x: Array,
+    layer: Callable[[Tree, Array], Array],
+    c: config.Vision | config.Audio,
+    dtype: str,
 ) -> Array:
-    """An encoder's layers, one after the other; few are unrolled, which runs faster on a CPU, many compile faster scanned."""
+    """An encoder's layers, one after the other; few are unrolled, which runs faster on a CPU, many compile faster scanned.
+
+    ``specs`` are the specifications of the stack's weights.
+    """
 
     def one(x: Array, w: Tree) -> tuple[Array, None]:
-        return layer(sharding.gathered(w, dtype), x), None
+        return layer(spec.gathered(w, specs, dtype), x), None
 
     if c.remat:
         one = jax.checkpoint(one, prevent_cse=False)

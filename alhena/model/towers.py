@@ -25,7 +25,7 @@ import numpy as np
 
 from alhena.artifacts import read_json
 from alhena.model import config, usm, vision
-from alhena.model.layers import matrix
+from alhena.model.spec import normal
 from alhena.model.tensors import Read, open_tensors
 
 SIGLIP_PREFIXES = (
@@ -127,7 +127,7 @@ def read_siglip(folder: Path, width: int, key: jax.Array, pool: int = 2) -> tupl
             ),
         ),
         norm=read("post_layernorm.weight", (E,)) - 1,
-        project=matrix(key, pool**2 * E, width),
+        project=normal(key, pool**2 * E, width),
         norm_bias=read("post_layernorm.bias", (E,)),
     )
     return jax.tree.map(jnp.asarray, params), c
@@ -183,6 +183,6 @@ def read_usm(folder: Path, width: int, key: jax.Array, chunk: int = HALF_A_MINUT
         scale_2=read(start + "conv_1.norm.weight", (second,)) - 1,
         subsampled=read(start + "input_proj_linear.weight", (E, M // 4 * second)).T,
         layers=inside,
-        project=matrix(key, E, width),
+        project=normal(key, E, width),
     )
     return jax.tree.map(jnp.asarray, params), c

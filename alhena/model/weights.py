@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,47 +23,32 @@ from safetensors.numpy import load_file
 
 from alhena.artifacts import read_json, write_atomically, write_json
 from alhena.model import config, model
-from alhena.model.einsum import Int4
+from alhena.model.einsum import Int4, Weight
+from alhena.model.spec import WeightSpec, named
 
 Tree = TypeVar("Tree")
 _TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "uint8": "U8", "int32": "I32"}
 
 
-def flatten(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
-    """Arrays of nested dataclasses by dotted name; static fields (not arrays) are left out."""
-    out: dict[str, np.ndarray] = {}
-    for field in fields(tree):
-        value, name = getattr(tree, field.name), prefix + field.name
-        if is_dataclass(value):
-            out |= flatten(value, name + ".")
-        elif value is not None and not field.metadata.get("static"):
-            out[name] = np.asarray(value)
-    return out
+def flatten(tree: Any) -> dict[str, np.ndarray]:
+    """Arrays of a tree by the names under which they are stored."""
+    return {name: np.asarray(array) for name, array in named(tree).items()}
 
 
-def _fill(like: Any, arrays: dict[str, np.ndarray], prefix: str = "") -> Any:
-    values: dict[str, Any] = {}
-    for field in fields(like):
-        value, name = getattr(like, field.name), prefix + field.name
-        if name + ".packed" in arrays and not isinstance(value, Int4):
-            packed, scales = arrays.pop(name + ".packed"), arrays.pop(name + ".scales")
-            expected, transposed = tuple(value.shape), field.name == "embedding"
-            stored = (*packed.shape[:-2], 2 * packed.shape[-2], packed.shape[-1])
-            if (stored[:-2] + stored[:-3:-1] if transposed else stored) != expected:
-                raise ValueError(f"{name} is a 4-bit {stored}, expected {expected}")
-            values[field.name] = Int4(jax.numpy.asarray(packed), jax.numpy.asarray(scales), transposed)
-        elif is_dataclass(value):
-            values[field.name] = _fill(value, arrays, name + ".")
-        elif value is None or field.metadata.get("static"):
-            values[field.name] = value
-        else:
-            if name not in arrays:
-                raise ValueError(f"it has no array {name}")
-            array = arrays.pop(name)
-            if array.shape != tuple(value.shape):
-                raise ValueError(f"{name} is {array.shape}, expected {tuple(value.shape)}")
-            values[field.name] = jax.numpy.asarray(array, value.dtype)
-    return type(like)(**values)
+def _weight(name: str, s: WeightSpec, arrays: dict[str, np.ndarray]) -> Weight:
+    """The array of a weight, or its two where it is quantized."""
+    if s.contracted is not None and name + ".packed" in arrays:
+        packed, scales = arrays.pop(name + ".packed"), arrays.pop(name + ".scales")
+        stored, transposed = (*packed.shape[:-2], 2 * packed.shape[-2], packed.shape[-1]), s.contracted == -1
+        if (stored[:-2] + stored[:-3:-1] if transposed else stored) != s.shape:
+            raise ValueError(f"{name} is a 4-bit {stored}, expected {s.shape}")
+        return Int4(jax.numpy.asarray(packed), jax.numpy.asarray(scales), transposed)
+    if name not in arrays:
+        raise ValueError(f"it has no array {name}")
+    array = arrays.pop(name)
+    if array.shape != s.shape:
+        raise ValueError(f"{name} is {array.shape}, expected {s.shape}")
+    return jax.numpy.asarray(array, s.dtype)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -87,18 +72,18 @@ def write_tree(path: Path, tree: Any) -> None:
     write_arrays(path, flatten(tree))
 
 
-def read_tree(path: Path, like: Tree) -> Tree:
-    """Arrays of ``path`` in the shape of ``like`` (arrays or ShapeDtypeStructs). Raises ValueError naming file and array."""
+def read_tree(path: Path, specs: Tree) -> Tree:
+    """The weights that ``specs`` describes, plain or 4-bit. Raises ValueError naming file and array."""
     try:
         arrays = load_file(path)
-        tree = _fill(like, arrays)
+        weights = [_weight(name, s, arrays) for name, s in named(specs).items()]
         if arrays:
             raise ValueError(f"it holds {len(arrays)} unknown arrays, such as {min(arrays)}")
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path}: these are not the weights of this model: {error}") from None
-    return tree
+    return jax.tree.unflatten(jax.tree.structure(specs), weights)
 
 
 def save_model(folder: Path, params: model.Params, c: config.Model, facts: dict[str, Any]) -> None:
@@ -127,5 +112,4 @@ def read_config(folder: Path) -> tuple[config.Model, dict[str, Any]]:
 def load_model(folder: Path) -> tuple[model.Params, config.Model]:
     """Reads what :func:`save_model` wrote, plain or 4-bit."""
     c, _ = read_config(folder)
-    like = jax.eval_shape(lambda: model.init(jax.random.key(0), c))
-    return read_tree(folder / "weights.safetensors", like), c
+    return read_tree(folder / "weights.safetensors", model.weights(c)), c

@@ -23,7 +23,7 @@ from rich.progress import track
 
 from alhena.model import audio, config, model
 from alhena.model.einsum import einsum
-from alhena.model.layers import matrix
+from alhena.model.spec import matrix, normal
 from alhena.model.usm import Usm
 from alhena.pretrain.checkpoint import Checkpoints
 from alhena.pretrain.optimizer import Optimizer, optimizer
@@ -54,6 +54,15 @@ class Listener:
 
     audio: audio.Audio | Usm
     scores: Array  # [E, codes]
+
+
+def weights(c: config.Audio, t: BestRq, width: int) -> Listener:
+    """The specification of every weight, of an encoder for a decoder of that width."""
+    return Listener(model.ears(c).weights(c, width), matrix(0, (c.width, t.codes), ("width", None), gain=0.1))
+
+
+def _optimizer(listener: Listener, c: config.Audio, t: BestRq) -> optax.GradientTransformation:
+    return optimizer(t.optimizer, t.steps, weights(c, t, listener.audio.project.shape[-1]))
 
 
 @jax.tree_util.register_dataclass
@@ -106,7 +115,7 @@ def _step(
 ) -> tuple[_State, Float[Array, ""]]:
     key = jax.random.fold_in(jax.random.key(t.seed), step)
     nats, slopes = jax.value_and_grad(loss)(state.listener, frames, lengths, key, c, t)
-    updates, moments = optimizer(t.optimizer, t.steps).update(slopes, state.moments, state.listener)
+    updates, moments = _optimizer(state.listener, c, t).update(slopes, state.moments, state.listener)
     return _State(optax.apply_updates(state.listener, updates), moments), nats
 
 
@@ -136,8 +145,8 @@ def listen(
 ) -> tuple[audio.Audio | Usm, dict[str, Any]]:
     """Trains an encoder on the sound of ``sources``, continuing a run that was cut off; returns it and measurements."""
     sound = _Sound(sources)
-    listener = Listener(params, matrix(jax.random.key(t.seed + 1), c.width, t.codes, gain=0.1))
-    state, first, checkpoints = _State(listener, optimizer(t.optimizer, t.steps).init(listener)), 0, Checkpoints(out)
+    listener = Listener(params, normal(jax.random.key(t.seed + 1), c.width, t.codes, gain=0.1))
+    state, first, checkpoints = _State(listener, _optimizer(listener, c, t).init(listener)), 0, Checkpoints(out)
     if checkpoints.latest() is not None:
         first, state, _ = checkpoints.restore(state)
     nats = []

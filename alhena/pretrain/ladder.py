@@ -77,7 +77,7 @@ def climb(
     plans = []
     for factor in factors:
         small = scaled(c, factor)
-        n = model.count(jax.eval_shape(lambda small=small: model.init(jax.random.key(t.seed), small)))
+        n = model.count(model.weights(small))
         steps = {budget: round(budget / (6 * n * t.shape.rows * t.shape.tokens)) for budget in budgets}
         plans += [(budget, n, small, shortened(t, steps[budget])) for budget in budgets]
     rungs = []

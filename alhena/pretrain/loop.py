@@ -188,11 +188,15 @@ def train(
     tensorboard, fingerprints.jsonl (for replay) and ledger.jsonl (goodput). Raises ValueError when trouble does not go away.
     """
     logs_at = out if jax.process_index() == 0 else out / "processes" / str(jax.process_index())
-    ledger, transform, mixture = Ledger(logs_at), optimizer(t.optimizer, t.steps), Mixture(open_examples(data), t)
+    ledger, transform, mixture = (
+        Ledger(logs_at),
+        optimizer(t.optimizer, t.steps, model.weights(c)),
+        Mixture(open_examples(data), t),
+    )
     facts = {"title": title, "parameters": model.count(params), "steps": t.steps, "warmup": t.optimizer.warmup}
     write_json(logs_at / FACTS, facts)
     with sharding.on(t.mesh), closing(Checkpoints(out / "checkpoints")) as checkpoints:
-        state = start(params, transform)
+        state = start(params, c, transform)
         replicas = Replicas(memory_of(out, jax.process_index())) if t.copy_every else None
         found = replicas and replicas.restore(state, least=checkpoints.latest() or 0)
         if found is None and checkpoints.latest() is not None:
