@@ -31,6 +31,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from alhena.model import kernels, sharding
 from alhena.model.kernels import AttentionOptions, Kernel
@@ -139,7 +140,7 @@ def _unfold(x: Float[Array, "n B K R H"], size: int) -> Float[Array, "B L N H"]:
     return x.reshape(n, B, K, R // size, size, H).transpose(1, 0, 4, 2, 3, 5).reshape(B, n * size, -1, H)
 
 
-def _first(segments: Int[Array, "n B size"], reach: Int[Array, ""]) -> Int[Array, n]:
+def _first(segments: Int[Array, "n B size"], reach: Int[Array | np.ndarray, ""]) -> Int[Array, " n"]:
     """The first block of keys that each block of queries must visit: within reach, and of its segments in some row."""
     n, _, size = segments.shape
     low, high = segments.min(-1), segments.max(-1)

@@ -18,10 +18,10 @@ from alhena.model.attention import attend
 from alhena.model.einsum import einsum
 from alhena.model.layers import rms_norm, rope, rope_table, through
 from alhena.model.spec import Normal, WeightSpec, matrix, stacked, vector
-from alhena.shapes import Array, Bool, Float, Int
+from alhena.shapes import Array, Bool, Float, Int, pytree
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Layers:
     """A conformer layer: half MLP, attention, convolution, half MLP, norm."""
@@ -43,7 +43,7 @@ class Layers:
     last_norm: Array
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Audio:
     subsample_1: Array  # [3·M, E]
@@ -130,7 +130,7 @@ def _layer(w: Layers, x: Float[Array, "X T E"], valid: Bool[Array, "X T"], table
 
 
 def hear(
-    params: Audio, frames: Float[Array, "X T M"], lengths: Int[Array, X], c: config.Audio, dtype: str
+    params: Audio, frames: Float[Array, "X T M"], lengths: Int[Array, " X"], c: config.Audio, dtype: str
 ) -> tuple[Float[Array, "X t E"], Bool[Array, "X t"]]:
     """A vector for every four frames of each chunk, and whether it is of valid ones (zero where not)."""
     T = frames.shape[1]

@@ -32,7 +32,7 @@ def prefill(params: Params, c: config.Model, batch: Batch, slots: int) -> tuple[
 
 
 def decode(
-    params: Params, c: config.Model, tokens: Int[Array, B], positions: Int[Array, B], cache: Cache
+    params: Params, c: config.Model, tokens: Int[Array, " B"], positions: Int[Array, " B"], cache: Cache
 ) -> tuple[Float[Array, "B D"], Cache]:
     """One text, control or code token a row, written at and attending up to its position."""
     x = lookup(params.embedding, tokens, c.code_factors) * c.decoder.width**0.5

@@ -23,12 +23,12 @@ from alhena.model.kernels import AttentionOptions
 from alhena.model.layers import gated, rms_norm, rope, rope_table
 from alhena.model.ring import is_global
 from alhena.model.spec import matrix, stacked, vector
-from alhena.shapes import Array, Float, Int
+from alhena.shapes import Array, Float, Int, pytree
 
 UNROLL_UP_TO = 12  # few layers run faster unrolled on a CPU; many compile faster scanned
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Layers:
     """Weights of all layers, stacked: matrices ``[layers, in, out]``, norm scales ``[layers, width]``."""
@@ -75,7 +75,7 @@ def init(key: Array, c: config.Decoder) -> Layers:
     return spec.init(key, weights(c))
 
 
-def _norm(x: Float[Array, "... D"], scale: Float[Array, D] | None) -> Float[Array, "... D"]:
+def _norm(x: Float[Array, "... D"], scale: Float[Array, " D"] | None) -> Float[Array, "... D"]:
     return x if scale is None else rms_norm(x, scale)
 
 
@@ -113,7 +113,7 @@ def _attention_out(
     return x + _norm(out, w.attention_post_norm)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Packing:
     """Which document each token of a row belongs to (0: padding), and its position in it."""
@@ -161,7 +161,7 @@ def run(
 def step(
     layers: Layers,
     x: Float[Array, "B D"],
-    positions: Int[Array, B],
+    positions: Int[Array, " B"],
     cache: ring.Cache,
     c: config.Decoder,
     dtype: str,

@@ -21,12 +21,12 @@ from alhena.model import config, spec
 from alhena.model.layers import rms_norm
 from alhena.model.spec import matrix, stacked, vector
 from alhena.model.weights import read_tree, write_tree
-from alhena.shapes import Array, Float, Int
+from alhena.shapes import Array, Float, Int, pytree
 
 STRIDE = config.CODES_STRIDE
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Blocks:
     """Residual 3×3 blocks."""
@@ -36,7 +36,7 @@ class Blocks:
     narrow: Array  # [blocks, W, W]
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Params:
     cells: Array  # [192, W]
@@ -82,13 +82,13 @@ def quantise(z: Float[Array, "... d"], c: config.ImageTokenizer) -> Float[Array,
     return bounded + jax.lax.stop_gradient(jnp.round(bounded) - bounded)
 
 
-def to_codes(levels: Float[Array, "... d"], c: config.ImageTokenizer) -> Int[Array, ...]:
+def to_codes(levels: Float[Array, "... d"], c: config.ImageTokenizer) -> Int[Array, " ..."]:
     """Mixed-radix number of the level indices."""
     places = jnp.array(np.cumprod([1, *c.levels[:-1]]), jnp.int32)
     return jnp.sum(jnp.round(levels).astype(jnp.int32) * places, -1)
 
 
-def to_level_values(codes: Int[Array, ...], c: config.ImageTokenizer) -> Float[Array, "... d"]:
+def to_level_values(codes: Int[Array, " ..."], c: config.ImageTokenizer) -> Float[Array, "... d"]:
     """Inverse of :func:`to_codes`."""
     places = jnp.array(np.cumprod([1, *c.levels[:-1]]), jnp.int32)
     return ((codes[..., None] // places) % jnp.array(c.levels, jnp.int32)).astype(jnp.float32)

@@ -17,7 +17,7 @@ EPSILON = 1e-6
 
 
 @jax.checkpoint  # what lies between is cheaper to compute again than to keep: a third of a layer's memory, and faster on a CPU
-def rms_norm(x: Float[Array, "... D"], scale: Float[Array, D]) -> Float[Array, "... D"]:
+def rms_norm(x: Float[Array, "... D"], scale: Float[Array, " D"]) -> Float[Array, "... D"]:
     """Root-mean-square norm; the stored scale is an offset from one, as in Gemma (Zhang & Sennrich 2019)."""
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + EPSILON) * (1 + scale)
 
@@ -29,7 +29,7 @@ def rope_table(positions: Shaped[Array, "... L"], head_dim: int, base: float) ->
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
 
 
-def rope(x: Float[Array, "B L N H"], table: Float[Array, "B L H"]) -> Float[Array, "B L N H"]:
+def rope(x: Float[Array, "B L N H"], table: Float[Array, "#B L H"]) -> Float[Array, "B L N H"]:
     """Rotates the two halves of each head by its position."""
     cos, sin = jnp.split(table[..., None, :], 2, -1)
     first, second = jnp.split(x, 2, -1)

@@ -20,13 +20,13 @@ from alhena.model.codes import expand, lookup, lookup_on_mesh, num_rows
 from alhena.model.einsum import Weight, einsum
 from alhena.model.layers import rms_norm
 from alhena.model.spec import WeightSpec, vector, within
-from alhena.shapes import Array, Bool, Float
+from alhena.shapes import Array, Bool, Float, pytree
 from alhena.tokens.batch import Batch
 
 SHARED = 0.7  # size of the embeddings' common direction, where that of each one's own is 1
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Params:
     embedding: (

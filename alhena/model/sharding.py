@@ -216,7 +216,7 @@ def spread(
         return tuple(product(row, _fetch(w, 0, dtype)) for w in parts)
 
     inputs = (("batch", "length", None), *(("width", side) for side in sides))
-    return on_shards(local, inputs, tuple(("batch", None, side) for side in sides))(x.astype(dtype), *weights)
+    return list(on_shards(local, inputs, tuple(("batch", None, side) for side in sides))(x.astype(dtype), *weights))
 
 
 def gather_sum(product: Product, x: Float[Array, "B L F"], w: Any, dtype: str) -> Float[Array, "B L D"]:

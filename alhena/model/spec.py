@@ -31,7 +31,7 @@ Tree = TypeVar("Tree")
 Initializer = Callable[[Array, tuple[int, ...]], Array]  # of the module's key and the weight's shape
 
 
-def normal(key: Array, *shape: int, gain: float = 1.0) -> Float[Array, ...]:
+def normal(key: Array, *shape: int, gain: float = 1.0) -> Float[Array, " ..."]:
     """Normal values for a matrix ``[…, in, out]`` with variance gain² / in."""
     return gain * jax.random.normal(key, shape, jnp.float32) / np.sqrt(shape[-2])
 

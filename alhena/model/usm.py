@@ -28,12 +28,12 @@ from alhena.model.audio import depthwise
 from alhena.model.einsum import einsum
 from alhena.model.layers import rms_norm, through
 from alhena.model.spec import matrix, stacked, vector
-from alhena.shapes import Array, Bool, Float, Int
+from alhena.shapes import Array, Bool, Float, Int, pytree
 
 GROUP_EPSILON = 1e-3
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Layers:
     """Fields as in :mod:`alhena.model.audio`, with a norm behind the MLPs and the attention too."""
@@ -60,7 +60,7 @@ class Layers:
     last_norm: Array
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Usm:
     kernel_1: Array  # [9, channels₁]
@@ -118,7 +118,9 @@ def init(key: Array, c: config.Usm, width: int) -> Usm:
     return spec.init(key, weights(c, width))
 
 
-def _halve(x: Float[Array, "X T F C"], kernel: Float[Array, "W O"], scale: Float[Array, O]) -> Float[Array, "X t f O"]:
+def _halve(
+    x: Float[Array, "X T F C"], kernel: Float[Array, "W O"], scale: Float[Array, " O"]
+) -> Float[Array, "X t f O"]:
     """A 3×3 convolution, stride 2 both ways, that looks ahead in time; a norm by all that came before; ReLU."""
     shape = (3, 3, x.shape[3], kernel.shape[1])
     ahead, around = (0, 2), (1, 1)
@@ -137,7 +139,7 @@ def _waves(c: config.Usm) -> Float[Array, "W E"]:
     return jnp.asarray(np.concatenate([np.sin(angle), np.cos(angle)], 1), jnp.float32)
 
 
-def _attend(w: Layers, qkv: Float[Array, "X T 3E"], valid: Bool[Array, "X T"], c: config.Usm, dtype: str) -> Array:
+def _attend(w: Layers, qkv: Float[Array, "X T QKV"], valid: Bool[Array, "X T"], c: config.Usm, dtype: str) -> Array:
     X, T, _ = qkv.shape
     N, H, past = c.heads, c.width // c.heads, c.left - 1
     blocks, context = -(-T // c.block), c.block + past + c.right
@@ -183,7 +185,7 @@ def _layer(w: Layers, x: Float[Array, "X T E"], valid: Bool[Array, "X T"], c: co
 
 
 def hear(
-    params: Usm, frames: Float[Array, "X T M"], lengths: Int[Array, X], c: config.Usm, dtype: str
+    params: Usm, frames: Float[Array, "X T M"], lengths: Int[Array, " X"], c: config.Usm, dtype: str
 ) -> tuple[Float[Array, "X t E"], Bool[Array, "X t"]]:
     """A vector for every four frames of each sound, and whether it is of valid ones (zero where not)."""
     inside = jnp.arange(frames.shape[1]) < lengths[:, None]

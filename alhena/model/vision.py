@@ -27,12 +27,12 @@ from alhena.model.attention import attend
 from alhena.model.einsum import einsum
 from alhena.model.layers import gated, rms_norm, through
 from alhena.model.spec import WeightSpec, matrix, stacked, vector
-from alhena.shapes import Array, Bool, Float, Int, Shaped
+from alhena.shapes import Array, Bool, Float, Int, Shaped, pytree
 
 LAYER_EPSILON = 1e-6
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Layers:
     attention_norm: Array
@@ -45,7 +45,7 @@ class Layers:
     biases: Biases | None = None  # of a plain layer
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Biases:
     attention_norm: Array
@@ -56,7 +56,7 @@ class Biases:
     down: Array
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Vision:
     patch: Array  # [Q, E]
@@ -67,7 +67,7 @@ class Vision:
     norm_bias: Array | None = None
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Stem:
     """What a patch gets beside its own pixels: what its window shows, its row, its column."""
@@ -78,7 +78,7 @@ class Stem:
     columns: Array  # [side, E]
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Square:
     """The same of a plain ViT: its place in a square of side × side patches."""
@@ -152,7 +152,7 @@ def _product(x: Float[Array, "... I"], w: Array, bias: Array | None, dtype: str)
     return out if bias is None else out + bias
 
 
-def _norm(x: Float[Array, "... E"], scale: Float[Array, E], bias: Array | None) -> Float[Array, "... E"]:
+def _norm(x: Float[Array, "... E"], scale: Float[Array, " E"], bias: Array | None) -> Float[Array, "... E"]:
     """The decoder's norm or, with a bias, layer norm (Ba et al. 2016)."""
     if bias is None:
         return rms_norm(x, scale)
