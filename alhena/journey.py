@@ -151,7 +151,7 @@ def _beginning(run: Run, folder: Path) -> tuple[model.Params, config.Model]:
         params = model.init(jax.random.key(run.pretrain.seed), c)
         if run.listen is None:
             return params, c
-        return replace(params, audio=read_tree(folder / EARS / "audio.safetensors", params.audio)), c
+        return replace(params, audio=read_tree(folder / EARS / "audio.safetensors", model.weights(c).audio)), c
 
 
 def make_ears(run: Run, folder: Path) -> None:
@@ -262,7 +262,7 @@ def make_nano(run: Run, folder: Path) -> None:
 
     def work() -> dict[str, Any]:
         params, c = load_model(assistant)
-        small = quantise_model(params, run.group)
+        small = quantise_model(params, model.weights(c), run.group)
         held = open_examples(folder / "tokens" / "validation")
         losses = {name: validate(p, c, held, run.pretrain.shape) for name, p in ((ASSISTANT, params), (NANO, small))}
         publish(small, c, assistant, nano, read_config(assistant)[1] | {"name": NANO, "group": run.group})

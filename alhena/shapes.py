@@ -14,6 +14,20 @@ Array aliases (from jaxtyping) are re-exported so that a module needs one import
 'B L D'
 """
 
+from typing import Any, TypeVar, no_type_check
+
+import jax
 from jaxtyping import Array, Bool, Float, Int, Int8, Shaped, UInt8, UInt32
 
-__all__ = ["Array", "Bool", "Float", "Int", "Int8", "Shaped", "UInt8", "UInt32"]
+__all__ = ["Array", "Bool", "Float", "Int", "Int8", "Shaped", "UInt8", "UInt32", "pytree"]
+
+Class = TypeVar("Class", bound=type[Any])
+
+
+def pytree(dataclass: Class) -> Class:
+    """Registers a frozen dataclass of arrays as a pytree.
+
+    Trees of its form hold other leaves too (shapes, shardings, specifications, what JAX puts in while it transforms functions), so
+    the annotations of its fields, which say what it holds in use, are not checked when one is made.
+    """
+    return jax.tree_util.register_dataclass(no_type_check(dataclass))

@@ -50,8 +50,8 @@ def copy(tree: Any) -> Any:
 
 def transcribe(params: model.Params, c: config.Model, bench: Bench, train: Examples, seed: int) -> float:
     """Nats per token of the validation split after training from ``params``."""
-    transform = optimizer(Optimizer(rate=5e-3, warmup=30, decay=0.5), bench.steps)
-    state, batches = start(params, transform), Batches({"speech": train}, {"speech": 1.0}, SHAPE, seed)
+    transform = optimizer(Optimizer(rate=5e-3, warmup=30, decay=0.5), bench.steps, model.weights(c))
+    state, batches = start(params, c, transform), Batches({"speech": train}, {"speech": 1.0}, SHAPE, seed)
     for _ in range(bench.steps):
         state, _ = train_step(state, next(batches), c, transform)
     held = Examples(bench.folder / "tokens" / "validation" / "speech.arrow")

@@ -31,7 +31,7 @@ from recipes import starter
 
 EMA = 0.98  # a mean over about 50 steps
 HERE = Path(__file__).parent
-Make = Callable[[Optimizer, int], optax.GradientTransformation]
+Make = Callable[[Optimizer, int, Any], optax.GradientTransformation]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Bench:
 def adamw(rate: float) -> Make:
     """All weights by AdamW; decay on matrices alone."""
 
-    def make(s: Optimizer, steps: int) -> optax.GradientTransformation:
+    def make(s: Optimizer, steps: int, specs: Any) -> optax.GradientTransformation:
         decayed = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)  # noqa: E731
         how = optax.adamw(schedule(replace(s, rate=rate), steps), *s.betas, weight_decay=s.weight_decay, mask=decayed)
         return optax.chain(optax.clip_by_global_norm(s.clip), how)
@@ -54,9 +54,9 @@ def adamw(rate: float) -> Make:
 
 
 def embedding_rate(factor: float) -> Make:
-    def make(s: Optimizer, steps: int) -> optax.GradientTransformation:
+    def make(s: Optimizer, steps: int, specs: Any) -> optax.GradientTransformation:
         slower = optax.stateless(lambda updates, _: replace(updates, embedding=factor * updates.embedding))
-        return optax.chain(optimizer(s, steps), slower)
+        return optax.chain(optimizer(s, steps, specs), slower)
 
     return make
 
@@ -104,8 +104,8 @@ def _trainings(bench: Bench, v: Variant) -> list[Training]:
 def measure(bench: Bench, v: Variant) -> dict[str, Any]:
     tokens, trainings = bench.folder / "tokens", _trainings(bench, v)
     c = starter.run().model(Encoder.load(tokens).vocabulary)
-    transform = v.make(trainings[0].optimizer, sum(t.steps for t in trainings))
-    state, began = start(model.init(jax.random.key(v.seed), c), transform), time.monotonic()
+    transform = v.make(trainings[0].optimizer, sum(t.steps for t in trainings), model.weights(c))
+    state, began = start(model.init(jax.random.key(v.seed), c), c, transform), time.monotonic()
     mean = jax.tree.map(lambda x: x.copy(), state.params)
     average = jax.jit(lambda mean, params: jax.tree.map(lambda m, p: EMA * m + (1 - EMA) * p, mean, params))
     for t in trainings:

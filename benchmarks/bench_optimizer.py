@@ -19,7 +19,7 @@ import optax
 import tyro
 
 from alhena.artifacts import write_json
-from alhena.model import model
+from alhena.model import config, model
 from alhena.pretrain.optimizer import Optimizer, optimizer, schedule
 from alhena.pretrain.step import start, train_step
 from alhena.tokens.encode import Encoder
@@ -38,13 +38,16 @@ class Bench:
     rates: tuple[float, ...] = (1e-3, 3e-3)
 
 
+def _config(bench: Bench) -> config.Model:
+    return starter.run().model(Encoder.load(bench.folder / "tokens").vocabulary)
+
+
 def curve(bench: Bench, transform: optax.GradientTransformation) -> list[float]:
     """Mean loss of each window of steps."""
-    tokens = bench.folder / "tokens"
-    c = starter.run().model(Encoder.load(tokens).vocabulary)
+    tokens, c = bench.folder / "tokens", _config(bench)
     sources = {bench.source: Examples(tokens / "train" / f"{bench.source}.arrow")}
     batches = Batches(sources, {bench.source: 1.0}, Shape(4, 256, 320, 0), seed=0)
-    state, losses = start(model.init(jax.random.key(0), c), transform), []
+    state, losses = start(model.init(jax.random.key(0), c), c, transform), []
     for _ in range(bench.steps):
         state, measured = train_step(state, next(batches), c, transform)
         losses.append(float(measured.tally.nats.sum() / measured.tally.weight.sum()))
@@ -52,12 +55,12 @@ def curve(bench: Bench, transform: optax.GradientTransformation) -> list[float]:
 
 
 def main(bench: Bench) -> None:
-    results = {}
+    results, specs = {}, model.weights(_config(bench))
     for rate in bench.rates:
         settings = Optimizer(rate=rate, warmup=40, decay=1e-6)
         adam = partial(optax.adamw, b2=settings.betas[1], weight_decay=settings.weight_decay)
         plain = optax.chain(optax.clip_by_global_norm(settings.clip), adam(schedule(settings, bench.steps)))
-        for name, transform in (("adam", plain), ("muon", optimizer(settings, bench.steps))):
+        for name, transform in (("adam", plain), ("muon", optimizer(settings, bench.steps, specs))):
             results[f"{name} {rate:g}"] = curve(bench, transform)
             print(f"{name} {rate:g}: {results[f'{name} {rate:g}']}", flush=True)
     device = {"machine": platform.machine(), "devices": str(jax.devices()), "jax": jax.__version__}

@@ -82,7 +82,7 @@ def alhena_step(size: str, length: int, precision: Precision):
     params = jax.tree.map(jnp.zeros_like, model.init(jax.random.key(0), c))
     layers = {k: jnp.asarray(v) for k, v in drawn.items() if k != "embedding"}
     params = replace(params, embedding=jnp.asarray(drawn["embedding"]), layers=replace(params.layers, **layers))
-    state = start(params, transform)
+    state = start(params, c, transform)
     ids = batch_of(size, length)
     B, L = ids.shape[0], length
     ones, none = jnp.ones((B, L), jnp.int32), jnp.zeros

@@ -26,12 +26,15 @@ one matrix product (multi-query attention, Shazeer 2019).
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from alhena.model import kernels, sharding
+from alhena.model.kernels import AttentionOptions, Kernel
 from alhena.model.layers import softcap
 from alhena.shapes import Array, Bool, Float, Int
 
@@ -67,39 +70,45 @@ def causal_attention(
     k: Float[Array, "B L K H"],
     v: Float[Array, "B L K H"],
     segments: Int[Array, "B L"],
-    window: int | None = None,
+    options: AttentionOptions = AttentionOptions(),
     everywhere: Bool[Array, ""] | bool = False,
-    scale: float | None = None,
-    cap: float | None = None,
-    packed: bool = True,
 ) -> Float[Array, "B L N H"]:
     """Causal attention inside segments: by the platform's own kernel where one fits, else in blocks.
 
-    ``everywhere`` lifts the window (global layers between local ones share one program). ``packed`` False says that a row holds
-    one document and padding behind it, whose outputs nobody reads. On a mesh every chip attends for its own rows and heads.
+    ``everywhere`` lifts the window (global layers between local ones share one program). On a mesh every chip attends for its own
+    rows and heads.
     """
     K, cut = k.shape[2], sharding.size("heads")
     if q.shape[2] % cut:
         raise ValueError(f"{q.shape[2]} query heads cannot be cut over {cut} chips: change the mesh")
     if K > 1 and K % cut:  # a chip needs a whole key head, be it one that others have too
         k, v = (jnp.repeat(a, math.lcm(K, cut) // K, 2) for a in (k, v))
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    kernel = kernels.fitting(q, cap, packed)
+    kernel = kernels.fitting(q, options)
     whole, shared = ("batch", None, "heads", None), ("batch", None, "heads" if K > 1 else None, None)
-    local = partial(_attention, kernel=kernel, window=window, scale=scale, cap=cap)
+    local = partial(_in_blocks, options=options)
+    if kernel is not None:
+        local = partial(_by_kernel, run=tuple(partial(kernel, options=o) for o in _near_and_far(options)))
     inputs = (whole, shared, shared, ("batch", None), ())
     return sharding.on_shards(local, inputs, whole)(q, k, v, segments, jnp.asarray(everywhere))
 
 
-def _attention(q, k, v, segments, everywhere, kernel, window, scale, cap):
-    """:func:`causal_attention` of one device."""
-    if kernel is None:
-        L = q.shape[1]
-        reach = L if window is None else jnp.where(everywhere, L, window)
-        return blockwise(q, k, v, segments, jnp.asarray(reach, jnp.int32), scale, cap)
-    near, far = (partial(kernel, window=w, scale=scale, cap=cap) for w in (window, None))
-    if window is None:
-        return far(q, k, v, segments)
+def _in_blocks(q, k, v, segments, everywhere, options: AttentionOptions):
+    """:func:`causal_attention` of one device without a kernel."""
+    L, window = q.shape[1], options.window
+    reach = L if window is None else jnp.where(everywhere, L, window)
+    return blockwise(q, k, v, segments, jnp.asarray(reach, jnp.int32), options)
+
+
+def _near_and_far(options: AttentionOptions) -> tuple[AttentionOptions, ...]:
+    """With the window and, if there is one, without."""
+    return (options,) if options.window is None else (options, replace(options, window=None))
+
+
+def _by_kernel(q, k, v, segments, everywhere, run: tuple[Kernel, ...]):
+    """:func:`causal_attention` of one device by a kernel, with the window and without."""
+    if len(run) == 1:
+        return run[0](q, k, v, segments)
+    near, far = run
     return jax.lax.cond(everywhere, far, near, q, k, v, segments)
 
 
@@ -109,15 +118,13 @@ def blockwise(
     v: Float[Array, "B L K H"],
     segments: Int[Array, "B L"],
     reach: Int[Array, ""],
-    scale: float,
-    cap: float | None,
+    options: AttentionOptions,
 ) -> Float[Array, "B L N H"]:
-    """Attention in blocks; a query sees ``reach`` places, its own among them."""
+    """Attention in blocks; a query sees ``reach`` positions, its own among them."""
     L = q.shape[1]
-    size = min(BLOCK, L)
-    room = (0, -L % size)  # behind all that real queries can see
+    room = (0, -L % min(BLOCK, L))  # behind all that real queries can see
     q, k, v = (jnp.pad(a, ((0, 0), room, (0, 0), (0, 0))) for a in (q, k, v))
-    return _blockwise(q, k, v, jnp.pad(segments, ((0, 0), room), mode="edge"), reach, scale, cap, size)[:, :L]
+    return _blockwise(q, k, v, jnp.pad(segments, ((0, 0), room), mode="edge"), reach, options)[:, :L]
 
 
 def _fold(x: Float[Array, "B L N H"], kv_heads: int, size: int) -> Float[Array, "n B K R H"]:
@@ -132,7 +139,7 @@ def _unfold(x: Float[Array, "n B K R H"], size: int) -> Float[Array, "B L N H"]:
     return x.reshape(n, B, K, R // size, size, H).transpose(1, 0, 4, 2, 3, 5).reshape(B, n * size, -1, H)
 
 
-def _first(segments: Int[Array, "n B size"], reach: Int[Array, ""]) -> Int[Array, n]:
+def _first(segments: Int[Array, "n B size"], reach: Int[Array | np.ndarray, ""]) -> Int[Array, " n"]:
     """The first block of keys that each block of queries must visit: within reach, and of its segments in some row."""
     n, _, size = segments.shape
     low, high = segments.min(-1), segments.max(-1)
@@ -145,17 +152,23 @@ def _product(a: Float[Array, "B K ..."], b: Float[Array, "B K ..."], over: int) 
     return jax.lax.dot_general(a, b, (((3,), (over,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32)
 
 
-def _scores(q, k, mine, theirs, ahead, reach, scale, cap):
-    """Scores [B, K, R, size] of queries with the keys ``ahead`` places before them; FAR where one must not look."""
-    (B, K, R, _), size = q.shape, mine.shape[1]
-    scores = softcap(_product(q, k, 3) * scale, cap)
-    distance = ahead + jnp.arange(size)[:, None] - jnp.arange(size)
-    seen = (distance >= 0) & (distance < reach) & (mine[:, :, None] == theirs[:, None, :])
+def _seen(mine, theirs, ahead, reach):
+    """Which keys, ``ahead`` positions before them, queries of a block see [B, size, size]."""
+    positions = jnp.arange(mine.shape[1])
+    distance = ahead + positions[:, None] - positions
+    return (distance >= 0) & (distance < reach) & (mine[:, :, None] == theirs[:, None, :])
+
+
+def _scores(q, k, seen, options: AttentionOptions):
+    """Scores [B, K, R, size] of the queries of a block with the keys of one; FAR where a query does not see a key."""
+    (B, K, R, H), size = q.shape, seen.shape[1]
+    scores = softcap(_product(q, k, 3) * options.scale_for(H), options.cap)
     return jnp.where(seen[:, None, None], scores.reshape(B, K, R // size, size, size), FAR).reshape(B, K, R, size)
 
 
-def _forward(q, k, v, segments, reach, scale: float, cap: float | None, size: int):
+def _forward(q, k, v, segments, reach, options: AttentionOptions):
     """The output, and the logarithm of each query's sum of exponentials [n, B, K, R, 1]."""
+    size = min(BLOCK, q.shape[1])
     queries, keys, values = (_fold(a, k.shape[2], size) for a in (q, k, v))
     places = segments.reshape(len(segments), -1, size).swapaxes(0, 1)
 
@@ -164,7 +177,7 @@ def _forward(q, k, v, segments, reach, scale: float, cap: float | None, size: in
 
         def visit(j, carried):
             out, total, largest = carried
-            scores = _scores(q, keys[j], places[i], places[j], (i - j) * size, reach, scale, cap)
+            scores = _scores(q, keys[j], _seen(places[i], places[j], (i - j) * size, reach), options)
             now = jnp.maximum(largest, scores.max(-1, keepdims=True))
             weights, fade = jnp.exp(scores - now), jnp.exp(largest - now)
             out = out * fade + _product(weights.astype(v.dtype), values[j], 2)
@@ -179,18 +192,19 @@ def _forward(q, k, v, segments, reach, scale: float, cap: float | None, size: in
     return _unfold(out, size), log_sum
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
-def _blockwise(q, k, v, segments, reach, scale: float, cap: float | None, size: int):
-    return _forward(q, k, v, segments, reach, scale, cap, size)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _blockwise(q, k, v, segments, reach, options: AttentionOptions):
+    return _forward(q, k, v, segments, reach, options)[0]
 
 
-def _keep(q, k, v, segments, reach, scale, cap, size):
-    out, log_sum = _forward(q, k, v, segments, reach, scale, cap, size)
+def _keep(q, k, v, segments, reach, options):
+    out, log_sum = _forward(q, k, v, segments, reach, options)
     return out, (q, k, v, segments, reach, out, log_sum)
 
 
-def _backward(scale: float, cap: float | None, size: int, kept, d_out):
+def _backward(options: AttentionOptions, kept, d_out):
     q, k, v, segments, reach, out, log_sum = kept
+    size, cap, scale = min(BLOCK, q.shape[1]), options.cap, options.scale_for(q.shape[-1])
     keys, values = (_fold(a, k.shape[2], size) for a in (k, v))
     mean = jnp.sum(d_out * out, -1, keepdims=True)  # of the weights' slopes, by the weights
     rows = tuple(_fold(a, k.shape[2], size) for a in (q, d_out.astype(v.dtype), mean))
@@ -202,7 +216,7 @@ def _backward(scale: float, cap: float | None, size: int, kept, d_out):
 
         def visit(j, carried):
             d_q, d_k, d_v = carried
-            scores = _scores(q, keys[j], places[i], places[j], (i - j) * size, reach, scale, cap)
+            scores = _scores(q, keys[j], _seen(places[i], places[j], (i - j) * size, reach), options)
             weights = jnp.exp(scores - log_sum)
             slope = weights * (_product(d_out, values[j], 3) - mean) * scale
             if cap is not None:

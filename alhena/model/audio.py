@@ -8,18 +8,20 @@ A chunk knows how many of its frames are valid; the vectors of the valid ones, i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from alhena.model import config, sharding
+from alhena.model import config, sharding, spec
 from alhena.model.attention import attend
 from alhena.model.einsum import einsum
-from alhena.model.layers import matrix, rms_norm, rope, rope_table, through, zeros
-from alhena.shapes import Array, Bool, Float, Int
+from alhena.model.layers import rms_norm, rope, rope_table, through
+from alhena.model.spec import Normal, WeightSpec, matrix, stacked, vector
+from alhena.shapes import Array, Bool, Float, Int, pytree
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Layers:
     """A conformer layer: half MLP, attention, convolution, half MLP, norm."""
@@ -41,7 +43,7 @@ class Layers:
     last_norm: Array
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Audio:
     subsample_1: Array  # [3·M, E]
@@ -50,28 +52,46 @@ class Audio:
     project: Array  # [stack·E, D]
 
 
-def init(key: Array, c: config.Audio, width: int) -> Audio:
-    keys = jax.random.split(key, 12)
-    n, E, small = c.layers, c.width, (4 * c.layers) ** -0.5
-    layers = Layers(
-        first_norm=zeros(n, E),
-        first_up=matrix(keys[0], n, E, c.hidden),
-        first_down=matrix(keys[1], n, c.hidden, E, gain=small),
-        attention_norm=zeros(n, E),
-        qkv=matrix(keys[2], n, E, 3 * E),
-        output=matrix(keys[3], n, E, E, gain=small),
-        convolution_norm=zeros(n, E),
-        convolution_in=matrix(keys[4], n, E, 2 * E),
-        depthwise=matrix(keys[5], n, c.kernel, E),
-        depthwise_norm=zeros(n, E),
-        convolution_out=matrix(keys[6], n, E, E, gain=small),
-        second_norm=zeros(n, E),
-        second_up=matrix(keys[7], n, E, c.hidden),
-        second_down=matrix(keys[8], n, c.hidden, E, gain=small),
-        last_norm=zeros(n, E),
+def _layer_weights(c: config.Audio) -> Layers:
+    E, F, small = c.width, c.hidden, (4 * c.layers) ** -0.5
+    layer = Layers(
+        first_norm=vector(E),
+        first_up=matrix(0, (E, F), ("width", "hidden")),
+        first_down=matrix(1, (F, E), ("hidden", "width"), gain=small),
+        attention_norm=vector(E),
+        qkv=matrix(2, (E, 3 * E), ("width", "heads")),
+        output=matrix(3, (E, E), ("heads", "width"), gain=small),
+        convolution_norm=vector(E),
+        convolution_in=matrix(4, (E, 2 * E), ("width", "hidden")),
+        depthwise=depthwise(5, c),
+        depthwise_norm=vector(E),
+        convolution_out=matrix(6, (E, E), ("hidden", "width"), gain=small),
+        second_norm=vector(E),
+        second_up=matrix(7, (E, F), ("width", "hidden")),
+        second_down=matrix(8, (F, E), ("hidden", "width"), gain=small),
+        last_norm=vector(E),
     )
-    subsample = matrix(keys[9], 3 * c.mels, E), matrix(keys[10], 3 * E, E)
-    return Audio(*subsample, layers, matrix(keys[11], c.stack * E, width))
+    return stacked(c.layers, layer)
+
+
+def depthwise(key: int, c: config.Audio) -> Any:
+    """The kernel of each channel ``[kernel, E]``: no matrix that a linear layer multiplies by, so Adam trains it."""
+    return WeightSpec((c.kernel, c.width), (None, None), Normal(key), "adam", decay=False)
+
+
+def weights(c: config.Audio, width: int) -> Audio:
+    """The specification of every weight, for a decoder of that width."""
+    E = c.width
+    return Audio(
+        subsample_1=matrix(9, (3 * c.mels, E), (None, "width")),
+        subsample_2=matrix(10, (3 * E, E), ("width", "hidden")),
+        layers=_layer_weights(c),
+        project=matrix(11, (c.stack * E, width), ("hidden", "width")),
+    )
+
+
+def init(key: Array, c: config.Audio, width: int) -> Audio:
+    return spec.init(key, weights(c, width))
 
 
 def _halve(x: Float[Array, "X T E"], w: Float[Array, "W O"], dtype: str) -> Float[Array, "X T/2 O"]:
@@ -110,7 +130,7 @@ def _layer(w: Layers, x: Float[Array, "X T E"], valid: Bool[Array, "X T"], table
 
 
 def hear(
-    params: Audio, frames: Float[Array, "X T M"], lengths: Int[Array, X], c: config.Audio, dtype: str
+    params: Audio, frames: Float[Array, "X T M"], lengths: Int[Array, " X"], c: config.Audio, dtype: str
 ) -> tuple[Float[Array, "X t E"], Bool[Array, "X t"]]:
     """A vector for every four frames of each chunk, and whether it is of valid ones (zero where not)."""
     T = frames.shape[1]
@@ -122,7 +142,7 @@ def hear(
     valid = inside[:, ::4]
     table = rope_table(jnp.arange(T // 4)[None], c.width // c.heads, 1_000.0)
 
-    x = through(params.layers, x, lambda w, x: _layer(w, x, valid, table, c, dtype), c, dtype)
+    x = through(params.layers, _layer_weights(c), x, lambda w, x: _layer(w, x, valid, table, c, dtype), c, dtype)
     return jnp.where(valid[:, :, None], x, 0), valid
 
 

@@ -25,13 +25,14 @@ def prefill(params: Params, c: config.Model, batch: Batch, slots: int) -> tuple[
     if slots < length:
         raise ValueError(f"a cache of {slots} slots cannot hold rows of {length} tokens")
     x = embed(params, c, batch)
-    x, cache = decoder.run(params.layers, x, batch.segments, batch.positions, c.decoder, c.compute, slots)
+    packing = decoder.Packing(batch.segments, batch.positions)
+    x, cache = decoder.run(params.layers, x, packing, c.decoder, c.compute, slots)
     last = jnp.maximum((batch.segments > 0).sum(1) - 1, 0)
     return rms_norm(jnp.take_along_axis(x, last[:, None, None], 1)[:, 0], params.norm), cache
 
 
 def decode(
-    params: Params, c: config.Model, tokens: Int[Array, B], positions: Int[Array, B], cache: Cache
+    params: Params, c: config.Model, tokens: Int[Array, " B"], positions: Int[Array, " B"], cache: Cache
 ) -> tuple[Float[Array, "B D"], Cache]:
     """One text, control or code token a row, written at and attending up to its position."""
     x = lookup(params.embedding, tokens, c.code_factors) * c.decoder.width**0.5

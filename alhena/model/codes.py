@@ -29,7 +29,7 @@ def num_rows(vocabulary: int, factors: Factors | None) -> int:
     return vocabulary - factors[0] * factors[1] + sum(factors) if factors else vocabulary
 
 
-def _rows(ids: Int[Array, ...], rows: int, factors: Factors) -> tuple[Int[Array, ...], Int[Array, ...]]:
+def _rows(ids: Int[Array, " ..."], rows: int, factors: Factors) -> tuple[Int[Array, " ..."], Int[Array, " ..."]]:
     """The two rows of ids, out of ``rows``; the second of what is no code is -1."""
     first, A = rows - sum(factors), factors[0]
     code = jnp.maximum(ids - first, 0)
@@ -37,7 +37,7 @@ def _rows(ids: Int[Array, ...], rows: int, factors: Factors) -> tuple[Int[Array,
     return own, jnp.where(ids < first, -1, second)
 
 
-def lookup(embedding: Weight, ids: Int[Array, ...], factors: Factors | None) -> Float[Array, "... D"]:
+def lookup(embedding: Weight, ids: Int[Array, " ..."], factors: Factors | None) -> Float[Array, "... D"]:
     """Embeddings of ids of the vocabulary."""
     if not factors:
         return take(embedding, ids)
@@ -83,7 +83,7 @@ def collapse(slopes: Float[Array, "... V"], factors: Factors | None) -> Float[Ar
     return jnp.concatenate([text, codes.sum(-2), codes.sum(-1)], -1)
 
 
-def _places(rows: int, factors: Factors, axis: str) -> tuple[Int[Array, pairs], Bool[Array, pairs]]:
+def _places(rows: int, factors: Factors, axis: str) -> tuple[Int[Array, " pairs"], Bool[Array, " pairs"]]:
     """Where in a chip's ``rows`` those of structures and colours are, and which of them are there."""
     first = rows * jax.lax.axis_size(axis) - sum(factors)
     place = first + jnp.arange(sum(factors)) - jax.lax.axis_index(axis) * rows
@@ -96,7 +96,7 @@ def _share(factors: Factors, axis: str) -> Factors:
     return factors[0], factors[1] // jax.lax.axis_size(axis)
 
 
-def part_ids(rows: int, factors: Factors | None, axis: str) -> Int[Array, columns]:
+def part_ids(rows: int, factors: Factors | None, axis: str) -> Int[Array, " columns"]:
     """The id that each column of a chip stands for; -1: none."""
     own = jax.lax.axis_index(axis) * rows + jnp.arange(rows)
     if not factors:

@@ -16,17 +16,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alhena.model import config, ring, sharding
+from alhena.model import config, ring, sharding, spec
 from alhena.model.attention import causal_attention
 from alhena.model.einsum import Weight, einsum
-from alhena.model.layers import gated, matrix, rms_norm, rope, rope_table, zeros
+from alhena.model.kernels import AttentionOptions
+from alhena.model.layers import gated, rms_norm, rope, rope_table
 from alhena.model.ring import is_global
-from alhena.shapes import Array, Float, Int
+from alhena.model.spec import matrix, stacked, vector
+from alhena.shapes import Array, Float, Int, pytree
 
 UNROLL_UP_TO = 12  # few layers run faster unrolled on a CPU; many compile faster scanned
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Layers:
     """Weights of all layers, stacked: matrices ``[layers, in, out]``, norm scales ``[layers, width]``."""
@@ -46,28 +48,34 @@ class Layers:
     mlp_post_norm: Array | None
 
 
-def init(key: Array, c: config.Decoder) -> Layers:
-    keys = jax.random.split(key, 7)
-    n, D, H = c.layers, c.width, c.head_dim
-    post = jnp.full((n, D), -1 + 1 / np.sqrt(2 * n)) if c.post_norm else None
-    return Layers(
-        attention_norm=zeros(n, D),
-        query=matrix(keys[0], n, D, c.heads * H),
-        key=matrix(keys[1], n, D, c.kv_heads * H),
-        value=matrix(keys[2], n, D, c.kv_heads * H),
-        query_norm=zeros(n, H) if c.qk_norm else None,
-        key_norm=zeros(n, H) if c.qk_norm else None,
-        output=matrix(keys[3], n, c.heads * H, D),
-        attention_post_norm=post,
-        mlp_norm=zeros(n, D),
-        gate=matrix(keys[4], n, D, c.hidden),
-        up=matrix(keys[5], n, D, c.hidden),
-        down=matrix(keys[6], n, c.hidden, D),
-        mlp_post_norm=post,
+def weights(c: config.Decoder) -> Layers:
+    """The specification of every weight."""
+    D, H, F = c.width, c.head_dim, c.hidden
+    linear = partial(matrix, quantize=True)
+    post_norm = vector(D, -1 + 1 / np.sqrt(2 * c.layers)) if c.post_norm else None
+    layer = Layers(
+        attention_norm=vector(D),
+        query=linear(0, (D, c.heads * H), ("width", "heads")),
+        key=linear(1, (D, c.kv_heads * H), ("width", None)),
+        value=linear(2, (D, c.kv_heads * H), ("width", None)),
+        query_norm=vector(H) if c.qk_norm else None,
+        key_norm=vector(H) if c.qk_norm else None,
+        output=linear(3, (c.heads * H, D), ("heads", "width")),
+        attention_post_norm=post_norm,
+        mlp_norm=vector(D),
+        gate=linear(4, (D, F), ("width", "hidden")),
+        up=linear(5, (D, F), ("width", "hidden")),
+        down=linear(6, (F, D), ("hidden", "width")),
+        mlp_post_norm=post_norm,
     )
+    return stacked(c.layers, layer)
 
 
-def _norm(x: Float[Array, "... D"], scale: Float[Array, D] | None) -> Float[Array, "... D"]:
+def init(key: Array, c: config.Decoder) -> Layers:
+    return spec.init(key, weights(c))
+
+
+def _norm(x: Float[Array, "... D"], scale: Float[Array, " D"] | None) -> Float[Array, "... D"]:
     return x if scale is None else rms_norm(x, scale)
 
 
@@ -105,20 +113,29 @@ def _attention_out(
     return x + _norm(out, w.attention_post_norm)
 
 
+@pytree
+@dataclass(frozen=True)
+class Packing:
+    """Which document each token of a row belongs to (0: padding), and its position in it."""
+
+    segments: Int[Array, "B L"]
+    positions: Int[Array, "B L"]
+
+
 def run(
     layers: Layers,
     x: Float[Array, "B L D"],
-    segments: Int[Array, "B L"],
-    positions: Int[Array, "B L"],
+    packing: Packing,
     c: config.Decoder,
     dtype: str,
     slots: int | None = None,
 ) -> tuple[Float[Array, "B L D"], ring.Cache]:
     """All layers over whole rows. With ``slots``, rows hold one prompt each, whose keys and values are kept in a cache of that size."""
-    far, near = _tables(positions, c)
+    segments = packing.segments
+    far, near = _tables(packing.positions, c)
     last = jnp.maximum((segments > 0).sum(1) - 1, 0)
     cache = () if slots is None else ring.empty(c, x.shape[0], slots, dtype)
-    attention = partial(causal_attention, segments=segments, window=c.window, scale=c.score_scale, cap=c.attention_cap)
+    options = AttentionOptions(c.window, c.score_scale, c.attention_cap, packed=slots is None)
 
     kept = (
         dtype if c.remat else x.dtype
@@ -130,7 +147,8 @@ def run(
         table = jnp.where(see_all, far, near)
         q, k, v = _projections(w, rms_norm(x, w.attention_norm), table, c, dtype)
         cache = tuple(ring.fill(kept, places[i], k, v, last) for i, kept in enumerate(cache))
-        heads = attention(*(a.astype(dtype) for a in (q, k, v)), everywhere=see_all, packed=slots is None)
+        q, k, v = (a.astype(dtype) for a in (q, k, v))
+        heads = causal_attention(q, k, v, segments, options, see_all)
         return (_mlp(w, _attention_out(w, x, heads, dtype), dtype).astype(kept), cache), None
 
     if c.remat:
@@ -143,7 +161,7 @@ def run(
 def step(
     layers: Layers,
     x: Float[Array, "B D"],
-    positions: Int[Array, B],
+    positions: Int[Array, " B"],
     cache: ring.Cache,
     c: config.Decoder,
     dtype: str,

@@ -85,7 +85,7 @@ def einsum(spec: str, x: Float[Array, "... I"], w: Weight, dtype: str = "float32
     return out.reshape(*x.shape[:-1], -1)
 
 
-def take(w: Weight, ids: Int[Array, ...]) -> Float[Array, "... D"]:
+def take(w: Weight, ids: Int[Array, " ..."]) -> Float[Array, "... D"]:
     """Rows of an embedding ``[V, D]``; of a 4-bit one only the rows asked for are dequantised."""
     if not isinstance(w, Int4):
         return w[ids]

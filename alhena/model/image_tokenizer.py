@@ -19,17 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from alhena.artifacts import write_json
-from alhena.model import config
-from alhena.model.layers import matrix, rms_norm, zeros
+from alhena.model import config, spec
+from alhena.model.layers import rms_norm
+from alhena.model.spec import matrix, stacked, vector
 from alhena.model.tensors import read_settings, regular
 from alhena.model.weights import check_size, read_tree, write_tree
 from alhena.schema import parsed
-from alhena.shapes import Array, Float, Int, UInt8
+from alhena.shapes import Array, Float, Int, UInt8, pytree
 
 STRIDE = config.CODES_STRIDE
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Blocks:
     """Residual 3×3 blocks."""
@@ -39,7 +40,7 @@ class Blocks:
     narrow: Array  # [blocks, W, W]
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Params:
     cells: Array  # [192, W]
@@ -52,22 +53,30 @@ class Params:
     pixels: Array  # [W, 192]
 
 
-def _blocks(wide: Array, narrow: Array, n: int, W: int) -> Blocks:
-    return Blocks(zeros(n, W), matrix(wide, n, 9 * W, W), matrix(narrow, n, W, W, gain=0.5))
+def _blocks(wide: int, narrow: int, n: int, W: int) -> Blocks:
+    """Blocks whose matrices are drawn with the keys of those numbers."""
+    whole = (None, None)
+    block = Blocks(vector(W), matrix(wide, (9 * W, W), whole), matrix(narrow, (W, W), whole, gain=0.5))
+    return stacked(n, block)
+
+
+def weights(c: config.ImageTokenizer) -> Params:
+    """The specification of every weight; the model is small, so every device has all of it."""
+    W, values, levels, whole = c.width, STRIDE * STRIDE * 3, len(c.levels), (None, None)
+    return Params(
+        cells=matrix(0, (values, W), whole),
+        hidden=matrix(1, (W, W), whole),
+        seeing=_blocks(7, 8, c.seeing, W) if c.seeing else None,
+        to_levels=matrix(2, (W, levels), whole),
+        from_levels=matrix(3, (levels, W), whole),
+        painting=_blocks(4, 5, c.painting, W),
+        last_norm=vector(W),
+        pixels=matrix(6, (W, values), whole),
+    )
 
 
 def init(key: Array, c: config.ImageTokenizer) -> Params:
-    keys, W, values = jax.random.split(key, 9), c.width, STRIDE * STRIDE * 3
-    return Params(
-        cells=matrix(keys[0], values, W),
-        hidden=matrix(keys[1], W, W),
-        seeing=_blocks(keys[7], keys[8], c.seeing, W) if c.seeing else None,
-        to_levels=matrix(keys[2], W, len(c.levels)),
-        from_levels=matrix(keys[3], len(c.levels), W),
-        painting=_blocks(keys[4], keys[5], c.painting, W),
-        last_norm=zeros(W),
-        pixels=matrix(keys[6], W, values),
-    )
+    return spec.init(key, weights(c))
 
 
 def quantise(z: Float[Array, "... d"], c: config.ImageTokenizer) -> Float[Array, "... d"]:
@@ -77,13 +86,13 @@ def quantise(z: Float[Array, "... d"], c: config.ImageTokenizer) -> Float[Array,
     return bounded + jax.lax.stop_gradient(jnp.round(bounded) - bounded)
 
 
-def to_codes(levels: Float[Array, "... d"], c: config.ImageTokenizer) -> Int[Array, ...]:
+def to_codes(levels: Float[Array, "... d"], c: config.ImageTokenizer) -> Int[Array, " ..."]:
     """Mixed-radix number of the level indices."""
     places = jnp.array(np.cumprod([1, *c.levels[:-1]]), jnp.int32)
     return jnp.sum(jnp.round(levels).astype(jnp.int32) * places, -1)
 
 
-def to_level_values(codes: Int[Array, ...], c: config.ImageTokenizer) -> Float[Array, "... d"]:
+def to_level_values(codes: Int[Array, " ..."], c: config.ImageTokenizer) -> Float[Array, "... d"]:
     """Inverse of :func:`to_codes`."""
     places = jnp.array(np.cumprod([1, *c.levels[:-1]]), jnp.int32)
     return ((codes[..., None] // places) % jnp.array(c.levels, jnp.int32)).astype(jnp.float32)
@@ -159,7 +168,7 @@ def save(folder: Path, params: Params, c: config.ImageTokenizer) -> None:
 
 def load(folder: Path) -> tuple[Params, config.ImageTokenizer]:
     """Raises ValueError that names the file when it is missing or of another tokeniser."""
-    path, weights = folder / "image_tokenizer.json", regular(folder / "image_tokenizer.safetensors")
+    path, arrays = folder / "image_tokenizer.json", regular(folder / "image_tokenizer.safetensors")
     c = parsed(config.ImageTokenizer, read_settings(path), path)
-    check_size(weights, weights.stat().st_size, c.least_bytes)
-    return read_tree(weights, jax.eval_shape(lambda: init(jax.random.key(0), c))), c
+    check_size(arrays, arrays.stat().st_size, c.least_bytes)
+    return read_tree(arrays, weights(c)), c

@@ -1,4 +1,4 @@
-"""The small functions that every part of the model shares: norms, rotary positions, initialisation."""
+"""The small functions that every part of the model shares: norms, rotary positions."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from alhena.model import config, sharding
+from alhena.model import config, spec
 from alhena.shapes import Array, Float, Shaped
 
 Tree = TypeVar("Tree")
@@ -18,7 +17,7 @@ EPSILON = 1e-6
 
 
 @jax.checkpoint  # what lies between is cheaper to compute again than to keep: a third of a layer's memory, and faster on a CPU
-def rms_norm(x: Float[Array, "... D"], scale: Float[Array, D]) -> Float[Array, "... D"]:
+def rms_norm(x: Float[Array, "... D"], scale: Float[Array, " D"]) -> Float[Array, "... D"]:
     """Root-mean-square norm; the stored scale is an offset from one, as in Gemma (Zhang & Sennrich 2019)."""
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + EPSILON) * (1 + scale)
 
@@ -30,7 +29,7 @@ def rope_table(positions: Shaped[Array, "... L"], head_dim: int, base: float) ->
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
 
 
-def rope(x: Float[Array, "B L N H"], table: Float[Array, "B L H"]) -> Float[Array, "B L N H"]:
+def rope(x: Float[Array, "B L N H"], table: Float[Array, "#B L H"]) -> Float[Array, "B L N H"]:
     """Rotates the two halves of each head by its position."""
     cos, sin = jnp.split(table[..., None, :], 2, -1)
     first, second = jnp.split(x, 2, -1)
@@ -48,22 +47,21 @@ def gated(gate: Float[Array, "... F"], up: Float[Array, "... F"]) -> Float[Array
     return jax.nn.gelu(gate, approximate=True) * up
 
 
-def matrix(key: Array, *shape: int, gain: float = 1.0) -> Float[Array, ...]:
-    """Normal weights for ``[…, in, out]`` with variance gain² / in."""
-    return gain * jax.random.normal(key, shape, jnp.float32) / np.sqrt(shape[-2])
-
-
-def zeros(*shape: int) -> Float[Array, ...]:
-    return jnp.zeros(shape, jnp.float32)
-
-
 def through(
-    stack: Tree, x: Array, layer: Callable[[Tree, Array], Array], c: config.Vision | config.Audio, dtype: str
+    stack: Tree,
+    specs: Tree,
+    x: Array,
+    layer: Callable[[Tree, Array], Array],
+    c: config.Vision | config.Audio,
+    dtype: str,
 ) -> Array:
-    """An encoder's layers, one after the other; few are unrolled, which runs faster on a CPU, many compile faster scanned."""
+    """An encoder's layers, one after the other; few are unrolled, which runs faster on a CPU, many compile faster scanned.
+
+    ``specs`` are the specifications of the stack's weights.
+    """
 
     def one(x: Array, w: Tree) -> tuple[Array, None]:
-        return layer(sharding.gathered(w, dtype), x), None
+        return layer(spec.gathered(w, specs, dtype), x), None
 
     if c.remat:
         one = jax.checkpoint(one, prevent_cse=False)

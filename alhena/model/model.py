@@ -10,21 +10,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from alhena.batch import Batch
-from alhena.model import audio, config, decoder, sharding, usm, vision
+from alhena.model import audio, config, decoder, sharding, spec, usm, vision
 from alhena.model.codes import expand, lookup, lookup_on_mesh, num_rows
 from alhena.model.einsum import Weight, einsum
-from alhena.model.layers import rms_norm, softcap, zeros
-from alhena.shapes import Array, Bool, Float
+from alhena.model.layers import rms_norm, softcap
+from alhena.model.spec import WeightSpec, vector, within
+from alhena.shapes import Array, Bool, Float, pytree
 
 SHARED = 0.7  # size of the embeddings' common direction, where that of each one's own is 1
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Params:
     embedding: (
@@ -41,23 +43,43 @@ def ears(c: config.Audio) -> ModuleType:
     return usm if isinstance(c, config.Usm) else audio
 
 
+@dataclass(frozen=True)
+class SharedDirection:
+    """Initializer of the embeddings: each has a direction of its own and one that all share. Projections have no biases, so a head
+    that is to look at a *position* (the token before this one, say) needs something that every query and every key has. Without it,
+    looking things up in a list is learned many times later (docs/results.md).
+    """
+
+    key: int
+    shared_key: int
+
+    def __call__(self, key: Array, shape: tuple[int, ...]) -> Array:
+        own, shared = (jax.random.fold_in(key, number) for number in (self.key, self.shared_key))
+        D = shape[-1]
+        direction = SHARED * jax.random.rademacher(shared, (D,), jnp.float32)
+        return (jax.random.normal(own, shape) + direction) * D**-0.5
+
+
+def weights(c: config.Model) -> Params:
+    """The specification of every weight (alhena/model/spec.py)."""
+    D, rows = c.decoder.width, num_rows(c.vocabulary, c.code_factors)
+    embedding: Any = WeightSpec(
+        (rows, D), ("vocabulary", "width"), SharedDirection(0, 4), "adam", decay=False, contracted=-1
+    )
+    return Params(
+        embedding=embedding,
+        vision=within(1, vision.weights(c.vision, D)) if c.vision else None,
+        audio=within(2, ears(c.audio).weights(c.audio, D)) if c.audio else None,
+        layers=within(3, decoder.weights(c.decoder)),
+        norm=vector(D),
+    )
+
+
 @partial(jax.jit, static_argnums=1)
 def init(key: Array, c: config.Model) -> Params:
-    """Random weights. All embeddings share one direction: the projections have no biases, so a head that is to look at a *place*
-    (the token before this one, say) needs something that every query and every key has. Without it, looking things up in a list
-    is learned many times later (docs/results.md).
-    """
-    keys = jax.random.split(key, 5)
-    D = c.decoder.width
-    shared = SHARED * jax.random.rademacher(keys[4], (D,), jnp.float32)
-    params = Params(
-        embedding=(jax.random.normal(keys[0], (num_rows(c.vocabulary, c.code_factors), D)) + shared) * D**-0.5,
-        vision=vision.init(keys[1], c.vision, D) if c.vision else None,
-        audio=ears(c.audio).init(keys[2], c.audio, D) if c.audio else None,
-        layers=decoder.init(keys[3], c.decoder),
-        norm=zeros(D),
-    )
-    return sharding.constrain_params(params)
+    """Random weights; on a mesh every device makes its own shards."""
+    specs = weights(c)
+    return spec.constrain(spec.init(key, specs), specs)
 
 
 def _fill(x: Float[Array, "B L D"], where: Bool[Array, "B L"], vectors: Float[Array, "B W D"]) -> Float[Array, "B L D"]:
@@ -89,7 +111,8 @@ def embed(params: Params, c: config.Model, batch: Batch) -> Float[Array, "B L D"
 
 def trunk(params: Params, c: config.Model, batch: Batch) -> Float[Array, "B L D"]:
     """Hidden states of every token after the last layer. Their size is an early sign of divergence (Chameleon 2024)."""
-    return decoder.run(params.layers, embed(params, c, batch), batch.segments, batch.positions, c.decoder, c.compute)[0]
+    packing = decoder.Packing(batch.segments, batch.positions)
+    return decoder.run(params.layers, embed(params, c, batch), packing, c.decoder, c.compute)[0]
 
 
 def forward(params: Params, c: config.Model, batch: Batch) -> Float[Array, "B L D"]:
@@ -103,5 +126,5 @@ def logits(params: Params, c: config.Model, hidden: Float[Array, "... D"]) -> Fl
 
 
 def count(params: Params) -> int:
-    """Number of parameters (a shape-only pytree will do)."""
+    """Number of parameters; shapes or specifications of weights will do."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

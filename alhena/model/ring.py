@@ -12,16 +12,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from alhena.model import config
 from alhena.model.attention import attend
-from alhena.shapes import Array, Float, Int
+from alhena.shapes import Array, Float, Int, pytree
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Ring:
     """Of all layers of a kind."""
@@ -55,7 +54,7 @@ def places(c: config.Decoder) -> Int[np.ndarray, "layers kinds"]:
     return np.stack(stacks, 1).astype(np.int32)
 
 
-def _position(last: Int[Array, B], size: int) -> Int[Array, "B S"]:
+def _position(last: Int[Array, " B"], size: int) -> Int[Array, "B S"]:
     """The position that each slot holds when ``last`` is the latest; negative: none."""
     return last[:, None] - (last[:, None] - jnp.arange(size)) % size
 
@@ -79,7 +78,7 @@ def _set(ring: Ring, index: tuple[Array, ...], k: Array, v: Array) -> Ring:
 
 
 def look(
-    ring: Ring, place: Int[Array, ""], q: Float[Array, "B 1 N H"], at: Int[Array, B], c: config.Decoder
+    ring: Ring, place: Int[Array, ""], q: Float[Array, "B 1 N H"], at: Int[Array, " B"], c: config.Decoder
 ) -> Float[Array, "B 1 N H"]:
     """Attention of one token a row, at positions ``at``, over what a layer's ring holds."""
     mask = _position(at, ring.keys.shape[2]) >= 0

@@ -44,41 +44,6 @@ TABLE: dict[str, str | tuple[str, ...] | None] = {
     "chunks": ("pod", "data", "model"),  # of sound: each for itself
 }
 
-_READ, _WRITE, _WHOLE = ("width", "hidden"), ("hidden", "width"), (None, None)
-# Names of an array's last two dimensions, by its field; what is no matrix of a layer (norms, positions) is small and stays whole.
-MATRICES: dict[str, Axes] = {
-    "embedding": ("vocabulary", "width"),
-    "query": ("width", "heads"),
-    "key": ("width", None),
-    "value": ("width", None),
-    "output": ("heads", "width"),
-    "qkv": ("width", "heads"),
-    "gate": _READ,
-    "up": _READ,
-    "first_up": _READ,
-    "second_up": _READ,
-    "convolution_in": _READ,
-    "down": _WRITE,
-    "first_down": _WRITE,
-    "second_down": _WRITE,
-    "convolution_out": _WRITE,
-    "project": _WRITE,
-    "window_in": (None, "hidden"),
-    "window_out": _WRITE,
-    "patch": (None, "width"),
-    "subsample_1": (None, "width"),
-    "subsample_2": _READ,
-    "depthwise": _WHOLE,
-    "kernel_1": _WHOLE,
-    "kernel_2": _WHOLE,
-    "subsampled": (None, "width"),
-    "distance": _READ,
-    "rows": _WHOLE,
-    "columns": _WHOLE,
-    "squares": _WHOLE,
-    "values": _WHOLE,  # the last losses and gradient norms (alhena/pretrain/trouble.py)
-}
-
 
 @dataclass(frozen=True)
 class Mesh:
@@ -158,31 +123,6 @@ def size(name: str) -> int:
     return int(np.prod([mesh.shape[axis] for axis in ((cut,) if isinstance(cut, str) else cut)]))
 
 
-def names(tree: Any) -> Any:
-    """Axis names of every array of Params, or of anything that holds Params (gradients, optimizer state), found by field.
-
-    Raises ValueError for a matrix whose field is not in :data:`MATRICES`.
-    """
-
-    def name(path: tuple[Any, ...], leaf: Any) -> Axes:
-        fields = [key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)]
-        stacked = ("layers",) if "layers" in fields else ()
-        last = fields[-1] if fields else ""
-        if leaf.ndim - len(stacked) < 2:
-            return (None,) * leaf.ndim
-        if last not in MATRICES or leaf.ndim != len(stacked) + 2:
-            where = jax.tree_util.keystr(path)
-            raise ValueError(f"sharding: {where} {leaf.shape} has no axis names; give its field a line in MATRICES")
-        return stacked + MATRICES[last]
-
-    return jax.tree_util.tree_map_with_path(name, tree)
-
-
-def specs(tree: Any) -> Any:
-    """The PartitionSpec of every array of Params or of what holds Params."""
-    return jax.tree.map(lambda _, axes: spec(axes), tree, names(tree))
-
-
 def batch_specs(batch: Any) -> Any:
     """The PartitionSpec of every array of a Batch: rows are cut, what is in a row is not."""
     return jax.tree.map(lambda x: spec(("batch",) + (None,) * (x.ndim - 1)), batch)
@@ -225,11 +165,6 @@ def abstract(tree: Tree, mesh: jax.sharding.Mesh | AbstractMesh, parts: Any) -> 
 def constrain(x: Array, *axes: str | None) -> Array:
     """``x``, cut along the named axes."""
     return x if _mesh() is None else jax.lax.with_sharding_constraint(x, spec(axes))
-
-
-def constrain_params(tree: Tree) -> Tree:
-    """Params, or what holds them, cut as the table says."""
-    return tree if _mesh() is None else jax.tree.map(jax.lax.with_sharding_constraint, tree, specs(tree))
 
 
 def _fetch(w: Array, side: int, dtype: str) -> Array:
@@ -281,7 +216,7 @@ def spread(
         return tuple(product(row, _fetch(w, 0, dtype)) for w in parts)
 
     inputs = (("batch", "length", None), *(("width", side) for side in sides))
-    return on_shards(local, inputs, tuple(("batch", None, side) for side in sides))(x.astype(dtype), *weights)
+    return list(on_shards(local, inputs, tuple(("batch", None, side) for side in sides))(x.astype(dtype), *weights))
 
 
 def gather_sum(product: Product, x: Float[Array, "B L F"], w: Any, dtype: str) -> Float[Array, "B L D"]:
@@ -293,24 +228,15 @@ def gather_sum(product: Product, x: Float[Array, "B L F"], w: Any, dtype: str) -
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _whole(w: Array, cut: PartitionSpec) -> Array:
+def replicated(w: Array, gradient_sharding: PartitionSpec) -> Array:
+    """A weight gathered to every device; its gradient is sharded again."""
     return jax.lax.with_sharding_constraint(w, PartitionSpec())
 
 
-_whole.defvjp(
-    lambda w, cut: (_whole(w, cut), None), lambda cut, _, gradient: (jax.lax.with_sharding_constraint(gradient, cut),)
+replicated.defvjp(
+    lambda w, cut: (replicated(w, cut), None),
+    lambda cut, _, gradient: (jax.lax.with_sharding_constraint(gradient, cut),),
 )
-
-
-def gathered(layer: Tree, dtype: str) -> Tree:
-    """One layer's weights whole and in ``dtype``, for the encoders, which are cut over patches and chunks instead."""
-    if _mesh() is None:
-        return layer
-
-    def one(path: tuple[Any, ...], w: Array) -> Array:
-        return w if w.ndim < 2 else _whole(w.astype(dtype), spec(MATRICES[path[-1].name]))
-
-    return jax.tree_util.tree_map_with_path(one, layer)
 
 
 def on_shards(f: Callable[..., Any], inputs: tuple[Axes, ...], outputs: Any) -> Callable[..., Any]:

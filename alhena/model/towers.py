@@ -27,7 +27,7 @@ import numpy as np
 
 from alhena.model import config, usm, vision
 from alhena.model.hf_settings import settings_of
-from alhena.model.layers import matrix
+from alhena.model.spec import normal
 from alhena.model.tensors import Read, Tensors, read_settings
 from alhena.model.weights import check_size
 from alhena.schema import shown
@@ -170,7 +170,7 @@ def read_siglip(folder: Path, width: int, key: jax.Array, pool: int = 2) -> tupl
             ),
         ),
         norm=read("post_layernorm.weight", (E,)) - 1,
-        project=matrix(key, pool**2 * E, width),
+        project=normal(key, pool**2 * E, width),
         norm_bias=read("post_layernorm.bias", (E,)),
     )
     tensors.finish_part(unused=("head.",))  # SigLIP's own pooling of patches to one vector
@@ -228,7 +228,7 @@ def read_usm(folder: Path, width: int, key: jax.Array, chunk: int = HALF_A_MINUT
         scale_2=read(start + "conv_1.norm.weight", (second,)) - 1,
         subsampled=read(start + "input_proj_linear.weight", (E, M // 4 * second)).T,
         layers=inside,
-        project=matrix(key, E, width),
+        project=normal(key, E, width),
     )
     tensors.finish_part()
     return jax.tree.map(jnp.asarray, params), c

@@ -22,16 +22,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alhena.model import config, sharding
+from alhena.model import config, sharding, spec
 from alhena.model.attention import FAR
+from alhena.model.audio import depthwise
 from alhena.model.einsum import einsum
-from alhena.model.layers import matrix, rms_norm, softcap, through, zeros
-from alhena.shapes import Array, Bool, Float, Int
+from alhena.model.layers import rms_norm, softcap, through
+from alhena.model.spec import matrix, stacked, vector
+from alhena.shapes import Array, Bool, Float, Int, pytree
 
 GROUP_EPSILON = 1e-3
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Layers:
     """Fields as in :mod:`alhena.model.audio`, with a norm behind the MLPs and the attention too."""
@@ -58,7 +60,7 @@ class Layers:
     last_norm: Array
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Usm:
     kernel_1: Array  # [9, channels₁]
@@ -70,45 +72,55 @@ class Usm:
     project: Array  # [E, D]
 
 
-def init(key: Array, c: config.Usm, width: int) -> Usm:
-    keys = jax.random.split(key, 13)
-    n, E = c.layers, c.width
-    post = jnp.full((n, E), -1 + 1 / np.sqrt(2 * n))
-    layers = Layers(
-        first_norm=zeros(n, E),
-        first_up=matrix(keys[0], n, E, c.hidden),
-        first_down=matrix(keys[1], n, c.hidden, E),
-        first_post_norm=post,
-        attention_norm=zeros(n, E),
-        qkv=matrix(keys[2], n, E, 3 * E),
-        query_scale=zeros(n, E // c.heads),
-        distance=matrix(keys[3], n, E, E),
-        output=matrix(keys[4], n, E, E),
-        attention_post_norm=post,
-        convolution_norm=zeros(n, E),
-        convolution_in=matrix(keys[5], n, E, 2 * E),
-        depthwise=matrix(keys[6], n, c.kernel, E),
-        depthwise_norm=zeros(n, E),
-        convolution_out=matrix(keys[7], n, E, E, gain=(2 * n) ** -0.5),
-        second_norm=zeros(n, E),
-        second_up=matrix(keys[8], n, E, c.hidden),
-        second_down=matrix(keys[9], n, c.hidden, E),
-        second_post_norm=post,
-        last_norm=zeros(n, E),
+def _layer_weights(c: config.Usm) -> Layers:
+    E, F = c.width, c.hidden
+    post_norm = vector(E, -1 + 1 / np.sqrt(2 * c.layers))
+    layer = Layers(
+        first_norm=vector(E),
+        first_up=matrix(0, (E, F), ("width", "hidden")),
+        first_down=matrix(1, (F, E), ("hidden", "width")),
+        first_post_norm=post_norm,
+        attention_norm=vector(E),
+        qkv=matrix(2, (E, 3 * E), ("width", "heads")),
+        query_scale=vector(E // c.heads),
+        distance=matrix(3, (E, E), ("width", "hidden")),
+        output=matrix(4, (E, E), ("heads", "width")),
+        attention_post_norm=post_norm,
+        convolution_norm=vector(E),
+        convolution_in=matrix(5, (E, 2 * E), ("width", "hidden")),
+        depthwise=depthwise(6, c),
+        depthwise_norm=vector(E),
+        convolution_out=matrix(7, (E, E), ("hidden", "width"), gain=(2 * c.layers) ** -0.5),
+        second_norm=vector(E),
+        second_up=matrix(8, (E, F), ("width", "hidden")),
+        second_down=matrix(9, (F, E), ("hidden", "width")),
+        second_post_norm=post_norm,
+        last_norm=vector(E),
     )
+    return stacked(c.layers, layer)
+
+
+def weights(c: config.Usm, width: int) -> Usm:
+    """The specification of every weight, for a decoder of that width."""
     first, second = c.channels
     return Usm(
-        kernel_1=matrix(keys[10], 9, first),
-        scale_1=zeros(first),
-        kernel_2=matrix(keys[11], 9 * first, second),
-        scale_2=zeros(second),
-        subsampled=matrix(keys[12], c.mels // 4 * second, E),
-        layers=layers,
-        project=matrix(jax.random.fold_in(key, 1), E, width),
+        kernel_1=matrix(10, (9, first), (None, None)),
+        scale_1=vector(first),
+        kernel_2=matrix(11, (9 * first, second), (None, None)),
+        scale_2=vector(second),
+        subsampled=matrix(12, (c.mels // 4 * second, c.width), (None, "width")),
+        layers=_layer_weights(c),
+        project=matrix(1, (c.width, width), ("hidden", "width")),
     )
 
 
-def _halve(x: Float[Array, "X T F C"], kernel: Float[Array, "W O"], scale: Float[Array, O]) -> Float[Array, "X t f O"]:
+def init(key: Array, c: config.Usm, width: int) -> Usm:
+    return spec.init(key, weights(c, width))
+
+
+def _halve(
+    x: Float[Array, "X T F C"], kernel: Float[Array, "W O"], scale: Float[Array, " O"]
+) -> Float[Array, "X t f O"]:
     """A 3×3 convolution, stride 2 both ways, that looks ahead in time; a norm by all that came before; ReLU."""
     shape = (3, 3, x.shape[3], kernel.shape[1])
     ahead, around = (0, 2), (1, 1)
@@ -127,7 +139,7 @@ def _waves(c: config.Usm) -> Float[Array, "W E"]:
     return jnp.asarray(np.concatenate([np.sin(angle), np.cos(angle)], 1), jnp.float32)
 
 
-def _attend(w: Layers, qkv: Float[Array, "X T 3E"], valid: Bool[Array, "X T"], c: config.Usm, dtype: str) -> Array:
+def _attend(w: Layers, qkv: Float[Array, "X T QKV"], valid: Bool[Array, "X T"], c: config.Usm, dtype: str) -> Array:
     X, T, _ = qkv.shape
     N, H, past = c.heads, c.width // c.heads, c.left - 1
     blocks, context = -(-T // c.block), c.block + past + c.right
@@ -173,7 +185,7 @@ def _layer(w: Layers, x: Float[Array, "X T E"], valid: Bool[Array, "X T"], c: co
 
 
 def hear(
-    params: Usm, frames: Float[Array, "X T M"], lengths: Int[Array, X], c: config.Usm, dtype: str
+    params: Usm, frames: Float[Array, "X T M"], lengths: Int[Array, " X"], c: config.Usm, dtype: str
 ) -> tuple[Float[Array, "X t E"], Bool[Array, "X t"]]:
     """A vector for every four frames of each sound, and whether it is of valid ones (zero where not)."""
     inside = jnp.arange(frames.shape[1]) < lengths[:, None]
@@ -183,7 +195,7 @@ def hear(
     x = einsum("...i,io->...o", x.reshape(*x.shape[:2], -1), params.subsampled, dtype)
     valid = inside[:, ::4]
 
-    x = through(params.layers, x, lambda w, x: _layer(w, x, valid, c, dtype), c, dtype)
+    x = through(params.layers, _layer_weights(c), x, lambda w, x: _layer(w, x, valid, c, dtype), c, dtype)
     return jnp.where(valid[..., None], x, 0), valid
 
 

@@ -14,22 +14,25 @@ sees edges, positions that any shape of image has, and the decoder's own norm an
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alhena.model import config, sharding
+from alhena.model import config, sharding, spec
 from alhena.model.attention import attend
 from alhena.model.einsum import einsum
-from alhena.model.layers import gated, matrix, rms_norm, through, zeros
-from alhena.shapes import Array, Bool, Float, Int, Shaped
+from alhena.model.layers import gated, rms_norm, through
+from alhena.model.spec import WeightSpec, matrix, stacked, vector
+from alhena.shapes import Array, Bool, Float, Int, Shaped, pytree
 
 LAYER_EPSILON = 1e-6
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Layers:
     attention_norm: Array
@@ -42,7 +45,7 @@ class Layers:
     biases: Biases | None = None  # of a plain layer
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Biases:
     attention_norm: Array
@@ -53,7 +56,7 @@ class Biases:
     down: Array
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Vision:
     patch: Array  # [Q, E]
@@ -64,7 +67,7 @@ class Vision:
     norm_bias: Array | None = None
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Stem:
     """What a patch gets beside its own pixels: what its window shows, its row, its column."""
@@ -75,7 +78,7 @@ class Stem:
     columns: Array  # [side, E]
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Square:
     """The same of a plain ViT: its place in a square of side × side patches."""
@@ -84,36 +87,64 @@ class Square:
     bias: Array
 
 
-def _waves(side: int, width: int) -> Array:
-    """[side, width] sines and cosines of growing wavelength: where learned positions start from."""
-    angle = np.arange(side)[:, None] * (64.0 ** (-np.arange(width // 2) / (width // 2)))
-    return jnp.asarray(0.5 * np.concatenate([np.sin(angle), np.cos(angle)], 1), jnp.float32)
+@dataclass(frozen=True)
+class Waves:
+    """Initializer of the position embeddings: sines and cosines of growing wavelength, one half of the width for the row of a
+    patch and the other for its column. ``of`` says whether of rows, of columns, or of all patches of a square, row by row.
+    """
+
+    of: Literal["rows", "columns", "squares"]
+
+    def __call__(self, key: Array, shape: tuple[int, ...]) -> Array:
+        side, half = math.isqrt(shape[0]) if self.of == "squares" else shape[0], shape[1] // 2
+        angle = np.arange(side)[:, None] * (64.0 ** (-np.arange(half // 2) / (half // 2)))
+        waves = jnp.asarray(0.5 * np.concatenate([np.sin(angle), np.cos(angle)], 1), jnp.float32)
+        none = jnp.zeros((side, half))
+        rows, columns = jnp.concatenate([waves, none], 1), jnp.concatenate([none, waves], 1)
+        return {"rows": rows, "columns": columns}.get(self.of, (rows[:, None] + columns[None]).reshape(-1, 2 * half))
+
+
+def _layer_weights(c: config.Vision) -> Layers:
+    E, F, small = c.width, c.hidden, (2 * c.layers) ** -0.5
+    biases = Biases(vector(E), vector(3 * E), vector(E), vector(E), vector(F), vector(E))
+    layer = Layers(
+        attention_norm=vector(E),
+        qkv=matrix(0, (E, 3 * E), ("width", "heads")),
+        output=matrix(1, (E, E), ("heads", "width"), gain=small),
+        mlp_norm=vector(E),
+        gate=None if c.plain else matrix(2, (E, F), ("width", "hidden")),
+        up=matrix(3, (E, F), ("width", "hidden")),
+        down=matrix(4, (F, E), ("hidden", "width"), gain=small),
+        biases=biases if c.plain else None,
+    )
+    return stacked(c.layers, layer)
+
+
+def weights(c: config.Vision, width: int) -> Vision:
+    """The specification of every weight, for a decoder of that width."""
+    E, Q, window = c.width, c.patch_values, c.pool**2
+
+    def position(n: int, of: Literal["rows", "columns", "squares"]) -> Any:
+        return WeightSpec((n, E), (None, None), Waves(of), "adam", decay=False)
+
+    stem = Stem(
+        window_in=matrix(7, (window * Q, 2 * E), (None, "hidden")),
+        window_out=matrix(8, (2 * E, window * E), ("hidden", "width")),
+        rows=position(c.side, "rows"),
+        columns=position(c.side, "columns"),
+    )
+    return Vision(
+        patch=matrix(5, (Q, E), (None, "width")),
+        places=Square(position(c.side**2, "squares"), vector(E)) if c.plain else stem,
+        layers=_layer_weights(c),
+        norm=vector(E),
+        project=matrix(6, (window * E, width), ("hidden", "width")),
+        norm_bias=vector(E) if c.plain else None,
+    )
 
 
 def init(key: Array, c: config.Vision, width: int) -> Vision:
-    keys = jax.random.split(key, 9)
-    n, E, window = c.layers, c.width, c.pool**2
-    biases = Biases(zeros(n, E), zeros(n, 3 * E), zeros(n, E), zeros(n, E), zeros(n, c.hidden), zeros(n, E))
-    layers = Layers(
-        attention_norm=zeros(n, E),
-        qkv=matrix(keys[0], n, E, 3 * E),
-        output=matrix(keys[1], n, E, E, gain=(2 * n) ** -0.5),
-        mlp_norm=zeros(n, E),
-        gate=None if c.plain else matrix(keys[2], n, E, c.hidden),
-        up=matrix(keys[3], n, E, c.hidden),
-        down=matrix(keys[4], n, c.hidden, E, gain=(2 * n) ** -0.5),
-        biases=biases if c.plain else None,
-    )
-    half = jnp.zeros((c.side, E // 2))
-    waves = _waves(c.side, E // 2)
-    rows, columns = jnp.concatenate([waves, half], 1), jnp.concatenate([half, waves], 1)
-    if c.plain:
-        places: Stem | Square = Square((rows[:, None] + columns[None]).reshape(-1, E), zeros(E))
-    else:
-        stem = matrix(keys[7], window * c.patch_values, 2 * E), matrix(keys[8], 2 * E, window * E)
-        places = Stem(*stem, rows, columns)
-    patch, project = matrix(keys[5], c.patch_values, E), matrix(keys[6], window * E, width)
-    return Vision(patch, places, layers, zeros(E), project, zeros(E) if c.plain else None)
+    return spec.init(key, weights(c, width))
 
 
 def _product(x: Float[Array, "... I"], w: Array, bias: Array | None, dtype: str) -> Float[Array, "... O"]:
@@ -121,7 +152,7 @@ def _product(x: Float[Array, "... I"], w: Array, bias: Array | None, dtype: str)
     return out if bias is None else out + bias
 
 
-def _norm(x: Float[Array, "... E"], scale: Float[Array, E], bias: Array | None) -> Float[Array, "... E"]:
+def _norm(x: Float[Array, "... E"], scale: Float[Array, " E"], bias: Array | None) -> Float[Array, "... E"]:
     """The decoder's norm or, with a bias, layer norm (Ba et al. 2016)."""
     if bias is None:
         return rms_norm(x, scale)
@@ -167,7 +198,7 @@ def features(
     x = sharding.constrain(x, "batch", "length", None)
     mask = sharding.constrain(images[:, :, None] == images[:, None, :], "batch", "length", None)
 
-    x = through(params.layers, x, lambda w, x: _layer(w, x, mask, c, dtype), c, dtype)
+    x = through(params.layers, _layer_weights(c), x, lambda w, x: _layer(w, x, mask, c, dtype), c, dtype)
     return _norm(x, params.norm, params.norm_bias)
 
 

@@ -10,7 +10,7 @@ Nothing is unpickled and nothing is executed; every name and shape is checked ag
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,62 +21,48 @@ from safetensors.numpy import save_file
 from alhena.artifacts import atomic, write_json
 from alhena.model import config, model
 from alhena.model.int4 import Int4
+from alhena.model.spec import WeightSpec, named
 from alhena.model.tensors import FLOATS, Stored, open_file, read_settings, regular
 from alhena.schema import parsed, shown
 
 Tree = TypeVar("Tree")
 
 
-def flatten(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
-    """Arrays of nested dataclasses by dotted name; static fields (not arrays) are left out."""
-    out: dict[str, np.ndarray] = {}
-    for field in fields(tree):
-        value, name = getattr(tree, field.name), prefix + field.name
-        if is_dataclass(value):
-            out |= flatten(value, name + ".")
-        elif value is not None and not field.metadata.get("static"):
-            out[name] = np.asarray(value)
-    return out
+def flatten(tree: Any) -> dict[str, np.ndarray]:
+    """Arrays of a tree by the names under which they are stored."""
+    return {name: np.asarray(array) for name, array in named(tree).items()}
 
 
-def _int4(name: str, arrays: dict[str, Stored], expected: tuple[int, ...]) -> Int4:
+def _int4(name: str, s: WeightSpec, arrays: dict[str, Stored]) -> Int4:
     """A stored 4-bit weight, of which everything is checked but its numbers."""
     packed, scales = arrays.pop(name + ".packed"), arrays.pop(name + ".scales", None)
     if scales is None:
         raise ValueError(f"it has no array {name}.scales")
-    if packed.dtype != "U8" or scales.dtype not in FLOATS or len(packed.shape) != len(expected):
+    if packed.dtype != "U8" or scales.dtype not in FLOATS or len(packed.shape) != len(s.shape):
         raise ValueError(f"{name} is no 4-bit weight: {packed.dtype} {shown(packed.shape)}, scales of {scales.dtype}")
-    transposed = name.split(".")[-1] == "embedding"
+    transposed = s.contracted == -1
     *layers, half, outer = packed.shape
     stored = (*layers, 2 * half, outer)
-    if (stored[:-2] + stored[:-3:-1] if transposed else stored) != expected:
-        raise ValueError(f"{name} is a 4-bit {stored}, expected {expected}")
+    if (stored[:-2] + stored[:-3:-1] if transposed else stored) != s.shape:
+        raise ValueError(f"{name} is a 4-bit {stored}, expected {s.shape}")
     groups = scales.shape[-2] if len(scales.shape) == len(stored) else 0
     if scales.shape != (*layers, groups, outer) or not groups or 2 * half % groups:
         raise ValueError(f"{name}.scales is {shown(scales.shape)}; that does not fit a 4-bit {stored}")
     return Int4(packed, scales, transposed)  # type: ignore[arg-type]  # read afterwards
 
 
-def _fill(like: Any, arrays: dict[str, Stored], prefix: str = "") -> Any:
-    values: dict[str, Any] = {}
-    for field in fields(like):
-        value, name = getattr(like, field.name), prefix + field.name
-        if name + ".packed" in arrays and not (value is None or is_dataclass(value)):
-            values[field.name] = _int4(name, arrays, tuple(value.shape))
-        elif is_dataclass(value):
-            values[field.name] = _fill(value, arrays, name + ".")
-        elif value is None or field.metadata.get("static"):
-            values[field.name] = value
-        else:
-            if name not in arrays:
-                raise ValueError(f"it has no array {name}")
-            array = arrays.pop(name)
-            if array.shape != tuple(value.shape):
-                raise ValueError(f"{name} is {shown(array.shape)}, expected {tuple(value.shape)}")
-            if (array.dtype in FLOATS) != jax.numpy.issubdtype(value.dtype, jax.numpy.floating):
-                raise ValueError(f"{name} is of type {array.dtype}, expected {value.dtype}")
-            values[field.name] = replace(array, target=value.dtype)
-    return type(like)(**values)
+def _weight(name: str, s: WeightSpec, arrays: dict[str, Stored]) -> Stored | Int4:
+    """The stored array of a weight, or its two where it is quantized."""
+    if s.contracted is not None and name + ".packed" in arrays:
+        return _int4(name, s, arrays)
+    if name not in arrays:
+        raise ValueError(f"it has no array {name}")
+    array = arrays.pop(name)
+    if array.shape != s.shape:
+        raise ValueError(f"{name} is {shown(array.shape)}, expected {s.shape}")
+    if (array.dtype in FLOATS) != jax.numpy.issubdtype(s.dtype, jax.numpy.floating):
+        raise ValueError(f"{name} is of type {array.dtype}, expected {s.dtype}")
+    return replace(array, target=s.dtype)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -90,18 +76,19 @@ def write_tree(path: Path, tree: Any) -> None:
     write_arrays(path, flatten(tree))
 
 
-def read_tree(path: Path, like: Tree) -> Tree:
-    """Arrays of ``path`` in the shape of ``like`` (arrays or ShapeDtypeStructs). Raises ValueError naming file and array.
+def read_tree(path: Path, specs: Tree) -> Tree:
+    """The weights that ``specs`` describes, plain or 4-bit. Raises ValueError naming file and array.
 
     Names, shapes and types are checked before any array is read.
     """
     arrays = open_file(path)
     try:
-        tree = _fill(like, arrays)
+        stored = [_weight(name, s, arrays) for name, s in named(specs).items()]
         if arrays:
             raise ValueError(f"it holds {len(arrays)} unknown arrays, such as {shown(min(arrays))}")
     except ValueError as error:
         raise ValueError(f"{path}: these are not the weights of this model: {error}") from None
+    tree = jax.tree.unflatten(jax.tree.structure(specs), stored)
     return jax.tree.map(lambda stored: jax.numpy.asarray(stored.read()), tree)
 
 
@@ -146,4 +133,4 @@ def load_model(folder: Path) -> tuple[model.Params, config.Model]:
     c, _ = read_config(folder)
     weights = regular(folder / "weights.safetensors")
     check_size(weights, weights.stat().st_size, c.least_bytes)
-    return read_tree(weights, jax.eval_shape(lambda: model.init(jax.random.key(0), c))), c
+    return read_tree(weights, model.weights(c)), c

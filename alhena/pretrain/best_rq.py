@@ -23,7 +23,7 @@ import optax
 from alhena.batch import Example
 from alhena.model import audio, config, model
 from alhena.model.einsum import einsum
-from alhena.model.layers import matrix
+from alhena.model.spec import matrix, normal
 from alhena.model.usm import Usm
 from alhena.pretrain.identity import data_fingerprint, training_fingerprint
 from alhena.pretrain.optimizer import Optimizer, optimizer
@@ -55,6 +55,15 @@ class Listener:
 
     audio: audio.Audio | Usm
     scores: Array  # [E, codes]
+
+
+def weights(c: config.Audio, t: BestRq, width: int) -> Listener:
+    """The specification of every weight, of an encoder for a decoder of that width."""
+    return Listener(model.ears(c).weights(c, width), matrix(0, (c.width, t.codes), ("width", None), gain=0.1))
+
+
+def _optimizer(listener: Listener, c: config.Audio, t: BestRq) -> optax.GradientTransformation:
+    return optimizer(t.optimizer, t.steps, weights(c, t, listener.audio.project.shape[-1]))
 
 
 @jax.tree_util.register_dataclass
@@ -107,7 +116,7 @@ def _step(
 ) -> tuple[_State, Float[Array, ""]]:
     key = jax.random.fold_in(jax.random.key(t.seed), step)
     nats, slopes = jax.value_and_grad(loss)(state.listener, frames, lengths, key, c, t)
-    updates, moments = optimizer(t.optimizer, t.steps).update(slopes, state.moments, state.listener)
+    updates, moments = _optimizer(state.listener, c, t).update(slopes, state.moments, state.listener)
     return _State(optax.apply_updates(state.listener, updates), moments), nats
 
 
@@ -145,8 +154,8 @@ def listen(
 ) -> tuple[audio.Audio | Usm, dict[str, Any]]:
     """Trains an encoder on the sound of ``sources``, resuming from checkpoints in ``out``; returns it and measurements."""
     sound = _Sound(sources)
-    listener = Listener(params, matrix(jax.random.key(t.seed + 1), c.width, t.codes, gain=0.1))
-    state = _State(listener, optimizer(t.optimizer, t.steps).init(listener))
+    listener = Listener(params, normal(jax.random.key(t.seed + 1), c.width, t.codes, gain=0.1))
+    state = _State(listener, _optimizer(listener, c, t).init(listener))
     data = data_fingerprint(examples.path for examples in sources.values())
     training = training_fingerprint(out, "BEST-RQ", c, replace(t, save_every=0), data)
 

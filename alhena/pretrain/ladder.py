@@ -76,7 +76,7 @@ def climb(c: config.Model, t: Training, folders: Folders, grid: Grid) -> list[Ru
     plans = []
     for factor in grid.factors:
         small = scaled(c, factor)
-        n = model.count(jax.eval_shape(lambda small=small: model.init(jax.random.key(t.seed), small)))
+        n = model.count(model.weights(small))
         steps = {budget: round(budget / (6 * n * t.shape.rows * t.shape.tokens)) for budget in grid.budgets}
         plans += [(budget, n, small, shortened(t, steps[budget])) for budget in grid.budgets]
     rungs = []

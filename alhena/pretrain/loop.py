@@ -220,7 +220,7 @@ def train(
     logs_at = out if jax.process_index() == 0 else out / "processes" / str(jax.process_index())
     ledger, transform, mixture = (
         Ledger(logs_at),
-        optimizer(t.optimizer, t.steps),
+        optimizer(t.optimizer, t.steps, model.weights(c)),
         Mixture(open_examples(folders.data), t),
     )
     facts = {"title": title, "parameters": model.count(params), "steps": t.steps, "warmup": t.optimizer.warmup}
@@ -231,7 +231,7 @@ def train(
     checkpoints = Checkpoints(out / "checkpoints", training)
     with StopSignals(noted) as stop, sharding.on(t.mesh), closing(checkpoints):
         replicas = _replicas(out, training, checkpoints)
-        state = _restored(start(params, transform), mixture, checkpoints, replicas if t.copy_every else None)
+        state = _restored(start(params, c, transform), mixture, checkpoints, replicas if t.copy_every else None)
         begin, last = int(state.step), min(t.steps, hooks.stop_after or t.steps)
         ledger.resumed(begin)
         held = open_examples(folders.validation) if folders.validation else {}

@@ -11,13 +11,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-import jax
 import optax
 
+from alhena.model import spec
 from alhena.pretrain.muon import scale_by_muon
-from alhena.shapes import Array
-
-NO_MATRICES = ("embedding", "rows", "columns", "squares", "depthwise")
 
 
 @dataclass(frozen=True)
@@ -56,28 +53,18 @@ def schedule(settings: Optimizer, steps: int) -> optax.Schedule:
     return optax.join_schedules([up, optax.constant_schedule(settings.rate), down], [warmup, start])
 
 
-def _kinds(params: Any) -> Any:
-    """Which weights Muon takes: the matrices inside the layers and encoders, each layer's for itself.
-
-    Embeddings, norm scales, biases, positions and depthwise kernels go to Adam.
-    """
-
-    def kind(path: tuple[Any, ...], leaf: Array) -> str:
-        name = jax.tree_util.keystr(path)
-        vector = leaf.ndim - (".layers" in name) < 2
-        return "adam" if vector or any(word in name for word in NO_MATRICES) else "muon"
-
-    return jax.tree_util.tree_map_with_path(kind, params)
-
-
 @cache  # the step is compiled for this very object
-def optimizer(settings: Optimizer, steps: int) -> optax.GradientTransformation:
-    """Clip by global norm, then Muon and Adam at the scheduled rate; weight decay on Muon's matrices."""
-    rate = schedule(settings, steps)
+def optimizer(settings: Optimizer, steps: int, specs: Any) -> optax.GradientTransformation:
+    """Clip by global norm, then Muon or Adam at the scheduled rate, with weight decay or without, as each weight's specification says.
+
+    ``specs`` is the tree of specifications of what is trained, such as ``model.weights(c)``.
+    """
+    rate, decayed = schedule(settings, steps), spec.decay_mask(specs)
     muon = optax.chain(
         scale_by_muon(settings.momentum),
-        optax.add_decayed_weights(settings.weight_decay),
+        optax.add_decayed_weights(settings.weight_decay, decayed),
         optax.scale_by_learning_rate(rate),
     )
-    adam = optax.adamw(rate, *settings.betas, weight_decay=0.0, nesterov=True)
-    return optax.chain(optax.clip_by_global_norm(settings.clip), optax.partition({"muon": muon, "adam": adam}, _kinds))
+    adam = optax.adamw(rate, *settings.betas, weight_decay=settings.weight_decay, mask=decayed, nesterov=True)
+    each = optax.partition({"muon": muon, "adam": adam}, spec.groups(specs))
+    return optax.chain(optax.clip_by_global_norm(settings.clip), each)

@@ -24,7 +24,7 @@ from jax.sharding import AbstractMesh
 from rich.table import Table
 
 from alhena.batch import Batch
-from alhena.model import config, model, sharding
+from alhena.model import config, model, sharding, spec
 from alhena.model.codes import num_rows
 from alhena.model.sharding import Mesh
 from alhena.pretrain.cost import Costs, Sizes, estimate, model_flops
@@ -83,18 +83,18 @@ def abstract_batch(c: config.Model, shape: Shape) -> Batch:
 
 def abstract_state(c: config.Model, t: Training) -> State:
     """The shapes of parameters and optimizer."""
-    transform = optimizer(t.optimizer, t.steps)
-    return jax.eval_shape(lambda: start(model.init(jax.random.key(0), c), transform))
+    transform = optimizer(t.optimizer, t.steps, model.weights(c))
+    return jax.eval_shape(lambda: start(model.init(jax.random.key(0), c), c, transform))
 
 
 def lower(c: config.Model, t: Training, mesh: jax.sharding.Mesh | AbstractMesh) -> jax.stages.Lowered:
     """The true training step, lowered for a mesh: abstract arrays, nothing is allocated."""
     state, batch = abstract_state(c, t), abstract_batch(c, t.shape)
-    state = sharding.abstract(state, mesh, sharding.specs(state))
+    state = sharding.abstract(state, mesh, spec.shardings(state, model.weights(c)))
     batch = sharding.abstract(batch, mesh, sharding.batch_specs(batch))
     abstract = mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh
     with jax.sharding.use_abstract_mesh(abstract):
-        traced = train_step.trace(state, batch, c, optimizer(t.optimizer, t.steps), t.accumulate)
+        traced = train_step.trace(state, batch, c, optimizer(t.optimizer, t.steps, model.weights(c)), t.accumulate)
         return traced.lower(lowering_platforms=(abstract.abstract_device.platform,))
 
 
@@ -107,7 +107,7 @@ def sizes(c: config.Model, t: Training, mesh: Mesh) -> Sizes:
         axes = [a for entry in part if entry for a in ((entry,) if isinstance(entry, str) else entry)]
         return leaf.size * leaf.dtype.itemsize / np.prod([per[a] for a in axes])
 
-    p, parts = state.params, jax.tree.map(held, state, sharding.specs(state))
+    p, parts = state.params, jax.tree.map(held, state, spec.shardings(state, model.weights(c)))
     counts = [
         sum(x.size for x in jax.tree.leaves(part)) for part in (p.embedding, (p.layers, p.norm), p.vision, p.audio)
     ]

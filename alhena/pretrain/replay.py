@@ -65,9 +65,9 @@ def replay(params: model.Params, c: config.Model, t: Training, data: Path, out: 
     recorded, elsewhere = read_fingerprints(out)
     if step not in recorded:
         raise ValueError(f"{out}: no fingerprint of step {step}; there are those of {min(recorded)} to {max(recorded)}")
-    transform, training = optimizer(t.optimizer, t.steps), fingerprint_of(c, t, Folders(data, out))
+    transform, training = optimizer(t.optimizer, t.steps, model.weights(c)), fingerprint_of(c, t, Folders(data, out))
     with sharding.on(t.mesh), closing(Checkpoints(out / "checkpoints", training)) as checkpoints:
-        state, mixture = start(params, transform), Mixture(open_examples(data), t)
+        state, mixture = start(params, c, transform), Mixture(open_examples(data), t)
         if any(kept < step for kept in checkpoints.steps()):
             _, state, place = checkpoints.restore(state, upto=step - 1)
             mixture.restore(place)

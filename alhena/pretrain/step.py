@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from alhena.batch import Batch
-from alhena.model import config, model, sharding
+from alhena.model import config, model, sharding, spec
 from alhena.pretrain.loss import Tally, batch_loss
 from alhena.pretrain.trouble import Recent, judge, nothing_yet
 from alhena.shapes import Array, Bool, Float, Int
@@ -35,10 +35,10 @@ class Measured:
     tally: Tally
 
 
-def start(params: model.Params, transform: optax.GradientTransformation) -> State:
-    """The state before the first step, on a mesh cut as its table says."""
+def start(params: model.Params, c: config.Model, transform: optax.GradientTransformation) -> State:
+    """The state before the first step, on a mesh sharded as the specifications of the weights say."""
     state = State(jnp.zeros((), jnp.int32), params, transform.init(params), nothing_yet())
-    return sharding.place(state, sharding.specs(state))
+    return sharding.place(state, spec.shardings(state, model.weights(c)))
 
 
 def slope(params: model.Params, c: config.Model, batch: Batch) -> tuple[tuple[Array, Tally], model.Params]:
@@ -65,7 +65,8 @@ def accumulated(
     pieces = jax.tree.map(cut, batch)
     shapes = jax.eval_shape(lambda b: slope(params, c, b), jax.tree.map(lambda x: x[0], pieces))
     (loss, tally), gradient = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(add, ((loss, tally), sharding.constrain_params(gradient)), pieces)[0]
+    gradient = spec.constrain(gradient, model.weights(c))
+    return jax.lax.scan(add, ((loss, tally), gradient), pieces)[0]
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4), donate_argnums=0)
@@ -85,7 +86,7 @@ def train_step(
         partial(jnp.where, good), (optax.apply_updates(state.params, updates), moments), (state.params, state.optimizer)
     )
     after = State(state.step + 1, params, moments, recent)
-    return sharding.constrain_params(after), Measured(loss, norm, good, tally)
+    return spec.constrain(after, model.weights(c)), Measured(loss, norm, good, tally)
 
 
 @partial(jax.jit, static_argnums=2)

@@ -54,8 +54,8 @@ def test_a_weight_of_zeros_stays_zero():
 
 
 def test_the_matrices_of_the_decoder_and_the_embedding_become_4_bit_and_nothing_else(tiny):
-    params, _ = tiny
-    before, after = flatten(params), flatten(quantise_model(params, 16))
+    params, c = tiny
+    before, after = flatten(params), flatten(quantise_model(params, model.weights(c), 16))
     changed = {"embedding"} | {f"layers.{n}" for n in ("query", "key", "value", "output", "gate", "up", "down")}
     assert before.keys() - after.keys() == changed
     for name in before.keys() & after.keys():
@@ -66,13 +66,14 @@ def test_the_matrices_of_the_decoder_and_the_embedding_become_4_bit_and_nothing_
 
 
 def test_quantising_twice_changes_nothing(tiny):
-    once = quantise_model(tiny[0], 16)
-    jax.tree.map(np.testing.assert_array_equal, quantise_model(once, 16), once)
+    specs = model.weights(tiny[1])
+    once = quantise_model(tiny[0], specs, 16)
+    jax.tree.map(np.testing.assert_array_equal, quantise_model(once, specs, 16), once)
 
 
 def test_layers_are_quantised_one_by_one(tiny):
     """A scan over stacked 4-bit layers slices packed values and scales alike."""
-    layers, small = tiny[0].layers, quantise_model(tiny[0], 16).layers
+    layers, small = tiny[0].layers, quantise_model(tiny[0], model.weights(tiny[1]), 16).layers
     for field in fields(layers):
         stacked = getattr(small, field.name)
         if isinstance(stacked, Int4):
@@ -89,7 +90,7 @@ def test_loss_moves_little_and_hidden_states_less_with_smaller_groups(tiny, enco
     hidden, loss = run(params)
     drift = {}
     for group in (2, 16):
-        small = quantise_model(params, group)
+        small = quantise_model(params, model.weights(c), group)
         moved, its_loss = run(jax.tree.map(lambda w: dequantise(w) if is_small(w) else w, small, is_leaf=is_small))
         drift[group] = float(jnp.mean((moved - hidden) ** 2))
         assert abs(float(its_loss - loss)) < 0.05 * float(loss)

@@ -12,7 +12,7 @@ from alhena.artifacts import read_json, seal_folder, write_atomically
 from alhena.cli import Check, Evaluate, Tune, model_folder
 from alhena.compress.quantise import quantise_model
 from alhena.content import Content, Document, Text, write_documents
-from alhena.model import config, image_tokenizer
+from alhena.model import config, image_tokenizer, model
 from alhena.model.weights import save_model
 from alhena.own_data import tuning_stage
 from alhena.stages import Stage, run_stage
@@ -35,7 +35,7 @@ def run(tmp_path, encoder, tiny) -> Path:
     params, c = tiny
     folder = tmp_path / "run"
     write_model(folder / "models" / "assistant", encoder, params, c)
-    write_model(folder / "models" / "nano", encoder, quantise_model(params, 8), c)
+    write_model(folder / "models" / "nano", encoder, quantise_model(params, model.weights(c), 8), c)
     for answer in ("red", "blue"):
         contents = Content("user", (Text("What colour?"),)), Content("model", (Text(answer),))
         some = [Document(contents, f"{answer}{i}", "mine") for i in range(40)]

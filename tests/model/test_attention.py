@@ -14,6 +14,7 @@ import pytest
 
 from alhena.model import kernels
 from alhena.model.attention import causal_attention
+from alhena.model.kernels import AttentionOptions
 
 
 def make(length: int, heads: int, kv_heads: int, head_dim: int = 8, sort: bool = True, rows: int = 2):
@@ -62,14 +63,16 @@ def assert_same(f, g, q, k, v, segments) -> None:
 )
 def test_blockwise_equals_plain(length, heads, kv_heads, sort, settings):
     assert_same(
-        partial(causal_attention, **settings), partial(plain, **settings), *make(length, heads, kv_heads, sort=sort)
+        partial(causal_attention, options=AttentionOptions(**settings)),
+        partial(plain, **settings),
+        *make(length, heads, kv_heads, sort=sort),
     )
 
 
 def test_a_traced_switch_lifts_the_window():
     q, k, v, segments = make(200, 2, 1)
     for see_all, window in ((True, None), (False, 30)):
-        ours = jax.jit(lambda s: causal_attention(q, k, v, segments, window=30, everywhere=s))(see_all)
+        ours = jax.jit(lambda s: causal_attention(q, k, v, segments, AttentionOptions(window=30), s))(see_all)
         np.testing.assert_allclose(ours, plain(q, k, v, segments, window), atol=3e-5, rtol=0)
 
 
@@ -91,14 +94,16 @@ def test_memory_is_linear_in_length():
 def test_splash_equals_plain(kv_heads, settings):
     settings = settings | {"scale": 0.2}
     assert_same(
-        partial(kernels.splash, interpret=True, **settings), partial(plain, **settings), *make(256, 4, kv_heads, 64)
+        partial(kernels.splash, interpret=True, options=AttentionOptions(**settings)),
+        partial(plain, **settings),
+        *make(256, 4, kv_heads, 64),
     )
 
 
 def test_on_a_tpu_splash_is_chosen_where_it_fits():
     device = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
     mesh = jax.sharding.AbstractMesh((1, 1, 1), ("pod", "data", "model"), abstract_device=device)
-    attention = partial(causal_attention, window=256, cap=50.0)
+    attention = partial(causal_attention, options=AttentionOptions(window=256, cap=50.0))
 
     def kernels_of(length: int) -> int:
         loss = lambda q, k, v, segments, see_all: attention(q, k, v, segments, everywhere=see_all).sum()  # noqa: E731
@@ -116,6 +121,7 @@ import jax
 from functools import partial
 from alhena.model import kernels, sharding
 from alhena.model.attention import causal_attention
+from alhena.model.kernels import AttentionOptions
 from tests.model.test_attention import assert_same, make, plain
 splash = partial(kernels.splash, interpret=True)
 settings = dict(window=50, scale=0.2)
@@ -123,7 +129,7 @@ for fitting in (lambda *_: splash, lambda *_: None):
     kernels.fitting = fitting
     with sharding.on(sharding.Mesh(data=2, model=4)):
         for kv_heads in (1, 2, 4):
-            assert_same(partial(causal_attention, **settings), partial(plain, **settings), *make(128, 8, kv_heads))
+            assert_same(partial(causal_attention, options=AttentionOptions(**settings)), partial(plain, **settings), *make(128, 8, kv_heads))
 """
 
 

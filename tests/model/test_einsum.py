@@ -53,7 +53,7 @@ def test_groups_that_do_not_divide_are_refused():
 
 def test_a_4_bit_model_equals_its_dequantised_self(tiny, encoder, documents, tmp_path):
     params, c = tiny
-    small = quantise_model(params, 8)
+    small = quantise_model(params, model.weights(c), 8)
     plain = jax.tree.map(
         lambda w: dequantise(w) if isinstance(w, Int4) else w, small, is_leaf=lambda w: isinstance(w, Int4)
     )

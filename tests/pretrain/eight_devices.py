@@ -23,7 +23,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from alhena.batch import Batch
-from alhena.model import config, model, sharding
+from alhena.model import config, model, sharding, spec
 from alhena.model.sharding import Mesh
 from alhena.pretrain import hlo
 from alhena.pretrain.checkpoint import Checkpoints
@@ -45,7 +45,8 @@ CONFIG = config.Model(
 )
 MESHES = {"fsdp": Mesh(data=8), "tensor": Mesh(data=2, model=4), "pods": Mesh(pod=8), "all": Mesh(2, 2, 2)}
 LOSS = jax.jit(jax.value_and_grad(lambda params, batch: batch_loss(params, CONFIG, batch)[0]))
-TRANSFORM = optimizer(Optimizer(warmup=1), 10)
+SPECS = model.weights(CONFIG)
+TRANSFORM = optimizer(Optimizer(warmup=1), 10, SPECS)
 
 
 def random_batch() -> Batch:
@@ -91,7 +92,7 @@ def measure(shape: Mesh, params: model.Params, batch: Batch, one: tuple) -> dict
     """Loss and gradients on a mesh against those of one device."""
     with sharding.on(shape):
         args = (
-            sharding.place(params, sharding.specs(params)),
+            sharding.place(params, spec.shardings(params, SPECS)),
             sharding.place(batch, sharding.batch_specs(batch)),
         )
         compiled = LOSS.lower(*args).compile()
@@ -107,17 +108,17 @@ def kept(tree: Any) -> bool:
     """Whether every array is cut as the table says."""
     mesh = jax.sharding.get_mesh()
     right = lambda x, part: x.sharding.is_equivalent_to(NamedSharding(mesh, part), x.ndim)  # noqa: E731
-    return all(jax.tree.leaves(jax.tree.map(right, tree, sharding.specs(tree))))
+    return all(jax.tree.leaves(jax.tree.map(right, tree, spec.shardings(tree, SPECS))))
 
 
 def measure_step(shape: Mesh, params: model.Params, batch: Batch) -> dict[str, Any]:
     """Two whole training steps, optimizer included, on a mesh against one device; the first, of a warm-up, changes no parameter."""
-    one = start(jax.tree.map(jnp.copy, params), TRANSFORM)
+    one = start(jax.tree.map(jnp.copy, params), CONFIG, TRANSFORM)
     for _ in range(2):
         one, _ = train_step(one, batch, CONFIG, TRANSFORM)
     with sharding.on(shape), TemporaryDirectory() as folder:
         born = kept(model.init(jax.random.key(0), CONFIG))  # in parts, never whole
-        state = start(jax.tree.map(jnp.copy, params), TRANSFORM)
+        state = start(jax.tree.map(jnp.copy, params), CONFIG, TRANSFORM)
         rows = sharding.place(batch, sharding.batch_specs(batch))
         compiled = train_step.lower(state, rows, CONFIG, TRANSFORM).compile()
         after, _ = compiled(state, rows)

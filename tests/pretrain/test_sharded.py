@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from alhena.model import sharding
+from alhena.model import model, sharding, spec
 from alhena.model.attention import causal_attention
 from alhena.pretrain.loss import weighted_loss
 from alhena.pretrain.optimizer import Optimizer, optimizer
@@ -47,33 +47,29 @@ def test_no_weight_stack_is_gathered_whole(measured):
     assert measured["wrong_table"]["gradient"] < CLOSE  # and no comparison of numbers sees what that costs
 
 
-def test_every_array_of_the_state_has_names(tiny):
-    params, _ = tiny
-    state = start(params, optimizer(Optimizer(), 10))
+def test_every_array_of_the_state_has_logical_axes(tiny):
+    params, c = tiny
+    specs = model.weights(c)
+    state = start(params, c, optimizer(Optimizer(), 10, specs))
     for tree in (params, state):
-        names = sharding.names(tree)
-        pairs = jax.tree.leaves(jax.tree.map(lambda leaf, axes: (leaf.ndim, len(axes)), tree, names))
+        axes = spec.logical_axes(tree, specs)
+        pairs = jax.tree.leaves(jax.tree.map(lambda leaf, axes: (leaf.ndim, len(axes)), tree, axes))
         assert pairs[::2] == pairs[1::2]
-    assert sharding.names(params).layers.gate == ("layers", "width", "hidden")
-    assert sharding.names(params).embedding == ("vocabulary", "width")
-    assert sharding.specs(params).vision.layers.qkv == jax.sharding.PartitionSpec(None, "data", "model")
-    cut = [part for part in jax.tree.leaves(sharding.specs(params)) if any(part)]
-    assert len(cut) == sum(leaf.ndim > 1 for leaf in jax.tree.leaves(params)) - len(_whole(params))
+    axes, parts = spec.logical_axes(params, specs), spec.shardings(params, specs)
+    assert axes.layers.gate == ("layers", "width", "hidden")
+    assert axes.embedding == ("vocabulary", "width")
+    assert parts.vision.layers.qkv == jax.sharding.PartitionSpec(None, "data", "model")
+    sharded = {name for name, part in spec.named(parts).items() if any(part)}
+    assert sharded == {name for name, x in spec.named(params).items() if x.ndim > 1} - _replicated(params)
 
 
-def _whole(params) -> list:
-    """Matrices that are copied to every chip on purpose: positions, depthwise kernels, norm scales of a stack."""
-    return [
-        leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-        if leaf.ndim > 1
-        and any(word in jax.tree_util.keystr(path[-1:]) for word in ("norm", "rows", "columns", "depthwise"))
-    ]
+def _replicated(params) -> set[str]:
+    """Matrices that every device has on purpose: positions, depthwise kernels, norm scales of a stack."""
+    words = ("norm", "rows", "columns", "depthwise")
+    return {name for name in spec.named(params) if any(word in name.split(".")[-1] for word in words)}
 
 
-def test_a_matrix_without_names_and_a_mesh_that_does_not_divide_are_refused(tiny):
-    with pytest.raises(ValueError, match="has no axis names"):
-        sharding.names({"layers": jax.numpy.zeros((3, 4))})
+def test_a_mesh_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="needs 8 devices"):
         sharding.make_mesh(sharding.Mesh(data=8), jax.devices()[:1])
 

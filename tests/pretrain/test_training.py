@@ -57,10 +57,10 @@ def test_packed_loss_is_the_mean_of_separate_losses(tiny, encoder, documents):
 
 def test_a_step_with_a_broken_gradient_changes_nothing(tiny, encoder, documents):
     params, c = tiny
-    transform = optimizer(Optimizer(), 10)
+    transform = optimizer(Optimizer(), 10, model.weights(c))
     batch = jax.tree.map(jnp.asarray, plain_batch(encoder.encode(documents[0], 256), 64, 0, 0))
     bad = replace(batch, weights=batch.weights * jnp.nan)
-    state, measured = train_step(start(jax.tree.map(jnp.copy, params), transform), bad, c, transform)
+    state, measured = train_step(start(jax.tree.map(jnp.copy, params), c, transform), bad, c, transform)
     assert not np.isfinite(measured.loss)
     jax.tree.map(np.testing.assert_array_equal, state.params, params)
     assert int(state.step) == 1
