@@ -212,6 +212,7 @@ def seeds() -> dict[str, bytes]:
         "audio/m4a": encoded_sound(samples, SAMPLE_RATE, "ipod", "aac"),
         "audio/adts": encoded_sound(samples, SAMPLE_RATE, "adts", "aac"),
         "audio/alac": encoded_sound(samples, SAMPLE_RATE, "ipod", "alac"),
+        "audio/7.1": encoded_sound(tone(0.3, 48000), 48000, "ipod", "aac", "7.1"),
         "audio/adpcm": sound(samples, subtype="MS_ADPCM"),
         "audio/ulaw": sound(samples, 8000, subtype="ULAW"),
         "audio/webm": encoded_sound(tone(0.3, 48000), 48000, "webm", "libopus"),
