@@ -14,8 +14,8 @@ import numpy as np
 import soundfile
 import soxr
 
-from alhena.media.container import SOUND_CODECS, codec_missing, opened, packets, prepare
-from alhena.media.limits import LIMITS, Limits, MediaError, check_size
+from alhena.media.container import DECODE_ERRORS, SOUND_CODECS, codec_missing, opened, packets, prepare
+from alhena.media.limits import LIMITS, Limits, MediaError, check_size, reason
 from alhena.media.sniff import sniff
 
 SAMPLE_RATE = 16_000
@@ -184,8 +184,9 @@ def _libsndfile_blocks(data: bytes) -> Blocks:
 
 
 def _ffmpeg_blocks(data: bytes, limits: Limits) -> Blocks:
+    packed = Packed(limits)
     for frame in sound_frames(data, "sound", limits):
-        yield frame_samples(frame), frame.sample_rate
+        yield packed.convert(frame), frame.sample_rate
 
 
 def sound_frames(data: bytes, what: str, limits: Limits) -> Iterator[av.AudioFrame]:
@@ -201,18 +202,31 @@ def sound_frames(data: bytes, what: str, limits: Limits) -> Iterator[av.AudioFra
             yield from packet.decode()
 
 
-def frame_samples(frame: av.AudioFrame) -> np.ndarray:
-    """A decoded frame's samples as float32 [samples, channels], full scale 1."""
-    values, channels = frame.to_ndarray(), len(frame.layout.channels)
-    if not frame.format.is_planar:
-        values = values.reshape(-1, channels).T
-    if values.dtype == np.uint8:
-        values = values.astype(np.float32) / 128 - 1
-    elif np.issubdtype(values.dtype, np.integer):
-        values = values.astype(np.float32) / 2.0 ** (8 * values.dtype.itemsize - 1)
-    # a float64 sample beyond float32 becomes infinite, which is refused
-    with np.errstate(over="ignore"):
-        return values.T.astype(np.float32, copy=False)
+class Packed:
+    """Decoded frames to float32 [samples, channels], full scale 1.
+
+    Through FFmpeg's converter: PyAV reads beyond the list of planes of a planar frame that has eight channels or more.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._form: tuple[str, str, int] | None = None
+        self._converter = av.AudioResampler(format="flt")
+
+    def convert(self, frame: av.AudioFrame) -> np.ndarray:
+        channels = frame.layout.nb_channels
+        if channels > self.limits.audio_channels:
+            raise MediaError(f"the sound has {channels} channels; at most {self.limits.audio_channels} are read")
+        form = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if form != self._form:
+            self._form, self._converter = form, av.AudioResampler(format="flt")
+        # times do not matter here, and broken ones disturb the converter
+        frame.pts = None
+        try:
+            parts = [part.to_ndarray().reshape(-1, channels) for part in self._converter.resample(frame)]
+        except DECODE_ERRORS as error:
+            raise MediaError(f"the sound cannot be decoded: {reason(error)}") from None
+        return np.concatenate(parts) if parts else np.zeros((0, channels), np.float32)
 
 
 def resample(samples: np.ndarray, rate: int) -> np.ndarray:

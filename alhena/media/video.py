@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import av
 import numpy as np
 
-from alhena.media.audio import SAMPLE_RATE, Blocks, MissingSound, frame_samples, mono, sound_frames
+from alhena.media.audio import SAMPLE_RATE, Blocks, MissingSound, Packed, mono, sound_frames
 from alhena.media.container import PICTURE_CODECS, codec_missing, opened, packets, prepare
 from alhena.media.limits import LIMITS, Limits, MediaError, check_size, one_large_at_a_time
 
@@ -163,9 +163,10 @@ def _sound(data: bytes, first_picture: float, limits: Limits) -> tuple[np.ndarra
 
     def blocks() -> Blocks:
         nonlocal start
+        packed = Packed(limits)
         for frame in sound_frames(data, "video", limits):
             start = (frame.time or 0.0) if start is None else start
-            yield frame_samples(frame), frame.sample_rate
+            yield packed.convert(frame), frame.sample_rate
 
     with opened(data, "video", limits) as container:
         if not container.streams.audio:

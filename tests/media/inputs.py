@@ -56,18 +56,22 @@ def sound(samples: np.ndarray, rate: int = SAMPLE_RATE, form: str = "WAV", subty
     return out.getvalue()
 
 
-def encoded_sound(samples: np.ndarray, rate: int, form: str, codec: str) -> bytes:
-    """float32 [samples] by one of FFmpeg's encoders."""
+def encoded_sound(samples: np.ndarray, rate: int, form: str, codec: str, layout: str = "mono") -> bytes:
+    """float32 [samples], the same in each channel of the layout, by one of FFmpeg's encoders."""
     out = io.BytesIO()
     with av.open(out, "w", format=form) as container:
-        _add_sound(container, container.add_stream(codec, rate=rate, layout="mono"), samples, rate)
+        _add_sound(container, container.add_stream(codec, rate=rate, layout=layout), samples, rate)
     return out.getvalue()
 
 
 def _add_sound(container: av.container.OutputContainer, stream: av.AudioStream, samples: np.ndarray, rate: int) -> None:
-    frame = av.AudioFrame.from_ndarray(samples[None].astype(np.float32), format="fltp", layout="mono")
+    layout = stream.layout
+    packed = np.repeat(samples.astype(np.float32), layout.nb_channels)[None]
+    frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=layout.name)
     frame.sample_rate = rate
-    resampler = av.AudioResampler(stream.format.name, "mono", rate, frame_size=stream.codec_context.frame_size or None)
+    resampler = av.AudioResampler(
+        stream.format.name, layout.name, rate, frame_size=stream.codec_context.frame_size or None
+    )
     for part in [*resampler.resample(frame), *resampler.resample(None)]:
         container.mux(stream.encode(part))
     container.mux(stream.encode(None))
@@ -208,6 +212,7 @@ def seeds() -> dict[str, bytes]:
         "audio/m4a": encoded_sound(samples, SAMPLE_RATE, "ipod", "aac"),
         "audio/adts": encoded_sound(samples, SAMPLE_RATE, "adts", "aac"),
         "audio/alac": encoded_sound(samples, SAMPLE_RATE, "ipod", "alac"),
+        "audio/7.1": encoded_sound(tone(0.3, 48000), 48000, "ipod", "aac", "7.1"),
         "audio/adpcm": sound(samples, subtype="MS_ADPCM"),
         "audio/ulaw": sound(samples, 8000, subtype="ULAW"),
         "audio/webm": encoded_sound(tone(0.3, 48000), 48000, "webm", "libopus"),

@@ -137,6 +137,16 @@ def test_other_channels_are_averaged() -> None:
     np.testing.assert_allclose(decode_audio(sound(one_of_eight, subtype="FLOAT")), left / 8, atol=1e-6)
 
 
+@pytest.mark.parametrize("layout", ["5.1", "7.1", "hexadecagonal"])
+def test_many_channels_of_a_planar_codec_are_averaged(layout: str) -> None:
+    """PyAV's own conversion of eight planes or more reads beyond them and ends the process."""
+    data = encoded_sound(
+        tone(1.0, 48000), 48000, "matroska", "aac" if layout != "hexadecagonal" else "pcm_s16le", layout
+    )
+    samples = decode_audio(data)
+    assert abs(pitch(samples) - 440) < 3 and np.abs(samples[4000:12000]).max() > 0.02
+
+
 def test_absurd_rates_and_products_are_refused_at_once() -> None:
     with pytest.raises(ValueError, match="655,350 samples a second"):
         decode_audio(silent_flac(655_350, 8, 1))

@@ -12,7 +12,7 @@ TYPES = {
     "image/progressive": "image/jpeg", "image/cmyk": "image/jpeg",
     "audio/float": "audio/wav", "audio/long": "audio/flac", "audio/vorbis": "audio/ogg", "audio/opus": "audio/ogg",
     "audio/mp3": "audio/mpeg", "audio/m4a": "audio/mp4", "audio/adts": "audio/aac",
-    "audio/alac": "audio/mp4", "audio/adpcm": "audio/wav", "audio/ulaw": "audio/wav",
+    "audio/alac": "audio/mp4", "audio/7.1": "audio/mp4", "audio/adpcm": "audio/wav", "audio/ulaw": "audio/wav",
     "video/fragmented": "video/mp4", "video/hevc": "video/mp4", "video/ffv1": "video/x-matroska", "video/rotated": "video/mp4", "video/mov": "video/quicktime", "video/vp9": "video/webm",
     "video/mkv": "video/x-matroska", "video/avi": "video/x-msvideo", "video/ts": "video/mp2t",
 }  # fmt: skip
