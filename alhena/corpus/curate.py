@@ -61,7 +61,8 @@ class Tally:
         self.dropped[d.source, d.reason] += d.count
         some = self.examples.setdefault(d.reason, [])
         if len(some) < 3:
-            some.append(f"{d.record[:200]}: {d.detail[:300]}".encode("utf-8", "backslashreplace").decode())
+            detail = " ".join(d.detail[:300].split())
+            some.append(f"{d.record[:200]}: {detail}".encode("utf-8", "backslashreplace").decode())
 
     def report(self) -> dict[str, Any]:
         dropped: dict[str, dict[str, int]] = {}
