@@ -22,7 +22,7 @@ from alhena.model import config
 from alhena.model.layers import matrix, rms_norm, zeros
 from alhena.model.tensors import read_settings, regular
 from alhena.model.weights import check_size, read_tree, write_tree
-from alhena.schema import parsed
+from alhena.schema import parsed_whole
 from alhena.shapes import Array, Float, Int, UInt8
 
 STRIDE = config.CODES_STRIDE
@@ -159,6 +159,6 @@ def save(folder: Path, params: Params, c: config.ImageTokenizer) -> None:
 def load(folder: Path) -> tuple[Params, config.ImageTokenizer]:
     """Raises ValueError that names the file when it is missing or of another tokeniser."""
     path, weights = folder / "image_tokenizer.json", regular(folder / "image_tokenizer.safetensors")
-    c = parsed(config.ImageTokenizer, read_settings(path), path)
+    c = parsed_whole(config.ImageTokenizer, read_settings(path), path)
     check_size(weights, weights.stat().st_size, c.least_bytes)
     return read_tree(weights, jax.eval_shape(lambda: init(jax.random.key(0), c))), c
