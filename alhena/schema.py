@@ -18,12 +18,35 @@ ValueError: size.json: depth: unexpected field; no field of this name is known
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 T = TypeVar("T")
+
+
+def _left_out(value: Any, out: Any, where: str = "") -> str | None:
+    """The first field that a stored dataclass leaves to its default."""
+    if not is_dataclass(out) or not isinstance(value, Mapping):
+        return None
+    for field in fields(out):
+        name = f"{where}.{field.name}" if where else field.name
+        if field.name not in value:
+            return name
+        if found := _left_out(value[field.name], getattr(out, field.name), name):
+            return found
+    return None
+
+
+def parsed_whole(kind: type[T], value: Any, path: Path, field: str = "") -> T:
+    """:func:`parsed`, of what we have written ourselves: no field may be left to its default, which may have been another."""
+    out = parsed(kind, value, path, field)
+    if name := _left_out(value, out, field):
+        raise ValueError(f"{path}: {name}: missing")
+    return out
 
 
 def parsed(kind: type[T], value: Any, path: Path, field: str = "") -> T:

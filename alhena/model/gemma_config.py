@@ -189,6 +189,9 @@ def configured(stored: Mapping[str, Any], family: Family, path: Path) -> tuple[c
     _activation(text, path)
     base, local, stretch = _rotary(text, given, family, path)
     later = family != "gemma"
+    for name in ("query_pre_attn_scalar", "sliding_window") if later else ():
+        if getattr(text, name) is None:
+            raise ValueError(f"{path}: {name} is null; {family} needs a number")
     if not later:
         for name in ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "sliding_window"):
             if getattr(text, name) is not None:

@@ -24,7 +24,7 @@ from alhena.model.layers import rms_norm
 from alhena.model.spec import matrix, stacked, vector
 from alhena.model.tensors import read_settings, regular
 from alhena.model.weights import check_size, read_tree, write_tree
-from alhena.schema import parsed
+from alhena.schema import parsed_whole
 from alhena.shapes import Array, Float, Int, UInt8, pytree
 
 STRIDE = config.CODES_STRIDE
@@ -169,6 +169,6 @@ def save(folder: Path, params: Params, c: config.ImageTokenizer) -> None:
 def load(folder: Path) -> tuple[Params, config.ImageTokenizer]:
     """Raises ValueError that names the file when it is missing or of another tokeniser."""
     path, arrays = folder / "image_tokenizer.json", regular(folder / "image_tokenizer.safetensors")
-    c = parsed(config.ImageTokenizer, read_settings(path), path)
+    c = parsed_whole(config.ImageTokenizer, read_settings(path), path)
     check_size(arrays, arrays.stat().st_size, c.least_bytes)
     return read_tree(arrays, weights(c)), c

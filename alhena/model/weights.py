@@ -23,7 +23,7 @@ from alhena.model import config, model
 from alhena.model.int4 import Int4
 from alhena.model.spec import WeightSpec, named
 from alhena.model.tensors import FLOATS, Stored, open_file, read_settings, regular
-from alhena.schema import parsed, shown
+from alhena.schema import parsed_whole, shown
 
 Tree = TypeVar("Tree")
 
@@ -118,13 +118,13 @@ class _File:
 def read_config(folder: Path) -> tuple[config.Model, dict[str, Any]]:
     """The configuration of a model folder and the facts kept with it. Raises ValueError that names file and field."""
     path = folder / "model.json"
-    stored = parsed(_File, read_settings(path), path)
+    stored = parsed_whole(_File, read_settings(path), path)
     audio = stored.config.get("audio")
-    c = parsed(
+    c = parsed_whole(
         config.Model, {**stored.config, "audio": None} if "audio" in stored.config else stored.config, path, "config"
     )
     if audio is not None:
-        c = replace(c, audio=parsed(config.audio_class(audio), audio, path, "config.audio"))
+        c = replace(c, audio=parsed_whole(config.audio_class(audio), audio, path, "config.audio"))
     return c, stored.facts
 
 

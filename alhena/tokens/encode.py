@@ -23,7 +23,7 @@ from alhena.content import Audio, Content, Document, Image, Part, Text, Video
 from alhena.media import SAMPLE_RATE, decode_audio, decode_image, decode_video
 from alhena.model import config
 from alhena.model.tensors import read_settings, regular
-from alhena.schema import bounded, parsed
+from alhena.schema import bounded, parsed_whole
 from alhena.tokens.images import code_grid, patchify, resize
 from alhena.tokens.sound import HOP, chunk, log_mel
 from alhena.tokens.text import TextPieces
@@ -303,11 +303,11 @@ class Encoder:
     def load(cls, folder: Path, draw: Draw | None = None) -> Encoder:
         """Reads what :meth:`save` wrote. Raises ValueError that names the file when one is missing or does not fit."""
         path = folder / "vocabulary.json"
-        stored = parsed(_Settings, read_settings(path), path)
-        vocabulary = parsed(Vocabulary, {"num_text": stored.num_text, "num_codes": stored.num_codes}, path)
-        vision = parsed(config.Vision, stored.vision, path, "vision")
-        audio = parsed(config.audio_class(stored.audio), stored.audio, path, "audio")
-        budget = parsed(Budget, stored.budget, path, "budget")
+        stored = parsed_whole(_Settings, read_settings(path), path)
+        vocabulary = parsed_whole(Vocabulary, {"num_text": stored.num_text, "num_codes": stored.num_codes}, path)
+        vision = parsed_whole(config.Vision, stored.vision, path, "vision")
+        audio = parsed_whole(config.audio_class(stored.audio), stored.audio, path, "audio")
+        budget = parsed_whole(Budget, stored.budget, path, "budget")
         model = regular(folder / "text.model")
         try:
             pieces = TextPieces.from_bytes(model.read_bytes())

@@ -83,6 +83,8 @@ def test_what_is_written_reads_back(models, folder, family):
         ("gemma", {"num_hidden_layers": 10**13}, "layers is 10000000000000"),
         ("gemma", {"num_hidden_layers": 4000}, "the configuration needs"),
         ("gemma2", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "type 'linear'; default can be read"),
+        ("gemma2", {"sliding_window": None}, "sliding_window is null; gemma2 needs a number"),
+        ("gemma3", {"query_pre_attn_scalar": None}, "query_pre_attn_scalar is null"),
         ("gemma2", {"sliding_window_size": 5}, "sliding_window_size is 5 but sliding_window is 4"),
         ("gemma2", {"rope_local_base_freq": 7.0}, "base 7.0; gemma2 has one base"),
         ("gemma3", {"rope_theta": 5.0}, "rope_theta of rope_parameters is 1000000.0 but rope_theta is 5.0"),

@@ -71,9 +71,16 @@ def test_an_array_is_written_as_its_values_lie(tmp_path):
     assert (stored["b"].dtype, stored["b"].read().dtype) == ("BF16", ml_dtypes.bfloat16)
 
 
+GONE = object()
+
+
 def changed(folder, file, **values):
     stored = read_json(folder / file)
-    (stored["config"]["decoder"] if file == "model.json" else stored).update(values)
+    inside = stored["config"]["decoder"] if file == "model.json" else stored
+    inside.update(values)
+    stored_only = {name: value for name, value in inside.items() if value is not GONE}
+    inside.clear()
+    inside.update(stored_only)
     write_json(folder / file, stored)
 
 
@@ -89,6 +96,7 @@ def changed(folder, file, **values):
         ({"rope_base": float("nan")}, r"Decoder\.rope_base is nan"),
         ({"head_dim": 7}, r"Decoder\.head_dim is 7; rotary positions need an even number"),
         ({"kv_heads": 3}, r"Decoder\.kv_heads is 3; it must divide heads, 4"),
+        ({"rope_base": GONE}, r"config\.decoder\.rope_base: missing"),
         ({"sinks": 1}, r"config\.decoder\.sinks: unexpected field"),
     ],
 )
@@ -106,6 +114,7 @@ def test_a_wrong_field_of_a_configuration_is_named(tiny, tmp_path, values, messa
         ({"num_codes": -1}, r"Vocabulary\.num_codes is -1"),
         ({"vision": None}, r"vision: input should be an object"),
         ({"audio": {"width": 16}}, r"audio\.layers: missing"),
+        ({"budget": {"image_tokens": 64}}, r"budget\.frame_tokens: missing"),
         ({"budget": {"image_tokens": 10**9}}, r"budget: Budget\.image_tokens is 1000000000"),
         ({"colour": 1}, r"colour: unexpected field"),
     ],

@@ -299,16 +299,16 @@ def trial(kind: str, whole: Path, names: list[str]) -> dict[str, str]:
         some, said = left[:TOGETHER], spawn.Queue()
         process = spawn.Process(target=_try_all, args=(kind, whole, some, said), daemon=True)
         process.start()
-        at, alive = some[0], True
+        at, alive, ready = some[0], True, False
         while alive:
             try:
-                told = said.get(timeout=SECONDS if out or at != some[0] else 10 * SECONDS)
+                told = said.get(timeout=SECONDS if ready else 10 * SECONDS)
             except Exception:
                 out[at], alive = f"FAILED: no answer (exit code {process.exitcode})", False
                 continue
             if told is None:
                 break
-            at = told[0]
+            at, ready = told[0], True
             if told[1] is not None:
                 out[at] = told[1]
         process.kill()
