@@ -107,7 +107,7 @@ def part_ids(rows: int, factors: Factors | None, axis: str) -> Int[Array, " colu
     return jnp.concatenate([jnp.where(own < first, own, -1), codes])
 
 
-def expand_part(scores: Float[Array, "... R/n"], factors: Factors | None, axis: str) -> Float[Array, "... columns"]:
+def expand_part(scores: Float[Array, "... r"], factors: Factors | None, axis: str) -> Float[Array, "... columns"]:
     """:func:`expand` on a chip: scores of its rows to scores of its columns."""
     if not factors:
         return scores
@@ -119,7 +119,7 @@ def expand_part(scores: Float[Array, "... R/n"], factors: Factors | None, axis: 
     return jnp.concatenate([scores, codes], -1)
 
 
-def collapse_part(slopes: Float[Array, "... columns"], factors: Factors | None, axis: str) -> Float[Array, "... R/n"]:
+def collapse_part(slopes: Float[Array, "... columns"], factors: Factors | None, axis: str) -> Float[Array, "... r"]:
     """:func:`collapse` on a chip: void columns have no slope."""
     if not factors:
         return slopes

@@ -10,6 +10,8 @@ stack. Between the layers a row's tokens are cut over ``model`` (sequence parall
 
     x [batch, length, ·] ─ gather length ─ heads or hidden units of this chip ─ sum and scatter length ─ x [batch, length, ·]
 
+The logical axes of each weight stand in its specification (alhena/model/spec.py).
+
 Without a mesh (``jax.set_mesh``, or :func:`on`) every function here gives back what it was given: one code for a laptop and a pod.
 """
 
