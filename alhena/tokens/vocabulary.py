@@ -38,7 +38,7 @@ class Vocabulary:
     num_codes: int
 
     def __post_init__(self) -> None:
-        bounded(self, num_text=(1, 2**22), num_codes=(0, 2**20))
+        bounded(self, num_text=(0, 2**22), num_codes=(0, 2**20))
 
     def control(self, name: str) -> int:
         """Id of a control token by name, for instance ``<boi>``. Raises ValueError for an unknown name."""
