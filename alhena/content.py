@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alhena.artifacts import atomic
+from alhena.files import atomic
 from alhena.parquet import LARGEST_ROW, Lost, read_rows
 
 Role = Literal["user", "model", "document"]

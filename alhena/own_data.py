@@ -11,8 +11,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from alhena.align.tune import Tune, validation_nats
-from alhena.artifacts import (
+from alhena.align.sft import Tune, validation_nats
+from alhena.files import (
     changed_files,
     content_fingerprint,
     describe_files,
@@ -23,9 +23,9 @@ from alhena.artifacts import (
     read_json,
     write_json,
 )
-from alhena.journey import encode, make_card, tune_on
+from alhena.pipeline import encode, make_card, tune_on
 from alhena.stages import Stage, check_inputs, fingerprint_of, run_stage
-from alhena.tokens.tokenise import Encoding
+from alhena.tokens.tokenize import Encoding
 
 
 def tuning_stage(run: Path, base: Path, curated: Path, name: str, t: Tune) -> Stage:

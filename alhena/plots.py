@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from alhena.artifacts import write_atomically
+from alhena.files import write_atomically
 
 BLUE, RED, GREEN, ORANGE, PURPLE, SLATE, BLACK = (
     "#2a7f9e",

@@ -26,7 +26,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from alhena.artifacts import (
+from alhena.files import (
     BEGUN,
     FILES,
     LOCK,
@@ -43,7 +43,7 @@ from alhena.artifacts import (
     read_json,
     write_json,
 )
-from alhena.pretrain.replicas import everywhere
+from alhena.recovery.memory_checkpoint import everywhere
 
 CONSOLE = Console()
 OLD = ".old-"

@@ -19,15 +19,15 @@ from typing import Annotated, Any
 import jax
 import tyro
 
-from alhena.artifacts import write_json
+from alhena.files import write_json
 from alhena.model import config, model
-from alhena.pretrain.best_rq import BestRq, listen
-from alhena.pretrain.loop import open_examples, validate
-from alhena.pretrain.optimizer import Optimizer, optimizer
-from alhena.pretrain.step import start, train_step
 from alhena.tokens.encode import Encoder
 from alhena.tokens.loader import Batches, Shape
 from alhena.tokens.store import Examples, write_examples
+from alhena.train.best_rq import BestRq, listen
+from alhena.train.optimizer import Optimizer, optimizer
+from alhena.train.step import start, train_step
+from alhena.train.trainer import open_examples, validate
 from recipes import starter
 
 SHAPE = Shape(rows=8, tokens=256, patches=0, chunks=4)

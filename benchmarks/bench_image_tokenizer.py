@@ -20,13 +20,13 @@ import jax
 import numpy as np
 import tyro
 
-from alhena.artifacts import read_json, write_json
 from alhena.content import Image, read_documents
+from alhena.files import read_json, write_json
 from alhena.media import decode_image
 from alhena.model import image_tokenizer as tokenizer
 from alhena.model.config import CODES_STRIDE, ImageTokenizer
-from alhena.pretrain.image_tokenizer import TrainImageTokenizer, draw_reconstructions, measure, train
 from alhena.tokens.images import resize
+from alhena.train.image_tokenizer import TrainImageTokenizer, draw_reconstructions, measure, train
 from recipes import family, starter
 
 

@@ -21,12 +21,12 @@ import optax
 import tyro
 
 from alhena import plots
-from alhena.artifacts import read_json, write_json
+from alhena.files import read_json, write_json
 from alhena.model import model
-from alhena.pretrain.loop import Mixture, Phase, Training, open_examples, validate
-from alhena.pretrain.optimizer import Optimizer, optimizer, schedule
-from alhena.pretrain.step import start, train_step
 from alhena.tokens.encode import Encoder
+from alhena.train.optimizer import Optimizer, optimizer, schedule
+from alhena.train.step import start, train_step
+from alhena.train.trainer import Mixture, Phase, Training, open_examples, validate
 from recipes import starter
 
 EMA = 0.98  # a mean over about 50 steps

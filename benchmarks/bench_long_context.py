@@ -22,11 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from alhena.artifacts import read_json, write_json
 from alhena.batch import Batch
+from alhena.files import read_json, write_json
 from alhena.model import model
-from alhena.pretrain.loss import batch_loss
 from alhena.tokens.vocabulary import Vocabulary
+from alhena.train.loss import batch_loss
 from recipes import starter
 
 RESULTS = Path(__file__).parent / "results" / "long_context.json"

@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from alhena.artifacts import write_json
 from alhena.content import Audio, Content, Document, Image, Part, Text, write_documents
+from alhena.files import write_json
 from alhena.media import encode_audio, encode_png
 
 WORDS = "circle square star red blue green above below seven forty hears sees reads writes".split()
@@ -76,19 +76,19 @@ def tokenize(folder: Path) -> None:
     import jax
 
     from alhena.model import image_tokenizer
-    from alhena.tokens import tokenise
+    from alhena.tokens import tokenize
     from alhena.tokens.encode import Encoder
     from alhena.tokens.vocabulary import Vocabulary
     from recipes.starter import run as starter
 
     run, data, tokenizers = starter(), folder / "data", folder / "tokens"
-    pictures, scenes = tokenise.sample_pictures(data)
+    pictures, scenes = tokenize.sample_pictures(data)
     params, c = image_tokenizer.init(jax.random.key(0), run.image_tokenizer), run.image_tokenizer
-    pieces = tokenise.learn_text(data, run.text_pieces)
+    pieces = tokenize.learn_text(data, run.text_pieces)
     vocabulary = Vocabulary(pieces.size, c.num_codes)
     Encoder(pieces, vocabulary, run.vision, run.audio, run.budget).save(tokenizers)
-    how = tokenise.Encoding(tokenizers, run.pretrain.shape.tokens, drop_condition=run.drop_condition)
-    facts = tokenise.encode_split(data, folder / "out", how, partial(image_tokenizer.encode_images, params, c))
+    how = tokenize.Encoding(tokenizers, run.pretrain.shape.tokens, drop_condition=run.drop_condition)
+    facts = tokenize.encode_split(data, folder / "out", how, partial(image_tokenizer.encode_images, params, c))
     encoded = sum(file.stat().st_size for file in (folder / "out").glob("*.arrow"))
     examples = sum(counts["examples"] for counts in facts["sources"].values())
     print(json.dumps({"examples": examples, "sampled_pictures": len(pictures) + len(scenes), "encoded_bytes": encoded}))

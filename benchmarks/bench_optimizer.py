@@ -18,13 +18,13 @@ import numpy as np
 import optax
 import tyro
 
-from alhena.artifacts import write_json
+from alhena.files import write_json
 from alhena.model import config, model
-from alhena.pretrain.optimizer import Optimizer, optimizer, schedule
-from alhena.pretrain.step import start, train_step
 from alhena.tokens.encode import Encoder
 from alhena.tokens.loader import Batches, Shape
 from alhena.tokens.store import Examples
+from alhena.train.optimizer import Optimizer, optimizer, schedule
+from alhena.train.step import start, train_step
 from recipes import starter
 
 WINDOW = 20

@@ -4,7 +4,7 @@ python benchmarks/bench_recovery.py RUN [--minutes 36] [--first 400] [--every 90
 
 The smoke recipe's model and batches on RUN's encoded examples, without an end, on two processes of one device each, joined by
 jax.distributed over loopback. After ``first`` seconds and then every so many a process, by turns, gets SIGKILL. All time from the
-first start on counts; useful is only the time in steps that were not done again (alhena/pretrain/goodput.py). After it, for ``check``
+first start on counts; useful is only the time in steps that were not done again (alhena/recovery/goodput.py). After it, for ``check``
 seconds, the same training undisturbed: step by step the fingerprints (batch, loss, gradient norm, parameters, moments) have to be
 the same bits.
 """
@@ -24,10 +24,10 @@ from pathlib import Path
 from subprocess import Popen
 from tempfile import TemporaryDirectory
 
-from alhena.artifacts import read_lines, write_json
-from alhena.pretrain.fingerprints import machine, read_fingerprints
-from alhena.pretrain.goodput import goodput
-from alhena.pretrain.launch import supervise
+from alhena.files import read_lines, write_json
+from alhena.recovery.fingerprints import machine, read_fingerprints
+from alhena.recovery.goodput import goodput
+from alhena.recovery.supervisor import supervise
 
 RESULT = Path(__file__).with_name("results") / "recovery.json"
 COPY_EVERY = 50  # steps: what a copy costs and what a loss does again are about as much (Young 1974)
@@ -43,9 +43,9 @@ def work(run_folder: Path, out: Path) -> None:
 
     from alhena.model import model
     from alhena.model.sharding import Mesh, on
-    from alhena.pretrain.launch import join
-    from alhena.pretrain.loop import Folders, Phase, train
+    from alhena.recovery.supervisor import join
     from alhena.tokens.encode import Encoder
+    from alhena.train.trainer import Folders, Phase, train
     from recipes import starter
 
     join()

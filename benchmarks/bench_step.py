@@ -3,7 +3,7 @@
     python benchmarks/bench_step.py --torch PYTHON       PYTHON: an interpreter that has torch 2.13 (never the package's own)
 
 Both begin with the same weights and see the same batch, so their losses can be compared. Each contender lives in a process of its own,
-all with large pages (alhena/memory.py), and waits while another works; a round gives each a few steps in turn, the order turned round
+all with large pages (alhena/large_pages.py), and waits while another works; a round gives each a few steps in turn, the order turned round
 every second time, and one more before them that is not counted. What counts is the median over rounds. The share of the machine is
 6·N·tokens and the attention's products over the float32 rate of a large matrix product, measured in the same rounds. Writes
 benchmarks/results/step.json.
@@ -72,7 +72,7 @@ def alhena_step(size: str, length: int, precision: Precision):
 
     from alhena.batch import Batch
     from alhena.model import config, model
-    from alhena.pretrain.step import start, train_step
+    from alhena.train.step import start, train_step
 
     shape = dict(SIZES[size])
     vocabulary = shape.pop("vocabulary")
@@ -209,7 +209,7 @@ class Contender:
     """One process that does steps when it is told to."""
 
     def __init__(self, python: Path, name: str) -> None:
-        from alhena.memory import environment  # here: workers under another interpreter have no alhena
+        from alhena.large_pages import environment  # here: workers under another interpreter have no alhena
 
         self.name, self.seconds = name, []
         command = [str(python), __file__, "--worker", name]

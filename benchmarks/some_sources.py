@@ -16,14 +16,14 @@ from typing import Annotated
 import jax
 import tyro
 
-from alhena.artifacts import write_json
 from alhena.content import read_documents
 from alhena.evaluate.card import measure, show
-from alhena.journey import publish
+from alhena.files import write_json
 from alhena.model import model
-from alhena.pretrain.loop import Folders, Phase, Training, train
+from alhena.pipeline import publish
 from alhena.serve.engine import Engine
 from alhena.tokens.encode import Encoder
+from alhena.train.trainer import Folders, Phase, Training, train
 from recipes import starter
 
 

@@ -6,18 +6,18 @@ RUN/raw, which have these sources; ``alhena plan nano_1 --on v5e:4x4`` says what
 
 from __future__ import annotations
 
-from alhena.align.tune import Tune
+from alhena.align.sft import Tune
 from alhena.corpus.curate import Curate
 from alhena.model import config
-from alhena.model.codes import num_rows
+from alhena.model.embedding import num_rows
 from alhena.model.sharding import Mesh
-from alhena.pretrain.image_tokenizer import TrainImageTokenizer
-from alhena.pretrain.loop import Phase, Training
-from alhena.pretrain.optimizer import Optimizer
-from alhena.run import Run
+from alhena.recipe import Run
 from alhena.tokens.encode import Budget
 from alhena.tokens.loader import Shape
 from alhena.tokens.vocabulary import Vocabulary
+from alhena.train.image_tokenizer import TrainImageTokenizer
+from alhena.train.optimizer import Optimizer
+from alhena.train.trainer import Phase, Training
 
 CONTEXT = 32_768
 PATCHES = 4096  # of a row: four images of 256 tokens, or sixteen frames of 64

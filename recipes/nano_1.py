@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from alhena.model import config
 from alhena.model.sharding import Mesh
-from alhena.run import Run
+from alhena.recipe import Run
 from recipes.family import member
 
 TOKENS = 2e12  # Llama 2's number

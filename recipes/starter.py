@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from alhena.align.tune import Tune
+from alhena.align.sft import Tune
 from alhena.corpus.curate import Curate
 from alhena.corpus.starter import Starter
 from alhena.model import config
-from alhena.pretrain.image_tokenizer import TrainImageTokenizer
-from alhena.pretrain.loop import Phase, Training
-from alhena.pretrain.optimizer import Optimizer
-from alhena.run import Run
+from alhena.recipe import Run
 from alhena.tokens.encode import Budget
 from alhena.tokens.loader import Shape
+from alhena.train.image_tokenizer import TrainImageTokenizer
+from alhena.train.optimizer import Optimizer
+from alhena.train.trainer import Phase, Training
 
 CONTEXT = 256
 SHAPE = Shape(rows=16, tokens=CONTEXT, patches=256, chunks=2)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from alhena.model.sharding import Mesh
-from alhena.run import Run
+from alhena.recipe import Run
 from recipes import starter
 
 

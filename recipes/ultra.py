@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from alhena.model import config
 from alhena.model.sharding import Mesh
-from alhena.pretrain.machines import machine
-from alhena.pretrain.scaling import Compute, chinchilla
-from alhena.run import Run
+from alhena.planning.hardware import machine
+from alhena.recipe import Run
+from alhena.scaling.laws import Compute, chinchilla
 from recipes.family import member
 
 MACHINE = machine("v4:16x16x16", pods=2)

@@ -13,8 +13,9 @@ import pytest
 from alhena.content import Audio, Content, Document, Image, Text
 from alhena.media import encode_audio, encode_png
 from alhena.model import config, model
-from alhena.tokens import text
+from alhena.tokens import tokenizer
 from alhena.tokens.encode import Encoder
+from alhena.tokens.store import write_examples
 from alhena.tokens.vocabulary import Vocabulary
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -23,7 +24,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run folder of the smoke recipe: every stage, from raw documents to the report card."""
-    from alhena.journey import travel
+    from alhena.pipeline import travel
     from recipes import starter
 
     folder = tmp_path_factory.mktemp("runs") / "smoke"
@@ -38,7 +39,7 @@ def encoder() -> Encoder:
 
 def make_encoder() -> Encoder:
     lines = ["What colour is the circle? red\n", "Transcribe. forty seven", "Draw a blue star.", "x 12 y 34;"]
-    pieces = text.TextPieces.from_bytes(text.train(lines * 30, 330))
+    pieces = tokenizer.TextPieces.from_bytes(tokenizer.train(lines * 30, 330))
     vision = config.Vision(width=16, layers=2, heads=2, hidden=24)
     audio = config.Audio(width=16, layers=2, heads=2, hidden=24)
     return Encoder(pieces, Vocabulary(pieces.size, 64), vision, audio)
@@ -77,3 +78,12 @@ def documents() -> list[Document]:
     answer = Content("model", (Text("red"),))
     first = Document((Content("user", kinds[0]), answer), "0", "mine")
     return [replace(first, contents=(Content("user", parts), answer), id=str(i)) for i, parts in enumerate(kinds)]
+
+
+@pytest.fixture(scope="session")
+def data(encoder, documents, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    inner = {"patches": (192,), "frames": (128, 128)}
+    for name, some in (("a", documents[:2]), ("b", documents[2:])):
+        write_examples(folder / f"{name}.arrow", [e for d in some * 6 for e in encoder.encode(d, 256)], inner)
+    return folder

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from alhena.artifacts import FILES, MANIFEST, read_json, seal_folder, write_atomically
-from alhena.journey import make_card, make_corpus, make_curated
-from alhena.pretrain.launch import supervise
+from alhena.files import FILES, MANIFEST, read_json, seal_folder, write_atomically
+from alhena.pipeline import make_card, make_corpus, make_curated
+from alhena.recovery.supervisor import supervise
 from alhena.stages import Stage, check_inputs, check_run, locked, run_stage
 from recipes import starter
 
@@ -229,10 +229,10 @@ SHARED = """
 import sys
 import jax
 from pathlib import Path
-from alhena.pretrain.launch import join
+from alhena.recovery.supervisor import join
 join()
 from alhena.stages import Stage, locked, run_stage
-from alhena.artifacts import write_atomically
+from alhena.files import write_atomically
 run, mine = Path(sys.argv[1]), jax.process_index()
 with locked(run, take=mine == 0):
     for _ in range(2):

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alhena.artifacts import flush, read_json, write_json
 from alhena.content import UNFINISHED, Document, size_of, write_documents
+from alhena.files import flush, read_json, write_json
 
 REPORT = UNFINISHED.name
 

@@ -13,7 +13,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from alhena.artifacts import write_atomically, write_json
 from alhena.content import Document, Text, read_documents
 from alhena.evaluate import metrics
 from alhena.evaluate.ask import ask_all
@@ -22,6 +21,7 @@ from alhena.evaluate.report import write_report
 from alhena.evaluate.results import Answered, Line, Measured
 from alhena.evaluate.scoring import bits_per_byte
 from alhena.evaluate.tasks import ANSWERS, Row, chance
+from alhena.files import write_atomically, write_json
 from alhena.model.weights import read_config
 from alhena.serve.engine import Engine
 

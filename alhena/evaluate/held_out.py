@@ -14,7 +14,6 @@ from typing import Any
 
 from rich.console import Console
 
-from alhena.artifacts import write_atomically, write_json
 from alhena.content import Document, Text, read_documents, text_of
 from alhena.evaluate import metrics
 from alhena.evaluate.ask import ask_all, is_question
@@ -22,6 +21,7 @@ from alhena.evaluate.card import answer_line, show
 from alhena.evaluate.results import Answered, Line
 from alhena.evaluate.scoring import text_nats
 from alhena.evaluate.tasks import Row, reference
+from alhena.files import write_atomically, write_json
 from alhena.serve.engine import Engine
 
 ALL = "all"

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from alhena import plots
-from alhena.artifacts import write_atomically
 from alhena.content import Audio, Image, Text, Video
 from alhena.evaluate.metrics import matches
 from alhena.evaluate.results import Answered, Line
+from alhena.files import write_atomically
 from alhena.media import SAMPLE_RATE, decode_audio, decode_video, encode_png
 
 COLOURS = {

@@ -12,10 +12,10 @@ import numpy as np
 from alhena.batch import Batch
 from alhena.content import Document, text_of
 from alhena.model import config, model
-from alhena.model.einsum import dense
-from alhena.pretrain.loss import weighted_loss
+from alhena.model.linear import dense
 from alhena.serve.engine import Engine
 from alhena.tokens.loader import plain_batch
+from alhena.train.loss import weighted_loss
 
 ROWS, TOKENS = 8, 256
 

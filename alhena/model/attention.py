@@ -33,8 +33,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alhena.model import kernels, sharding
-from alhena.model.kernels import AttentionOptions, Kernel
+from alhena.model import attention_kernels, sharding
+from alhena.model.attention_kernels import AttentionOptions, Kernel
 from alhena.model.layers import softcap
 from alhena.shapes import Array, Bool, Float, Int
 
@@ -83,7 +83,7 @@ def causal_attention(
         raise ValueError(f"{q.shape[2]} query heads cannot be cut over {cut} chips: change the mesh")
     if K > 1 and K % cut:  # a chip needs a whole key head, be it one that others have too
         k, v = (jnp.repeat(a, math.lcm(K, cut) // K, 2) for a in (k, v))
-    kernel = kernels.fitting(q, options)
+    kernel = attention_kernels.fitting(q, options)
     whole, shared = ("batch", None, "heads", None), ("batch", None, "heads" if K > 1 else None, None)
     local = partial(_in_blocks, options=options)
     if kernel is not None:

@@ -69,7 +69,7 @@ class Vision:
     patch: int = 8
     pool: int = 2
     side: int = 128  # most rows and columns of patches
-    plain: bool = False  # SigLIP's layers and positions (alhena/model/vision.py)
+    plain: bool = False  # SigLIP's layers and positions (alhena/model/encoders/vision.py)
     remat: bool = False
 
     def __post_init__(self) -> None:
@@ -120,7 +120,7 @@ class Audio:
 
 @dataclass(frozen=True)
 class Usm(Audio):
-    """The conformer of the Universal Speech Model (alhena/model/usm.py): attention to what is near, in sounds of any length."""
+    """The conformer of the Universal Speech Model (alhena/model/encoders/usm.py): attention to what is near, in sounds of any length."""
 
     chunk: int = 1024
     stack: int = 4
@@ -193,7 +193,7 @@ class Model:
     decoder: Decoder
     vision: Vision | None  # None: a model that reads no images
     audio: Audio | None
-    code_factors: tuple[int, int] | None = None  # structures and colours of the image codes (alhena/model/codes.py)
+    code_factors: tuple[int, int] | None = None  # structures and colours of the image codes (alhena/model/embedding.py)
     compute: str = "float32"  # dtype of matmul operands; results are accumulated in float32
 
     def __post_init__(self) -> None:

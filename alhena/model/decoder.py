@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alhena.model import config, ring, sharding, spec
+from alhena.model import config, kv_cache, sharding, spec
 from alhena.model.attention import causal_attention
-from alhena.model.einsum import Weight, einsum
-from alhena.model.kernels import AttentionOptions
+from alhena.model.attention_kernels import AttentionOptions
+from alhena.model.kv_cache import is_global
 from alhena.model.layers import gated, rms_norm, rope, rope_table
-from alhena.model.ring import is_global
+from alhena.model.linear import Weight, einsum
 from alhena.model.spec import matrix, stacked, vector
 from alhena.shapes import Array, Float, Int, pytree
 
@@ -129,12 +129,12 @@ def run(
     c: config.Decoder,
     dtype: str,
     slots: int | None = None,
-) -> tuple[Float[Array, "B L D"], ring.Cache]:
+) -> tuple[Float[Array, "B L D"], kv_cache.Cache]:
     """All layers over whole rows. With ``slots``, rows hold one prompt each, whose keys and values are kept in a cache of that size."""
     segments = packing.segments
     far, near = _tables(packing.positions, c)
     last = jnp.maximum((segments > 0).sum(1) - 1, 0)
-    cache = () if slots is None else ring.empty(c, x.shape[0], slots, dtype)
+    cache = () if slots is None else kv_cache.empty(c, x.shape[0], slots, dtype)
     options = AttentionOptions(c.window, c.score_scale, c.attention_cap, packed=slots is None)
 
     kept = (
@@ -146,7 +146,7 @@ def run(
         x = x.astype(jnp.float32)
         table = jnp.where(see_all, far, near)
         q, k, v = _projections(w, rms_norm(x, w.attention_norm), table, c, dtype)
-        cache = tuple(ring.fill(kept, places[i], k, v, last) for i, kept in enumerate(cache))
+        cache = tuple(kv_cache.fill(kept, places[i], k, v, last) for i, kept in enumerate(cache))
         q, k, v = (a.astype(dtype) for a in (q, k, v))
         heads = causal_attention(q, k, v, segments, options, see_all)
         return (_mlp(w, _attention_out(w, x, heads, dtype), dtype).astype(kept), cache), None
@@ -154,7 +154,9 @@ def run(
     if c.remat:
         layer = jax.checkpoint(layer, prevent_cse=False)
     unroll = c.layers if c.layers <= UNROLL_UP_TO else 1
-    x, cache = jax.lax.scan(layer, (x.astype(kept), cache), (layers, is_global(c), ring.places(c)), unroll=unroll)[0]
+    x, cache = jax.lax.scan(layer, (x.astype(kept), cache), (layers, is_global(c), kv_cache.places(c)), unroll=unroll)[
+        0
+    ]
     return x.astype(jnp.float32), cache
 
 
@@ -162,10 +164,10 @@ def step(
     layers: Layers,
     x: Float[Array, "B D"],
     positions: Int[Array, " B"],
-    cache: ring.Cache,
+    cache: kv_cache.Cache,
     c: config.Decoder,
     dtype: str,
-) -> tuple[Float[Array, "B D"], ring.Cache]:
+) -> tuple[Float[Array, "B D"], kv_cache.Cache]:
     """One token a row through all layers, against (and into) the cache."""
     far, near = _tables(positions[:, None], c)
 
@@ -173,10 +175,10 @@ def step(
         (x, cache), (w, see_all, places) = carried, inputs
         table = jnp.where(see_all, far, near)
         q, k, v = _projections(w, rms_norm(x, w.attention_norm), table, c, dtype)
-        cache = tuple(ring.add(kept, places[i], k[:, 0], v[:, 0], positions) for i, kept in enumerate(cache))
-        looks = [partial(ring.look, kept, places[i], q, positions, c) for i, kept in enumerate(cache)]
+        cache = tuple(kv_cache.add(kept, places[i], k[:, 0], v[:, 0], positions) for i, kept in enumerate(cache))
+        looks = [partial(kv_cache.look, kept, places[i], q, positions, c) for i, kept in enumerate(cache)]
         heads = looks[0]() if len(looks) == 1 else jax.lax.cond(see_all, *looks)
         return (_mlp(w, _attention_out(w, x, heads, dtype), dtype), cache), None
 
-    (x, cache), _ = jax.lax.scan(layer, (x[:, None], cache), (layers, is_global(c), ring.places(c)))
+    (x, cache), _ = jax.lax.scan(layer, (x[:, None], cache), (layers, is_global(c), kv_cache.places(c)))
     return x[:, 0], cache

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alhena.artifacts import write_json
+from alhena.files import write_json
 from alhena.model import config, spec
 from alhena.model.layers import rms_norm
 from alhena.model.spec import matrix, stacked, vector

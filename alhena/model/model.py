@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from alhena.batch import Batch
-from alhena.model import audio, config, decoder, sharding, spec, usm, vision
-from alhena.model.codes import expand, lookup, lookup_on_mesh, num_rows
-from alhena.model.einsum import Weight, einsum
+from alhena.model import config, decoder, sharding, spec
+from alhena.model.embedding import expand, lookup, lookup_on_mesh, num_rows
+from alhena.model.encoders import conformer, usm, vision
 from alhena.model.layers import rms_norm, softcap
+from alhena.model.linear import Weight, einsum
 from alhena.model.spec import WeightSpec, vector, within
 from alhena.shapes import Array, Bool, Float, pytree
 
@@ -30,17 +31,17 @@ SHARED = 0.7  # size of the embeddings' common direction, where that of each one
 @dataclass(frozen=True)
 class Params:
     embedding: (
-        Weight  # [R, D], a row for each id but image codes (alhena/model/codes.py); tied: it also gives the logits
+        Weight  # [R, D], a row for each id but image codes (alhena/model/embedding.py); tied: it also gives the logits
     )
     vision: vision.Vision | None
-    audio: audio.Audio | usm.Usm | None
+    audio: conformer.Audio | usm.Usm | None
     layers: decoder.Layers
     norm: Array  # [D]
 
 
 def ears(c: config.Audio) -> ModuleType:
     """The module of the audio encoder."""
-    return usm if isinstance(c, config.Usm) else audio
+    return usm if isinstance(c, config.Usm) else conformer
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from alhena.artifacts import atomic, write_json
+from alhena.files import atomic, write_json
 from alhena.model import config, model
 from alhena.model.int4 import Int4
 from alhena.model.spec import WeightSpec, named

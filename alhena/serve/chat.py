@@ -17,8 +17,8 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text as Line
 
-from alhena.artifacts import write_atomically
 from alhena.content import MEDIA, MIME_OF_SUFFIX, Content, Image, Part, Text
+from alhena.files import write_atomically
 from alhena.media import LIMITS, check, decode_image
 from alhena.serve.engine import Answer, Engine
 from alhena.serve.sampler import DRAWING, Sampling

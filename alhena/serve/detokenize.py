@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from alhena.content import Image, Part, Text
-from alhena.tokens.text import TextPieces
+from alhena.tokens.tokenizer import TextPieces
 from alhena.tokens.vocabulary import Vocabulary
 
 # The image of a grid of codes, int [rows, columns].

@@ -24,9 +24,9 @@ from alhena.batch import Batch, Example
 from alhena.content import Content, Image, Part
 from alhena.media import encode_png
 from alhena.model import config, image_tokenizer, model
-from alhena.model.cache import Cache, decode, prefill
+from alhena.model.generation import Cache, decode, prefill
 from alhena.model.weights import load_model, read_config
-from alhena.serve import grammar
+from alhena.serve import image_grammar
 from alhena.serve.detokenize import Detokenizer, join
 from alhena.serve.sampler import Sampling, Settings, sample, settings
 from alhena.shapes import Array, Bool, Float, Int
@@ -85,7 +85,7 @@ class _Going:
     hidden: Float[Array, "B D"]
     cache: Cache
     positions: Int[Array, B]
-    grammar: grammar.Grammar  # [R]
+    grammar: image_grammar.Grammar  # [R]
     written: Int[Array, "R n"]
     done: Bool[Array, R]
     step: Int[Array, ""]
@@ -96,7 +96,9 @@ def _begin(params: model.Params, c: config.Model, slots: int, batch: Batch, rows
     hidden, cache = prefill(params, c, batch, slots)
     lengths = (batch.segments > 0).sum(1).astype(jnp.int32)
     written = jnp.zeros((rows, most), jnp.int32)
-    return _Going(hidden, cache, lengths, grammar.start(rows), written, jnp.zeros(rows, bool), jnp.zeros((), jnp.int32))
+    return _Going(
+        hidden, cache, lengths, image_grammar.start(rows), written, jnp.zeros(rows, bool), jnp.zeros((), jnp.int32)
+    )
 
 
 @jax.tree_util.register_dataclass
@@ -115,12 +117,12 @@ def _choose(params: model.Params, c: config.Model, v: Vocabulary, g: _Going, opt
     """The next token of each row; grammar, guidance and forced tokens applied."""
     logits, rows = model.logits(params, c, g.hidden), g.done.shape[0]
     if logits.shape[0] > rows:
-        drawing = (g.grammar.phase == grammar.CODES)[:, None]
+        drawing = (g.grammar.phase == image_grammar.CODES)[:, None]
         with_, without = logits[:rows], logits[rows:]
         logits = jnp.where(drawing, without + options.guidance[:, None] * (with_ - without), with_)
-    allowed = grammar.allowed(g.grammar, v, options.drawn_codes)
+    allowed = image_grammar.allowed(g.grammar, v, options.drawn_codes)
     phase, forced = g.grammar.phase, options.forced
-    for i, due in enumerate((g.step == 0, phase == grammar.ROWS, phase == grammar.COLUMNS)):
+    for i, due in enumerate((g.step == 0, phase == image_grammar.ROWS, phase == image_grammar.COLUMNS)):
         allowed = jnp.where((due & (forced[:, i] > 0))[:, None], jnp.arange(v.size) == forced[:, i, None], allowed)
     return sample(jnp.where(allowed, logits, -jnp.inf), options.settings, g.step)
 
@@ -130,7 +132,7 @@ def _advance(params: model.Params, c: config.Model, v: Vocabulary, g: _Going, op
     token = jnp.where(g.done, v.pad, token)
     written = g.written.at[:, g.step].set(token)
     done = g.done | (token == v.end) | (g.step + 1 >= options.limits)
-    state = grammar.advance(g.grammar, token, v)
+    state = image_grammar.advance(g.grammar, token, v)
     fed = jnp.tile(token, g.positions.shape[0] // token.shape[0])
     hidden, cache = decode(params, c, fed, g.positions, g.cache)
     return _Going(hidden, cache, g.positions + 1, state, written, done, g.step + 1)

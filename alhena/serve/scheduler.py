@@ -17,7 +17,7 @@ from contextlib import suppress
 from alhena.batch import Example
 from alhena.content import Part
 from alhena.serve.engine import Answer, Engine
-from alhena.serve.fields import WireError, overloaded
+from alhena.serve.gemini.fields import WireError, overloaded
 from alhena.serve.sampler import Sampling
 
 MOST_WAITING = 64

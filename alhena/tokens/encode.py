@@ -17,16 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from alhena.artifacts import write_atomically, write_json
 from alhena.batch import Example, Modality
 from alhena.content import Audio, Content, Document, Image, Part, Text, Video
+from alhena.files import write_atomically, write_json
 from alhena.media import SAMPLE_RATE, decode_audio, decode_image, decode_video
 from alhena.model import config
 from alhena.model.tensors import read_settings, regular
 from alhena.schema import bounded, parsed_whole
+from alhena.tokens.audio_features import HOP, chunk, log_mel
 from alhena.tokens.images import code_grid, patchify, resize
-from alhena.tokens.sound import HOP, chunk, log_mel
-from alhena.tokens.text import TextPieces
+from alhena.tokens.tokenizer import TextPieces
 from alhena.tokens.vocabulary import Vocabulary
 
 Codes = np.ndarray  # int [rows, columns]

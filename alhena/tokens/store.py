@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from alhena.artifacts import atomic
 from alhena.batch import Example
+from alhena.files import atomic
 from alhena.shapes import Int
 
 _DTYPES = {"weights": np.float32, "patches": np.uint8, "frames": np.float16}

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from alhena.align.tune import Tune, training, validation_nats
-from alhena.artifacts import copy_atomically
+from alhena.align.sft import Tune, training, validation_nats
 from alhena.content import Content, Document, Text
+from alhena.files import copy_atomically
 from alhena.model.weights import save_model
 from alhena.tokens.loader import Batches, Shape, left_out
 from alhena.tokens.store import Examples, write_examples

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alhena.align.tune import Tune, training, trimmed, widened
+from alhena.align.sft import Tune, training, trimmed, widened
 from alhena.batch import Example
 from alhena.tokens.loader import Batches, Shape, left_out
 from alhena.tokens.store import Examples, write_examples

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from alhena.pretrain import launch, replicas
+from alhena.recovery import memory_checkpoint, supervisor
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
@@ -22,10 +22,10 @@ def test_the_jobset_is_one():
     (container,) = pod["containers"]
     assert container["command"][:2] == ["alhena", "pretrain"]
     given = {variable["name"]: variable["value"] for variable in container["env"]}
-    assert given[launch.COORDINATOR] == launch.AUTO
+    assert given[supervisor.COORDINATOR] == supervisor.AUTO
     mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
     (memory,) = [volume for volume in pod["volumes"] if volume["name"] == mounted[given["ALHENA_MEMORY"]]]
-    assert memory["hostPath"]["path"].startswith(str(replicas.MEMORY))  # outlives the pod
+    assert memory["hostPath"]["path"].startswith(str(memory_checkpoint.MEMORY))  # outlives the pod
     assert {volume["name"] for volume in pod["volumes"]} == set(mounted.values())
     chips = container["resources"]["limits"]["google.com/tpu"] * inner["parallelism"]
     rows, columns = map(int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
@@ -36,5 +36,5 @@ def test_the_slurm_script_is_bash_and_the_ray_script_python():
     subprocess.run(["bash", "-n", str(DEPLOY / "slurm.sh")], check=True)
     source = (DEPLOY / "on_ray.py").read_text()
     names = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)}
-    assert {launch.COORDINATOR, launch.PROCESSES, launch.PROCESS} <= names
-    assert f"export {launch.COORDINATOR}={launch.AUTO}" in (DEPLOY / "slurm.sh").read_text()
+    assert {supervisor.COORDINATOR, supervisor.PROCESSES, supervisor.PROCESS} <= names
+    assert f"export {supervisor.COORDINATOR}={supervisor.AUTO}" in (DEPLOY / "slurm.sh").read_text()

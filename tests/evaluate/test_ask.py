@@ -8,13 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from alhena.artifacts import read_json
 from alhena.content import Audio, Content, Document, Image, Text, write_documents
 from alhena.evaluate import metrics
 from alhena.evaluate.ask import LEAST_TOKENS, answer_limits, ask_all
 from alhena.evaluate.card import measure, report_card, show
 from alhena.evaluate.held_out import held_out_card
 from alhena.evaluate.results import Line
+from alhena.files import read_json
 from alhena.model import config, image_tokenizer
 from alhena.model.weights import save_model
 from alhena.serve.engine import GROWTH, Engine

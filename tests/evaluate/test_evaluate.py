@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alhena.artifacts import read_json
 from alhena.content import Document, Image, Text, read_documents
 from alhena.corpus.starter.splits import COLOURS
 from alhena.evaluate import metrics
@@ -17,6 +16,7 @@ from alhena.evaluate.judges import colour_of, digit_judge, shape_of
 from alhena.evaluate.results import Answered
 from alhena.evaluate.scoring import text_nats
 from alhena.evaluate.tasks import ANSWERS, reference, verdict
+from alhena.files import read_json
 from alhena.media import decode_image
 from alhena.serve.engine import Engine
 

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from alhena.model import config
-from alhena.tokens import sound
+from alhena.tokens import audio_features
 from tests.media.inputs import tone
 
 
 @pytest.mark.parametrize("c", [config.Audio(8, 1, 1, 8), config.Usm(8, 1, 1, 8)], ids=["small", "usm"])
 def test_frames_of_blocks_are_those_of_the_whole(c: config.Audio, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = tone(2.345) + np.random.default_rng(0).normal(0, 0.1, 37_520).astype(np.float32)
-    whole = sound.log_mel(samples, c)
+    whole = audio_features.log_mel(samples, c)
     assert whole.shape == (235, c.mels)
-    monkeypatch.setattr(sound, "BLOCK", 50)
-    np.testing.assert_allclose(sound.log_mel(samples, c), whole, atol=1e-5)
-    assert sound.log_mel(samples[:0], c).shape == (1, c.mels)
+    monkeypatch.setattr(audio_features, "BLOCK", 50)
+    np.testing.assert_allclose(audio_features.log_mel(samples, c), whole, atol=1e-5)
+    assert audio_features.log_mel(samples[:0], c).shape == (1, c.mels)

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alhena.model import kernels
+from alhena.model import attention_kernels
 from alhena.model.attention import causal_attention
-from alhena.model.kernels import AttentionOptions
+from alhena.model.attention_kernels import AttentionOptions
 
 
 def make(length: int, heads: int, kv_heads: int, head_dim: int = 8, sort: bool = True, rows: int = 2):
@@ -94,7 +94,7 @@ def test_memory_is_linear_in_length():
 def test_splash_equals_plain(kv_heads, settings):
     settings = settings | {"scale": 0.2}
     assert_same(
-        partial(kernels.splash, interpret=True, options=AttentionOptions(**settings)),
+        partial(attention_kernels.splash, interpret=True, options=AttentionOptions(**settings)),
         partial(plain, **settings),
         *make(256, 4, kv_heads, 64),
     )
@@ -121,12 +121,12 @@ import jax
 from functools import partial
 from alhena.model import kernels, sharding
 from alhena.model.attention import causal_attention
-from alhena.model.kernels import AttentionOptions
+from alhena.model.attention_kernels import AttentionOptions
 from tests.model.test_attention import assert_same, make, plain
-splash = partial(kernels.splash, interpret=True)
+splash = partial(attention_kernels.splash, interpret=True)
 settings = dict(window=50, scale=0.2)
 for fitting in (lambda *_: splash, lambda *_: None):
-    kernels.fitting = fitting
+    attention_kernels.fitting = fitting
     with sharding.on(sharding.Mesh(data=2, model=4)):
         for kv_heads in (1, 2, 4):
             assert_same(partial(causal_attention, options=AttentionOptions(**settings)), partial(plain, **settings), *make(128, 8, kv_heads))

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from alhena.model import config, gemma, model
+from alhena.model import config, model
+from alhena.model.families import gemma
 
 FAMILIES = ("gemma", "gemma2", "gemma3")
 

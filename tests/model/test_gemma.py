@@ -13,7 +13,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from alhena.batch import Batch
-from alhena.model import cache, config, gemma, model
+from alhena.model import config, generation, model
+from alhena.model.families import gemma
 from alhena.model.weights import load_model, save_model
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -45,9 +46,9 @@ def whole(params: model.Params, c: config.Model, tokens: np.ndarray) -> np.ndarr
 
 def cached(params: model.Params, c: config.Model, tokens: np.ndarray, prompt: int) -> np.ndarray:
     """Logits from position ``prompt - 1`` on: one prefill, then a token at a time."""
-    decode = jax.jit(lambda p, token, at, kept: cache.decode(p, c, token, at, kept))
+    decode = jax.jit(lambda p, token, at, kept: generation.decode(p, c, token, at, kept))
     slots = tokens.shape[1]
-    hidden, kept = jax.jit(lambda p, b: cache.prefill(p, c, b, slots))(params, text_batch(tokens[:, :prompt]))
+    hidden, kept = jax.jit(lambda p, b: generation.prefill(p, c, b, slots))(params, text_batch(tokens[:, :prompt]))
     out = [model.logits(params, c, hidden)]
     for place in range(prompt, tokens.shape[1]):
         at = jnp.full(len(tokens), place)
@@ -108,7 +109,7 @@ def test_the_reference_opened_what_we_exported(tmp_path: Path) -> None:
 
 
 def test_the_loss_of_a_capped_model_is_that_of_its_logits(golden) -> None:
-    from alhena.pretrain.loss import Z_LOSS, batch_loss
+    from alhena.train.loss import Z_LOSS, batch_loss
 
     _, params, c, tokens, _ = golden
     batch = text_batch(tokens)

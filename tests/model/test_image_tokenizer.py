@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alhena.artifacts import write_json
+from alhena.files import write_json
 from alhena.model import config
 from alhena.model import image_tokenizer as tokenizer
-from alhena.pretrain import image_tokenizer as training
-from alhena.pretrain.image_tokenizer import TrainImageTokenizer, draw_reconstructions, train
+from alhena.train import image_tokenizer as training
+from alhena.train.image_tokenizer import TrainImageTokenizer, draw_reconstructions, train
 
 C = config.ImageTokenizer((5, 4), (3,), 16)
 LARGE = config.ImageTokenizer((5, 4), (4, 3), 24, seeing=2, painting=3)  # the family's kind

@@ -13,12 +13,12 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from alhena.compress.quantise import quantise_model
+from alhena.compress.quantize import quantise_model
 from alhena.model import config, image_tokenizer, model, spec
-from alhena.model.einsum import Int4
+from alhena.model.linear import Int4
 from alhena.model.spec import Normal, WeightSpec, matrix, stacked, vector, within
 from alhena.model.weights import read_tree, write_tree
-from alhena.pretrain.optimizer import Optimizer, optimizer
+from alhena.train.optimizer import Optimizer, optimizer
 from recipes import nano_1, nano_2, pro, starter, two_pods, ultra
 
 DECODER = config.Decoder(width=32, layers=3, heads=4, head_dim=8, hidden=48)

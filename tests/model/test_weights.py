@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from alhena.artifacts import read_json, write_json
-from alhena.compress.quantise import quantise_model
+from alhena.compress.quantize import quantise_model
+from alhena.files import read_json, write_json
 from alhena.model import config, image_tokenizer, model
 from alhena.model.tensors import open_file
 from alhena.model.weights import load_model, save_model, write_arrays

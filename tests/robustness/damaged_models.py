@@ -42,11 +42,11 @@ def make_ours(folder: Path) -> None:
 
     from alhena.model import config, image_tokenizer, model
     from alhena.model.weights import save_model
-    from alhena.tokens import text
+    from alhena.tokens import tokenizer
     from alhena.tokens.encode import Encoder
     from alhena.tokens.vocabulary import Vocabulary
 
-    pieces = text.TextPieces.from_bytes(text.train(["What colour is it? red\n", "x 12 y 34;"] * 30, 300))
+    pieces = tokenizer.TextPieces.from_bytes(tokenizer.train(["What colour is it? red\n", "x 12 y 34;"] * 30, 300))
     vision, audio = config.Vision(8, 1, 2, 8, side=8), config.Usm(8, 1, 2, 8, mels=8, chunk=32, channels=(2, 2))
     encoder = Encoder(pieces, Vocabulary(pieces.size, 64), vision, audio)
     v = encoder.vocabulary
@@ -62,7 +62,8 @@ def make_theirs(folder: Path) -> None:
     """A tiny random Gemma 3 in Hugging Face's layout, in two shards."""
     import jax
 
-    from alhena.model import config, gemma, model
+    from alhena.model import config, model
+    from alhena.model.families import gemma
     from alhena.model.weights import write_arrays
 
     decoder = config.Decoder(8, 2, 2, 4, 8, window=4, global_every=2, local_rope_base=1e4, rope_base=1e6)
@@ -86,7 +87,7 @@ def open_ours(folder: Path) -> None:
 
 
 def open_theirs(folder: Path) -> None:
-    from alhena.model import gemma
+    from alhena.model.families import gemma
 
     gemma.read(folder, "gemma3")
 

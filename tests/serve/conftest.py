@@ -13,8 +13,8 @@ import pytest
 
 from alhena.model import config, image_tokenizer, model
 from alhena.model.weights import save_model
-from alhena.serve.api import _listen, create_app, make_server
 from alhena.serve.engine import Engine
+from alhena.serve.gemini.app import _listen, create_app, make_server
 from alhena.tokens.encode import Encoder
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from alhena.content import Content, Image, Text
 from alhena.media import decode_image
 from alhena.model import model
-from alhena.serve import grammar
+from alhena.serve import image_grammar
 from alhena.serve.engine import MOST_OUTPUT, Answer, Engine, _run
 from alhena.serve.sampler import Sampling, sample
 from alhena.serve.sampler import settings as rows_of
@@ -26,14 +26,14 @@ from tests.conftest import picture, sound
 V = Vocabulary(num_text=40, num_codes=16)
 
 
-allowed = jax.jit(grammar.allowed, static_argnums=(1, 2))
-advance = jax.jit(grammar.advance, static_argnums=2)
+allowed = jax.jit(image_grammar.allowed, static_argnums=(1, 2))
+advance = jax.jit(image_grammar.advance, static_argnums=2)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([1, 6, 40]))
 def test_whatever_is_sampled_grids_are_whole(seed, most):
-    rng, state, tokens = np.random.default_rng(seed), grammar.start(1), []
+    rng, state, tokens = np.random.default_rng(seed), image_grammar.start(1), []
     for _ in range(120):
         may = np.flatnonzero(np.asarray(allowed(state, V, most))[0])
         assert len(may)

@@ -14,11 +14,11 @@ from google import genai
 from google.genai import types
 
 from alhena.content import Content, Text
-from alhena.serve import connections
-from alhena.serve.api import _listen
-from alhena.serve.connections import Hosts
 from alhena.serve.engine import MOST_OUTPUT, Answer, rows_of
-from alhena.serve.fields import WireError
+from alhena.serve.gemini import connections
+from alhena.serve.gemini.app import _listen
+from alhena.serve.gemini.connections import Hosts
+from alhena.serve.gemini.fields import WireError
 from alhena.serve.sampler import Sampling
 from alhena.serve.scheduler import Scheduler
 from tests.conftest import picture
@@ -141,7 +141,7 @@ def test_an_engine_that_fails_answers_500_and_goes_on(tiny_engine):
 
 
 def test_the_server_ends_with_a_hung_client(tiny_engine, monkeypatch):
-    monkeypatch.setattr("alhena.serve.api.DRAIN_SECONDS", 1)
+    monkeypatch.setattr("alhena.serve.gemini.app.DRAIN_SECONDS", 1)
     with running(Endless(tiny_engine), "tiny") as address:
         host, port = address.removeprefix("http://").split(":")
         hung = socket.create_connection((host, int(port)))

@@ -9,9 +9,9 @@ import pytest
 
 from alhena.content import Audio, Content, Image, Text
 from alhena.serve.engine import Answer
-from alhena.serve.fields import MOST_STRUCTURE, WireError, parse_json
+from alhena.serve.gemini.fields import MOST_STRUCTURE, WireError, parse_json
+from alhena.serve.gemini.wire import read_count_request, read_request, write_response
 from alhena.serve.sampler import DRAWING, Sampling
-from alhena.serve.wire import read_count_request, read_request, write_response
 from tests.conftest import picture
 
 DEFAULT = Sampling(max_tokens=256)

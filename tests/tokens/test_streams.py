@@ -13,7 +13,7 @@ import pytest
 from alhena.content import Content, Document, Image, Text, write_documents
 from alhena.media import encode_png
 from alhena.model import config, image_tokenizer
-from alhena.tokens import tokenise
+from alhena.tokens import tokenize
 from alhena.tokens.loader import Shape, once
 from alhena.tokens.store import Examples, Writer, write_examples
 
@@ -28,16 +28,16 @@ def generated(seed: int, height: int = 32, width: int = 32) -> Document:
 
 
 def test_a_sample_that_fits_is_everything_in_order():
-    assert tokenise.thinned(iter(range(1000)), lambda item: 1, 1000, seed=0) == list(range(1000))
+    assert tokenize.thinned(iter(range(1000)), lambda item: 1, 1000, seed=0) == list(range(1000))
 
 
 def test_a_sample_is_bounded_and_uniform():
-    sample = tokenise.thinned(iter(range(100_000)), lambda item: 3, 6000, seed=0)
+    sample = tokenize.thinned(iter(range(100_000)), lambda item: 3, 6000, seed=0)
     assert 1900 < len(sample) <= 2000
     assert sample == sorted(set(sample))
     assert np.histogram(sample, 10, (0, 100_000))[0].min() > 140
-    assert sample == tokenise.thinned(iter(range(100_000)), lambda item: 3, 6000, seed=0)
-    assert sample != tokenise.thinned(iter(range(100_000)), lambda item: 3, 6000, seed=1)
+    assert sample == tokenize.thinned(iter(range(100_000)), lambda item: 3, 6000, seed=0)
+    assert sample != tokenize.thinned(iter(range(100_000)), lambda item: 3, 6000, seed=1)
 
 
 def test_a_sample_holds_no_more_than_it_returns():
@@ -54,7 +54,7 @@ def test_a_sample_holds_no_more_than_it_returns():
             nonlocal alive
             alive -= 1
 
-    assert len(tokenise.thinned((Item() for _ in range(5000)), lambda item: 1, 20, seed=0)) == 20
+    assert len(tokenize.thinned((Item() for _ in range(5000)), lambda item: 1, 20, seed=0)) == 20
     assert most < 30
 
 
@@ -62,9 +62,9 @@ def test_texts_are_sampled_from_the_whole_corpus_and_cut_to_the_sample(tmp_path)
     documents = [Document((Content("document", (Text(f"{i:04}" * 25),)),), str(i), "text") for i in range(300)]
     documents.append(Document((Content("document", (Text("x" * 9000),)),), "long", "text"))
     write_documents(tmp_path / "part.parquet", documents)
-    some = tokenise.sample_texts(tmp_path, 2000, seed=0)
+    some = tokenize.sample_texts(tmp_path, 2000, seed=0)
     assert 0 < sum(len(text) for _, text in some) <= 2000
-    assert len(tokenise.sample_texts(tmp_path, 100_000, seed=0)) == 301
+    assert len(tokenize.sample_texts(tmp_path, 100_000, seed=0)) == 301
 
 
 def test_pictures_are_sampled_and_large_ones_scaled(tmp_path, monkeypatch):
@@ -72,12 +72,12 @@ def test_pictures_are_sampled_and_large_ones_scaled(tmp_path, monkeypatch):
     scene = Document((Content("user", (Image(encode_png(np.zeros((8, 8, 3), np.uint8))),)),), "s", "scenes")
     documents = [generated(0, 600, 1200), Document((broken,), "b", "drawing"), scene, *map(generated, range(1, 9))]
     write_documents(tmp_path / "part.parquet", documents)
-    pictures, scenes = tokenise.sample_pictures(tmp_path)
+    pictures, scenes = tokenize.sample_pictures(tmp_path)
     assert pictures[0].shape == (362, 724, 3)
     assert [p.shape for p in pictures[1:]] == [(32, 32, 3)] * 8
     assert [p.shape for p in scenes] == [(8, 8, 3)]
-    monkeypatch.setattr(tokenise, "PICTURE_BYTES", 3 * 32 * 32 * 3)
-    assert len(tokenise.sample_pictures(tmp_path)[0]) <= 3
+    monkeypatch.setattr(tokenize, "PICTURE_BYTES", 3 * 32 * 32 * 3)
+    assert len(tokenize.sample_pictures(tmp_path)[0]) <= 3
 
 
 @pytest.mark.parametrize("seeing", [0, 1])
@@ -103,11 +103,11 @@ def test_windows_change_nothing_and_one_bad_picture_is_dropped(encoder, document
     def draw(images: list[np.ndarray]) -> list[np.ndarray]:
         return [image[::8, ::8, 0].astype(np.int32) % 64 for image in images]
 
-    how = tokenise.Encoding(tmp_path / "tokens", 256, drop_condition=0.5, workers=1)
-    whole = tokenise.encode_split(tmp_path / "data", tmp_path / "whole", how, draw)
-    monkeypatch.setattr(tokenise, "WINDOW_PICTURES", 2)
-    monkeypatch.setattr(tokenise, "JOB_BYTES", 5000)
-    assert tokenise.encode_split(tmp_path / "data", tmp_path / "windows", how, draw) == whole
+    how = tokenize.Encoding(tmp_path / "tokens", 256, drop_condition=0.5, workers=1)
+    whole = tokenize.encode_split(tmp_path / "data", tmp_path / "whole", how, draw)
+    monkeypatch.setattr(tokenize, "WINDOW_PICTURES", 2)
+    monkeypatch.setattr(tokenize, "JOB_BYTES", 5000)
+    assert tokenize.encode_split(tmp_path / "data", tmp_path / "windows", how, draw) == whole
     assert {name: counts["examples"] for name, counts in whole["sources"].items()} == {"drawing": 6, "mine": 12}
     reasons = sorted(whole["dropped"])
     assert [whole["dropped"][reason] for reason in reasons] == [3, 3]

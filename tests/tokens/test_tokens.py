@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from alhena.content import Content, Document, Image, Text
 from alhena.model import config
+from alhena.tokens.audio_features import HOP, chunk, log_mel
 from alhena.tokens.images import fit, patchify
 from alhena.tokens.loader import Batches, Shape, once, plain_batch
-from alhena.tokens.sound import HOP, chunk, log_mel
 from alhena.tokens.store import Examples, write_examples
 
 VISION, AUDIO = config.Vision(16, 1, 2, 16), config.Audio(16, 1, 2, 16)

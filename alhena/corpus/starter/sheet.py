@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image as Pillow
 from PIL import ImageDraw
 
-from alhena.artifacts import write_atomically
 from alhena.content import Audio, Document, Image, Part, Text, Video
 from alhena.corpus.starter.words import font
+from alhena.files import write_atomically
 from alhena.media import decode_audio, decode_image, decode_video, encode_png
 
 PER_TASK = 4

@@ -1,0 +1,5 @@
+"""``python -m alhena.cli``."""
+
+from alhena.cli.main import main
+
+main()

@@ -1,0 +1,156 @@
+"""Audio: a conformer on chunks of log-mel frames, attention inside fixed chunks (USM, Zhang et al. 2023; Gulati et al. 2020).
+
+    frames [B, C, T, M] ─ two stride-2 convolutions ─ [B·C, T/4, E] ─ conformer layers ─ stack neighbours ─► [B, C, T/8, D]
+
+A chunk knows how many of its frames are valid; the vectors of the valid ones, in order, are the sound's soft tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from alhena.model import config, sharding, spec
+from alhena.model.attention import attend
+from alhena.model.layers import rms_norm, rope, rope_table, through
+from alhena.model.linear import einsum
+from alhena.model.spec import Normal, WeightSpec, matrix, stacked, vector
+from alhena.shapes import Array, Bool, Float, Int, pytree
+
+
+@pytree
+@dataclass(frozen=True)
+class Layers:
+    """A conformer layer: half MLP, attention, convolution, half MLP, norm."""
+
+    first_norm: Array
+    first_up: Array  # [E, F]
+    first_down: Array  # [F, E]
+    attention_norm: Array
+    qkv: Array  # [E, 3·E]
+    output: Array  # [E, E]
+    convolution_norm: Array
+    convolution_in: Array  # [E, 2·E]
+    depthwise: Array  # [kernel, E]
+    depthwise_norm: Array
+    convolution_out: Array  # [E, E]
+    second_norm: Array
+    second_up: Array  # [E, F]
+    second_down: Array  # [F, E]
+    last_norm: Array
+
+
+@pytree
+@dataclass(frozen=True)
+class Audio:
+    subsample_1: Array  # [3·M, E]
+    subsample_2: Array  # [3·E, E]
+    layers: Layers
+    project: Array  # [stack·E, D]
+
+
+def _layer_weights(c: config.Audio) -> Layers:
+    E, F, small = c.width, c.hidden, (4 * c.layers) ** -0.5
+    layer = Layers(
+        first_norm=vector(E),
+        first_up=matrix(0, (E, F), ("width", "hidden")),
+        first_down=matrix(1, (F, E), ("hidden", "width"), gain=small),
+        attention_norm=vector(E),
+        qkv=matrix(2, (E, 3 * E), ("width", "heads")),
+        output=matrix(3, (E, E), ("heads", "width"), gain=small),
+        convolution_norm=vector(E),
+        convolution_in=matrix(4, (E, 2 * E), ("width", "hidden")),
+        depthwise=depthwise(5, c),
+        depthwise_norm=vector(E),
+        convolution_out=matrix(6, (E, E), ("hidden", "width"), gain=small),
+        second_norm=vector(E),
+        second_up=matrix(7, (E, F), ("width", "hidden")),
+        second_down=matrix(8, (F, E), ("hidden", "width"), gain=small),
+        last_norm=vector(E),
+    )
+    return stacked(c.layers, layer)
+
+
+def depthwise(key: int, c: config.Audio) -> Any:
+    """The kernel of each channel ``[kernel, E]``: no matrix that a linear layer multiplies by, so Adam trains it."""
+    return WeightSpec((c.kernel, c.width), (None, None), Normal(key), "adam", decay=False)
+
+
+def weights(c: config.Audio, width: int) -> Audio:
+    """The specification of every weight, for a decoder of that width."""
+    E = c.width
+    return Audio(
+        subsample_1=matrix(9, (3 * c.mels, E), (None, "width")),
+        subsample_2=matrix(10, (3 * E, E), ("width", "hidden")),
+        layers=_layer_weights(c),
+        project=matrix(11, (c.stack * E, width), ("hidden", "width")),
+    )
+
+
+def init(key: Array, c: config.Audio, width: int) -> Audio:
+    return spec.init(key, weights(c, width))
+
+
+def _halve(x: Float[Array, "X T E"], w: Float[Array, "W O"], dtype: str) -> Float[Array, "X T/2 O"]:
+    """A stride-2 convolution over three neighbours, as one matrix product."""
+    padded = jnp.pad(x, ((0, 0), (1, 0), (0, 0)))
+    windows = jnp.concatenate([padded[:, 0:-1:2], padded[:, 1::2], x[:, 1::2]], -1)
+    return einsum("...i,io->...o", windows, w, dtype)
+
+
+def _depthwise(x: Float[Array, "X T E"], w: Float[Array, "k E"]) -> Float[Array, "X T E"]:
+    """Each channel convolved with its own kernel, centred (the light convolution)."""
+    k, T = w.shape[0], x.shape[1]
+    padded = jnp.pad(x, ((0, 0), (k // 2, k - 1 - k // 2), (0, 0)))
+    return sum((padded[:, i : i + T] * w[i] for i in range(1, k)), padded[:, :T] * w[0])
+
+
+def _mlp(x: Array, norm: Array, up: Array, down: Array, dtype: str) -> Array:
+    h = jax.nn.silu(einsum("...i,io->...o", rms_norm(x, norm), up, dtype))
+    return x + 0.5 * einsum("...i,io->...o", h, down, dtype)
+
+
+def _layer(w: Layers, x: Float[Array, "X T E"], valid: Bool[Array, "X T"], table: Array, c: config.Audio, dtype: str):
+    X, T, E = x.shape
+    x = _mlp(x, w.first_norm, w.first_up, w.first_down, dtype)
+    qkv = einsum("...i,io->...o", rms_norm(x, w.attention_norm), w.qkv, dtype).reshape(X, T, 3 * c.heads, -1)
+    q, k, v = jnp.split(qkv, 3, axis=2)
+    q, k, v = (a.astype(dtype) for a in (rope(q, table), rope(k, table), v))
+    heads = attend(q, k, v, jnp.broadcast_to(valid[:, None, :], (X, T, T)))
+    x = x + einsum("...i,io->...o", heads.reshape(X, T, E), w.output, dtype)
+    value, gate = jnp.split(einsum("...i,io->...o", rms_norm(x, w.convolution_norm), w.convolution_in, dtype), 2, -1)
+    h = jnp.where(valid[:, :, None], value * jax.nn.sigmoid(gate), 0)
+    h = jax.nn.silu(rms_norm(_depthwise(h, w.depthwise), w.depthwise_norm))
+    x = x + einsum("...i,io->...o", h, w.convolution_out, dtype)
+    x = _mlp(x, w.second_norm, w.second_up, w.second_down, dtype)
+    return rms_norm(x, w.last_norm)
+
+
+def hear(
+    params: Audio, frames: Float[Array, "X T M"], lengths: Int[Array, " X"], c: config.Audio, dtype: str
+) -> tuple[Float[Array, "X t E"], Bool[Array, "X t"]]:
+    """A vector for every four frames of each chunk, and whether it is of valid ones (zero where not)."""
+    T = frames.shape[1]
+    inside = jnp.arange(T) < lengths[:, None]
+    x = jnp.where(inside[..., None], frames, 0).astype(jnp.float32)
+    x = sharding.constrain(x, "chunks", None, None)
+    x = jax.nn.silu(_halve(x, params.subsample_1, dtype))
+    x = jax.nn.silu(_halve(x, params.subsample_2, dtype))
+    valid = inside[:, ::4]
+    table = rope_table(jnp.arange(T // 4)[None], c.width // c.heads, 1_000.0)
+
+    x = through(params.layers, _layer_weights(c), x, lambda w, x: _layer(w, x, valid, table, c, dtype), c, dtype)
+    return jnp.where(valid[:, :, None], x, 0), valid
+
+
+def encode(
+    params: Audio, frames: Float[Array, "B C T M"], lengths: Int[Array, "B C"], c: config.Audio, dtype: str
+) -> tuple[Float[Array, "B A D"], Bool[Array, "B A"]]:
+    """Chunks to A = C·T / (4·stack) vectors a row, and which of them are valid."""
+    B, C, T, M = frames.shape
+    x, valid = hear(params, frames.reshape(B * C, T, M), lengths.reshape(-1), c, dtype)
+    vectors = einsum("...i,io->...o", x.reshape(B, C * T // c.frames_per_token, -1), params.project, dtype)
+    return vectors, valid[:, :: c.stack].reshape(B, -1)

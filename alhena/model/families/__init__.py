@@ -1,0 +1,1 @@
+"""Open weights: configurations and tensor names of public model families, in and out."""

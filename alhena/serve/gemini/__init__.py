@@ -1,0 +1,1 @@
+"""The Gemini API: wire format and HTTP application."""

@@ -1,0 +1,208 @@
+"""Connections and who may use them: time limits for slow clients, names for the Host header, no requests of other sites.
+
+A connection *waits* until its whole request is here. Waiting connections have a time limit, and each client address has a number of
+them: one more closes the oldest, so that half-open connections never keep a complete request out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+import h11
+from fastapi.responses import JSONResponse
+from starlette.requests import Request
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from alhena.serve.gemini.fields import WireError, overloaded
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+HEADER_SECONDS = 15.0
+BODY_SECONDS = 120.0
+WRITE_SECONDS = 60.0
+MOST_WAITING = 256
+SMALL_BODY = 1 << 20
+LARGEST_BODY = 64 << 20
+MOST_BODIES = 256 << 20  # bytes of all large bodies that are being received
+Message = MutableMapping[str, Any]
+Application = Callable[
+    [Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]
+]
+
+
+class Protocol(H11Protocol):
+    """uvicorn's HTTP protocol, with limits on connections that wait for their request or do not read their response."""
+
+    # Connections whose request is not complete, by client address, oldest first.
+    waiting: ClassVar[defaultdict[str, dict[Protocol, None]]] = defaultdict(dict)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._wait()
+
+    def _wait(self) -> None:
+        self._stop_waiting()
+        mine = self.waiting[self._address]
+        if len(mine) >= MOST_WAITING:
+            oldest = next(iter(mine))
+            oldest._stop_waiting()
+            oldest.transport.abort()
+        self.waiting[self._address][self] = None
+        self._header_timer = self.loop.call_later(HEADER_SECONDS, self._close_without_request)
+
+    @property
+    def _address(self) -> str:
+        return self.client[0] if self.client else ""
+
+    def _stop_waiting(self) -> None:
+        mine = self.waiting.get(self._address, {})
+        mine.pop(self, None)
+        if not mine:
+            self.waiting.pop(self._address, None)
+        self._stop_header_timer()
+
+    def _stop_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _close_without_request(self) -> None:
+        self._stop_waiting()
+        self.transport.abort()
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        if self.conn.their_state is not h11.IDLE:  # the headers are here; the body has a limit of its own
+            self._stop_header_timer()
+        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
+            self._stop_waiting()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self.transport.is_closing() and self.conn.their_state is h11.IDLE:
+            self._wait()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+        super().connection_lost(exc)
+
+
+class Bodies:
+    """Reads bodies within a size, a time, and a number of bytes of all of them together."""
+
+    def __init__(self) -> None:
+        self._received = 0
+
+    async def read(self, request: Request) -> bytearray:
+        """Raises WireError 408, 413 or 503."""
+        length = request.headers.get("content-length", "")
+        if length.isdigit() and int(length) > LARGEST_BODY:
+            raise WireError(413, f"the request has {length[:20]} bytes; at most {LARGEST_BODY:,} are read")
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                return await self._read(request)
+        except TimeoutError:
+            raise WireError(408, f"the request took longer than {BODY_SECONDS:.0f} s", "DEADLINE_EXCEEDED") from None
+
+    async def _read(self, request: Request) -> bytearray:
+        data, counted = bytearray(), 0
+        try:
+            async for chunk in request.stream():
+                data += chunk
+                if len(data) > LARGEST_BODY:
+                    raise WireError(413, f"the request is larger than {LARGEST_BODY:,} bytes")
+                if len(data) > SMALL_BODY:
+                    self._received += len(data) - counted
+                    counted = len(data)
+                if self._received > MOST_BODIES:
+                    raise overloaded("too many large requests are being received")
+            return data
+        finally:
+            self._received -= counted
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """Names that a Host header may have; with ``addresses``, every IP address too (no foreign name can resolve to one)."""
+
+    names: frozenset[str] = LOOPBACK
+    addresses: bool = False
+
+    @classmethod
+    def serving(cls, host: str, more: Iterable[str] = ()) -> Hosts:
+        """Those of a server that listens on ``host``."""
+        names = LOOPBACK | {host.lower(), *(name.lower() for name in more)}
+        return cls(names, addresses=host.lower() not in LOOPBACK)
+
+    def allow(self, header: str) -> bool:
+        """
+        >>> [Hosts().allow(host) for host in ("localhost:8000", "[::1]:80", "evil.example", "127.0.0.1.evil.example", "10.0.0.1")]
+        [True, True, False, False, False]
+        """
+        try:
+            name = urlsplit(f"//{header}").hostname or ""
+        except ValueError:
+            return False
+        return name in self.names or (self.addresses and _is_address(name))
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+class Guard:
+    """ASGI middleware: refuses foreign Host names and requests of other sites, and more requests than ``most`` at a time."""
+
+    def __init__(self, app: Application, hosts: Hosts, most: int) -> None:
+        self._app, self._hosts, self._most, self._running = app, hosts, most, 0
+
+    async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        error = self._refusal(scope)
+        if error is not None:
+            await JSONResponse(error.body(), error.code, {"connection": "close"})(scope, receive, send)
+            return
+        self._running += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._running -= 1
+
+    def _refusal(self, scope: Message) -> WireError | None:
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        host, origin = headers.get(b"host", ""), headers.get(b"origin")
+        if not self._hosts.allow(host):
+            message = f"the Host header is {host[:100]!r}; start the server with --allow-host to answer to that name"
+            return WireError(403, message, "PERMISSION_DENIED")
+        # The scheme may differ: a proxy in front of this server may speak TLS.
+        foreign = origin is not None and origin.partition("://")[2].lower() != host.lower()
+        if foreign or headers.get(b"sec-fetch-site") == "cross-site":
+            return WireError(403, "requests of other sites are refused", "PERMISSION_DENIED")
+        if self._running >= self._most:
+            return overloaded(f"{self._most} requests are being answered")
+        return None

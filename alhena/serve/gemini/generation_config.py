@@ -1,0 +1,136 @@
+"""The generationConfig and the safetySettings of a request. What this server cannot do is refused by name, never ignored."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from alhena.serve.gemini.fields import (
+    Fields,
+    WireError,
+    not_offered,
+    read_flag,
+    read_integer,
+    read_list,
+    read_number,
+    read_object,
+    read_string,
+    refuse,
+)
+from alhena.serve.sampler import DRAWING, Sampling
+
+WHERE = "generationConfig"
+MOST_STOPS, LONGEST_STOP = 5, 1024
+NUMBERS = ("temperature", "topK", "topP", "seed", "maxOutputTokens", "candidateCount")
+# They ask for nothing when they are empty, false or zero.
+NOT_OFFERED = (
+    "responseSchema", "responseJsonSchema", "responseFormat", "responseLogprobs", "logprobs", "presencePenalty", "frequencyPenalty",
+    "speechConfig", "translationConfig", "audioTimestamp", "routingConfig", "modelSelectionConfig", "enableAffectiveDialog",
+    "enableEnhancedCivicAnswers",
+)  # fmt: skip
+KNOWN = (
+    *NUMBERS, "stopSequences", "responseModalities", "imageConfig", "responseMimeType", "thinkingConfig", "mediaResolution",
+    *NOT_OFFERED,
+)  # fmt: skip
+# Nothing is ever blocked, which is what these thresholds ask for.
+NEVER_BLOCK = ("BLOCK_NONE", "OFF")
+MOST_TOKENS = 1 << 20
+
+
+def _aspect(config: Fields, default: float | None) -> float | None:
+    """Width over height of images to draw, of ``imageConfig.aspectRatio`` such as 16:9."""
+    where = f"{WHERE}.imageConfig"
+    image = read_object(
+        config.get("imageConfig") or {}, where, ("aspectRatio", "imageSize", "personGeneration", "outputMimeType",
+        "outputCompressionQuality", "imageOutputOptions", "prominentPeople"),
+    )  # fmt: skip
+    refuse(image, where, [name for name in image if name != "aspectRatio"])
+    if "aspectRatio" not in image:
+        return default
+    ratio = read_string(image["aspectRatio"], f"{where}.aspectRatio", 16)
+    match = re.fullmatch(r"([0-9]{1,4}):([0-9]{1,4})", ratio)
+    if match is None or int(match[2]) == 0:
+        raise WireError(400, f"{where}.aspectRatio is {ratio!r}; width and height are wanted, as in 16:9")
+    return int(match[1]) / int(match[2])
+
+
+def _modalities(config: Fields) -> list[str]:
+    where = f"{WHERE}.responseModalities"
+    values = [read_string(m, where, 32).upper() for m in read_list(config.get("responseModalities", []), where, 8)]
+    for value in values:
+        if value not in ("TEXT", "IMAGE"):
+            raise WireError(400, f"{where} has {value}; this server answers with TEXT and IMAGE")
+    return values
+
+
+def _thinking(config: Fields) -> None:
+    """A model that does not think keeps within every budget, but it has no thoughts to show."""
+    where = f"{WHERE}.thinkingConfig"
+    thinking = read_object(
+        config.get("thinkingConfig", {}), where, ("includeThoughts", "thinkingBudget", "thinkingLevel")
+    )
+    if read_flag(thinking, where, "includeThoughts"):
+        raise not_offered(f"{where}.includeThoughts", ": the model does not think")
+    if read_integer(thinking, where, "thinkingBudget", 0) < -1:
+        raise WireError(400, f"{where}.thinkingBudget must be -1 or more")
+    level = read_string(thinking.get("thinkingLevel", "MINIMAL"), f"{where}.thinkingLevel", 64).upper()
+    if level not in ("MINIMAL", "THINKING_LEVEL_UNSPECIFIED"):
+        raise not_offered(f"{where}.thinkingLevel", f" as {level}: the model does not think")
+
+
+def _check_trivial(config: Fields) -> None:
+    """Fields of which one value alone can be honored."""
+    if read_integer(config, WHERE, "candidateCount", 1) != 1:
+        raise WireError(400, f"{WHERE}.candidateCount must be 1: one answer is given")
+    mime = read_string(config.get("responseMimeType", "text/plain"), f"{WHERE}.responseMimeType", 256)
+    if mime not in ("", "text/plain"):
+        raise not_offered(f"{WHERE}.responseMimeType", f" as {mime!r}; it must be text/plain")
+    unspecified = "MEDIA_RESOLUTION_UNSPECIFIED"
+    if read_string(config.get("mediaResolution", unspecified), f"{WHERE}.mediaResolution", 64) != unspecified:
+        raise not_offered(f"{WHERE}.mediaResolution")
+    refuse(config, WHERE, NOT_OFFERED)
+
+
+def read_sampling(value: Any, default: Sampling) -> Sampling:
+    """The generationConfig of a request. Raises WireError for what is out of range, unknown, or not offered."""
+    config = read_object({} if value is None else value, WHERE, KNOWN)
+    _check_trivial(config)
+    _thinking(config)
+    where = f"{WHERE}.stopSequences"
+    stop = tuple(
+        read_string(s, where, LONGEST_STOP) for s in read_list(config.get("stopSequences", []), where, MOST_STOPS)
+    )
+    if not all(stop):
+        raise WireError(400, f"{where} must be non-empty strings")
+    modalities = _modalities(config)
+    top_p = read_number(config, WHERE, "topP", default.top_p)
+    try:
+        return Sampling(
+            temperature=read_number(config, WHERE, "temperature", default.temperature),
+            top_k=min(read_integer(config, WHERE, "topK", default.top_k), 1 << 30),
+            # Zero keeps the likeliest token alone, as the smallest share does.
+            top_p=1e-6 if top_p == 0 else top_p,
+            seed=read_integer(config, WHERE, "seed", default.seed),
+            max_tokens=min(read_integer(config, WHERE, "maxOutputTokens", default.max_tokens), MOST_TOKENS),
+            guidance=DRAWING if "IMAGE" in modalities else default.guidance,
+            image_first=modalities == ["IMAGE"],
+            aspect=_aspect(config, default.aspect),
+            stop=stop,
+        )
+    except ValueError as error:
+        raise WireError(400, f"{WHERE}: {error}") from None
+
+
+def check_safety(value: Any) -> None:
+    """Raises WireError for a safety setting that asks for blocking."""
+    for i, item in enumerate(read_list([] if value is None else value, "safetySettings", 64)):
+        where = f"safetySettings[{i}]"
+        setting = read_object(item, where, ("category", "threshold", "method"))
+        read_string(setting.get("category", ""), f"{where}.category", 128)
+        threshold = read_string(setting.get("threshold", ""), f"{where}.threshold", 128)
+        if threshold not in NEVER_BLOCK:
+            raise not_offered(
+                f"{where}.threshold",
+                f" as {threshold!r}: nothing is blocked; {' or '.join(NEVER_BLOCK)} can be honored",
+            )
+        refuse(setting, where, ("method",))

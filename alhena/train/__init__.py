@@ -1,0 +1,1 @@
+"""Training: batches, loss, optimizer, the training step and the loop around it."""

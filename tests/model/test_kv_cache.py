@@ -1,0 +1,68 @@
+"""Cached = full for models with windows (tests/model/test_model.py has those without): prompts shorter and longer than the window, rings that come round."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alhena.model import config, generation, model
+from tests.model.test_gemma import text_batch
+
+LENGTHS = np.array([1, 7, 8, 9, 30])  # of prompts, around a window of 8
+STEPS, ROOM = 18, 48
+
+
+@pytest.fixture(scope="module")
+def tokens() -> np.ndarray:
+    return np.random.default_rng(0).integers(3, 50, (len(LENGTHS), LENGTHS.max() + STEPS))
+
+
+def make(**settings) -> tuple[model.Params, config.Model]:
+    decoder = config.Decoder(width=32, layers=3, heads=4, head_dim=8, hidden=48, rope_stretch=2.0, **settings)
+    c = config.Model(50, 1, 2, decoder, None, None)
+    return jax.jit(model.init, static_argnums=1)(jax.random.key(0), c), c
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"window": 8, "global_every": 3, "kv_heads": 2},
+        {"window": 8, "global_every": 2, "attention_cap": 2.0, "local_rope_base": 100.0},
+        {"window": 8, "global_every": 9},
+        {"window": 200, "global_every": 2},
+    ],
+)
+def test_cached_equals_full(settings, tokens):
+    params, c = make(**settings)
+    full = np.asarray(jax.jit(model.forward, static_argnums=1)(params, c, text_batch(tokens)))
+    inside = np.arange(LENGTHS.max())[None] < LENGTHS[:, None]
+    prompts = text_batch(tokens[:, : LENGTHS.max()])
+    prompts = replace(prompts, segments=prompts.segments * inside, tokens=prompts.tokens * inside)
+    hidden, kept = jax.jit(generation.prefill, static_argnums=(1, 3))(params, c, prompts, ROOM)
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(kept)) == len(LENGTHS) * generation.size(
+        c.decoder, ROOM, "float32"
+    )
+    decode, rows = jax.jit(generation.decode, static_argnums=1), np.arange(len(LENGTHS))
+    for at in LENGTHS + np.arange(STEPS)[:, None]:
+        np.testing.assert_allclose(hidden, full[rows, at - 1], atol=2e-5, rtol=0)
+        hidden, kept = decode(params, c, jnp.asarray(tokens[rows, at]), jnp.asarray(at, jnp.int32), kept)
+    np.testing.assert_allclose(hidden, full[rows, at], atol=2e-5, rtol=0)
+
+
+def test_a_cache_takes_the_precision_of_the_model():
+    params, c = make()
+    c = replace(c, compute="bfloat16")
+    _, kept = jax.eval_shape(lambda p: generation.prefill(p, c, text_batch(np.ones((2, 16), int)), 32), params)
+    assert sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept)) == 2 * generation.size(c.decoder, 32)
+
+
+def test_a_window_bounds_what_is_kept():
+    c = config.Decoder(width=8, layers=6, heads=8, head_dim=4, hidden=8, window=10, global_every=3)
+    per_token = 2 * 4 * 2  # keys and values of one head, two bytes each
+    assert generation.size(c, 7) == 6 * 7 * per_token
+    assert generation.size(c, 100) == (2 * 100 + 4 * 10) * per_token
+    assert generation.size(replace(c, kv_heads=8), 100) == 8 * generation.size(c, 100)

@@ -1,0 +1,143 @@
+"""Tuning on documents of one's own: keyed by data, base and settings; a name of its own; refusals before any work."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import pytest
+
+from alhena.cli.main import Check, Evaluate, Tune, model_folder
+from alhena.compress.quantize import quantise_model
+from alhena.content import Content, Document, Text, write_documents
+from alhena.files import read_json, seal_folder, write_atomically
+from alhena.model import config, image_tokenizer, model
+from alhena.model.weights import save_model
+from alhena.own_data import tuning_stage
+from alhena.stages import Stage, run_stage
+from recipes import starter
+
+RECIPE = "starter:smoke"
+
+
+def write_model(folder: Path, encoder, params, c) -> None:
+    encoder.save(folder)
+    painter = config.ImageTokenizer(structure=(4, 4), colour=(2, 2), width=16)
+    image_tokenizer.save(folder, image_tokenizer.init(jax.random.key(0), painter), painter)
+    save_model(folder, params, c, {"name": folder.name, "parameters": 1})
+    seal_folder(folder, [path.name for path in folder.iterdir()])
+
+
+@pytest.fixture
+def run(tmp_path, encoder, tiny) -> Path:
+    """A run folder with two small random models, and curated documents of two kinds beside it."""
+    params, c = tiny
+    folder = tmp_path / "run"
+    write_model(folder / "models" / "assistant", encoder, params, c)
+    write_model(folder / "models" / "nano", encoder, quantise_model(params, model.weights(c), 8), c)
+    for answer in ("red", "blue"):
+        contents = Content("user", (Text("What colour?"),)), Content("model", (Text(answer),))
+        some = [Document(contents, f"{answer}{i}", "mine") for i in range(40)]
+        long = Content("user", (Text("x 12 y 34;" * 2000),)), Content("model", (Text(answer),))
+        write_documents(tmp_path / answer / "part-00000.parquet", [*some, Document(long, "long", "mine")])
+    return folder
+
+
+def tune(run: Path, data: str, **more) -> Path:
+    Tune(run, RECIPE, data=run.parent / data, **({"name": "mine", "steps": 2, "rate": 0.01} | more))()
+    return run / "models" / more.get("name", "mine") / "weights.safetensors"
+
+
+def test_other_data_is_never_taken_for_the_same(run, capsys):
+    smoke, mine = starter.smoke().tune, run / "models" / "mine"
+    t = replace(smoke, steps=2, weights=None, optimizer=replace(smoke.optimizer, rate=0.01))
+    earlier = tuning_stage(run, run / "models" / "assistant", run.parent / "blue", "mine", t)
+
+    def work() -> dict:
+        write_atomically(mine / "weights.safetensors", "tuned on blue")
+        seal_folder(mine, ["weights.safetensors"])
+        return {}
+
+    run_stage(earlier, work)
+    capsys.readouterr()
+    path = tune(run, "red")
+    said = capsys.readouterr().out
+    assert "used: 40 examples" in said
+    assert "left out: 1 × mine: " in said
+    assert f"alhena chat {run} --name mine" in said
+    assert (run / "tuned" / "mine" / "metrics.jsonl").exists()
+    # What had been trained on the other data is kept.
+    assert (run / "models" / "mine.old-1" / "weights.safetensors").read_text() == "tuned on blue"
+    assert (run / "tuned" / "mine.old-1" / "stage.json").exists()
+    stamp = path.stat().st_mtime_ns
+    assert tune(run, "red").stat().st_mtime_ns == stamp
+    said = capsys.readouterr().out
+    assert "finished before" in said
+    assert "used: 40 examples" in said
+    Check(run)()
+    assert "all as they were written" in capsys.readouterr().out
+
+
+def test_data_base_and_settings_are_told_apart(run):
+    t, red, blue = starter.smoke().tune, run.parent / "red", run.parent / "blue"
+    assistant, nano = run / "models" / "assistant", run / "models" / "nano"
+    of = lambda base, data, t: tuning_stage(run, base, data, "mine", t).fingerprint  # noqa: E731
+    others = [
+        of(assistant, blue, t), of(nano, red, t), of(assistant, red, replace(t, steps=7)), of(assistant, red, replace(t, seed=7)),
+        of(assistant, red, replace(t, optimizer=replace(t.optimizer, rate=0.7))),
+    ]  # fmt: skip
+    assert len({of(assistant, red, t), *others}) == 6
+    assert of(assistant, red, t) == of(assistant, red, t)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"name": "nano"}, "--name 'nano': give the new model a name of its own"),
+        ({"name": "base"}, "--name 'base'"),
+        ({"name": "assistant", "base": "nano"}, "--name 'assistant'"),
+        ({"name": "../x"}, "of letters, digits and dashes"),
+        ({"base": "nano"}, "nano: a model of 4-bit weights cannot be tuned"),
+        ({"base": "absent"}, "no model 'absent'; it has assistant, nano"),
+        ({"data": "absent"}, "absent: no such folder of curated documents"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused_before_any_work(run, more, words):
+    before = sorted(path for path in run.rglob("*") if path.name != ".lock")
+    with pytest.raises(ValueError, match=words):
+        tune(run, **({"data": "red"} | more))
+    assert sorted(path for path in run.rglob("*") if path.name != ".lock") == before
+
+
+def test_a_base_model_with_a_flipped_bit_is_refused(run):
+    path = run / "models" / "assistant" / "weights.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"assistant/weights\.safetensors: its content has changed"):
+        tune(run, "red")
+    assert not (run / "tuned").exists()
+    with pytest.raises(ValueError, match=r"assistant/weights\.safetensors: its content has changed"):
+        model_folder(run, "assistant")
+    with pytest.raises(SystemExit, match="1 differences"):
+        Check(run)()
+
+
+def test_a_card_of_one_model(run, tmp_path):
+    texts = [
+        Document((Content("document", (Text("red circle " * 5),)),), str(i), "text", facts={"task": "text"})
+        for i in range(3)
+    ]
+    curated = Stage("curate", run / "curated", "x")
+
+    def work() -> dict:
+        write_documents(run / "curated" / "test" / "part-00000.parquet", texts)
+        return {}
+
+    run_stage(curated, work)
+    Evaluate(run, RECIPE, name="nano")()
+    lines = read_json(run / "reports" / "nano" / "results.json")["lines"]
+    assert [list(line["scores"]) for line in lines] == [["nano"]]
+    assert (run / "reports" / "nano" / "report.html").exists()
+    assert not (run / "report").exists()

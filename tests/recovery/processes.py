@@ -1,0 +1,58 @@
+"""One process of a training: run by ``test_processes.py``, several at a time.
+
+python processes.py MODEL DATA OUT [KILL …]      KILL: process:step or process:step:lost, with which goes what it had in memory
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from alhena.model.sharding import Mesh, with_pods_left
+from alhena.model.weights import load_model
+from alhena.recovery.memory_checkpoint import memory_of
+from alhena.recovery.supervisor import join
+from alhena.tokens.loader import Shape
+from alhena.train.optimizer import Optimizer
+from alhena.train.trainer import Folders, Hooks, Phase, Training, train
+
+PHASES = (Phase(6, {"a": 1.0, "b": 1.0}), Phase(4, {"b": 1.0}))
+
+
+def main() -> None:
+    join()
+    model, data, out = map(Path, sys.argv[1:4])
+    t = Training(
+        PHASES,
+        Shape(4, 128, 96, 4),
+        Optimizer(warmup=2),
+        save_every=4,
+        log_every=2,
+        mesh=with_pods_left(Mesh(pod=2), jax.device_count()),
+        readers=2,
+        copy_every=1,
+    )
+
+    def die(step: int) -> None:
+        for kill in sys.argv[4:]:
+            process, when, *lost = kill.split(":")
+            marker = out / f"killed-{when}"
+            if jax.process_index() == int(process) and step == int(when) and not marker.exists():
+                marker.touch()
+                if lost:
+                    shutil.rmtree(memory_of(out, int(process)))
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    params = train(*load_model(model), t, Folders(data, out), "processes", Hooks(on_step=die))
+    if jax.process_index() == 0:
+        np.savez(out / "params.npz", *map(np.asarray, jax.tree.leaves(params)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Listening: targets are fixed and many, what is not under the noise is not scored, the loss falls, resumed = uninterrupted."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from alhena.batch import Example
+from alhena.model import config
+from alhena.model.encoders import conformer, usm
+from alhena.tokens.store import Examples, write_examples
+from alhena.train.best_rq import BestRq, Listener, listen, loss, spans, targets
+from alhena.train.optimizer import Optimizer
+
+C = config.Audio(width=32, layers=1, heads=2, hidden=64, mels=16, chunk=64)
+T = BestRq(steps=60, chunks=8, codes=32, start=0.1, span=4, optimizer=Optimizer(rate=1e-2, warmup=5), save_every=20)
+
+
+def sounds(count: int) -> np.ndarray:
+    """Tones that hold for a while: what comes next can be told from what was."""
+    rng = np.random.default_rng(0)
+    bins = np.repeat(rng.integers(0, 4, (count, 4)), 16, axis=1) * 4
+    return (np.eye(16)[bins] + 0.02 * rng.standard_normal((count, 64, 16))).astype(np.float16)
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> dict[str, Examples]:
+    def example(frames: np.ndarray) -> Example:
+        none = np.zeros(1, np.int32)
+        return Example(
+            tokens=none, targets=none, weights=np.zeros(1, np.float32), modality=none,
+            patches=np.zeros((0, 1), np.uint8), patch_positions=np.zeros((0, 2), np.int32), patch_images=np.zeros(0, np.int32),
+            frames=frames[None], frame_lengths=np.array([64], np.int32),
+        )  # fmt: skip
+
+    write_examples(tmp_path / "a.arrow", map(example, sounds(24)), {"patches": (1,), "frames": (64, 16)})
+    return {"a": Examples(tmp_path / "a.arrow")}
+
+
+def test_targets_are_fixed_and_many():
+    frames = np.random.default_rng(0).normal(size=(8, 64, 16)).astype(np.float32)
+    codes = np.asarray(targets(frames, T))
+    assert codes.shape == (8, 16) and len(np.unique(codes)) > T.codes // 2
+    np.testing.assert_array_equal(codes, targets(frames * 3 + 1, T))  # loudness says nothing
+    assert not np.array_equal(codes, targets(frames, replace(T, seed=1)))
+
+
+def test_noise_covers_whole_spans_and_about_the_expected_share():
+    hidden = np.asarray(spans(jax.random.key(0), (400, 64), T))
+    assert hidden[:, T.span :].mean() == pytest.approx(1 - (1 - T.start) ** T.span, abs=0.02)
+    runs = np.diff(np.flatnonzero(np.diff(np.pad(hidden[:, : -T.span].reshape(-1), 1).astype(int))))[::2]
+    assert np.median(runs) >= T.span
+
+
+@pytest.mark.parametrize("c", [C, config.Usm(32, 1, 2, 64, mels=16, chunk=64, channels=(4, 4), block=4, left=4)])
+def test_only_what_is_under_the_noise_and_valid_is_scored(c):
+    """A wrong score elsewhere costs nothing: the loss of a listener without knowledge is that of its scores at those places alone."""
+    ears = (usm if isinstance(c, config.Usm) else conformer).init(jax.random.key(0), c, 8)
+    listener = Listener(ears, np.zeros((32, T.codes), np.float32))
+    frames, lengths = sounds(8).astype(np.float32), np.full(8, 64)
+    key = jax.random.key(3)
+    assert float(loss(listener, frames, lengths, key, c, T)) == pytest.approx(np.log(T.codes), rel=1e-5)
+    nothing = loss(listener, frames, 0 * lengths, key, c, T)
+    assert float(nothing) == 0
+
+
+def test_it_learns_and_resumed_equals_uninterrupted(sources, tmp_path):
+    begin = conformer.init(jax.random.key(0), C, 8)
+    copy = lambda: jax.tree.map(lambda x: x.copy(), begin)  # noqa: E731
+    whole, facts = listen(copy(), C, T, sources, tmp_path / "whole")
+    assert facts["nats"][1] < 0.7 * facts["nats"][0]
+    listen(copy(), C, T, sources, tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / str(T.steps))  # as if it had been killed before the end
+    again, _ = listen(copy(), C, T, sources, tmp_path / "cut")
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(a, b)
