@@ -27,7 +27,7 @@ class Modality(IntEnum):
     IMAGE = 1
     AUDIO = 2
     VIDEO = 3
-    DRAWING = 4
+    IMAGE_OUT = 4
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""Run folders: where each stage leaves its artefact, and how the next one knows that it is whole.
+"""Run folders: where each stage leaves its artifact, and how the next one knows that it is whole.
 
     runs/starter/
       raw/        corpus      documents with their ground truth, by split
       curated/    curate      clean documents, by split, and what was dropped
-      tokens/     tokenise    text pieces, image codes, encoded examples
+      tokens/     tokenize    text pieces, image codes, encoded examples
       pretrain/   pretrain    checkpoints, metrics
       models/     base, assistant, nano: weights that serve, each folder complete in itself
       report/     evaluate    report.html, report.png, results.json

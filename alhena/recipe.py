@@ -16,28 +16,30 @@ from alhena.train.trainer import Training
 
 
 @dataclass(frozen=True)
-class Run:
+class Recipe:
     """From corpus to report card; ``decoder``, ``vision`` and ``audio`` give the model its shape."""
 
     name: str
     corpus: Starter | None  # None: raw documents of one's own, under RUN/raw
     curate: Curate
-    text_pieces: int  # SentencePiece pieces asked for; a small corpus may yield fewer
+    text_vocabulary_size: int  # SentencePiece pieces asked for; a small corpus may yield fewer
     budget: Budget
     decoder: config.Decoder
     vision: config.Vision
     audio: config.Audio
     image_tokenizer: config.ImageTokenizer
-    image_training: TrainImageTokenizer
+    image_tokenizer_training: TrainImageTokenizer
     pretrain: Training
     tune: Tune
-    listen: BestRq | None = None  # the audio encoder learns from sound alone first
-    drop_condition: float = 0.08  # share of drawings asked for by nothing, for classifier-free guidance
-    group: int = 32  # weights that share a scale when quantised to 4 bits
-    compute: str = "float32"
+    audio_pretraining: BestRq | None = None  # the audio encoder learns from sound alone first
+    condition_dropout: float = 0.08  # share of drawings asked for by nothing, for classifier-free guidance
+    quantization_group: int = 32  # weights that share a scale when quantized to 4 bits
+    compute_dtype: str = "float32"
 
     def model(self, vocabulary: Vocabulary) -> config.Model:
         """The model's configuration, known once the text pieces are."""
         image, audio = vocabulary.control("<img>"), vocabulary.control("<aud>")
         factors = self.image_tokenizer.factors
-        return config.Model(vocabulary.size, image, audio, self.decoder, self.vision, self.audio, factors, self.compute)
+        return config.Model(
+            vocabulary.size, image, audio, self.decoder, self.vision, self.audio, factors, self.compute_dtype
+        )

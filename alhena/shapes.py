@@ -5,7 +5,7 @@
     S  slots in a KV cache     C  audio chunks in a row       F  hidden width of an MLP
     D  model width             T  log-mel frames in a chunk   V  vocabulary
     N  query heads             M  mel bins                    E  width of an encoder
-    G  groups of a quantised dimension                        Z  image codes
+    G  groups of a quantized dimension                        Z  image codes
 
 Array aliases (from jaxtyping) are re-exported so that a module needs one import:
 

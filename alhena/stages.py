@@ -43,7 +43,7 @@ from alhena.files import (
     read_json,
     write_json,
 )
-from alhena.recovery.memory_checkpoint import everywhere
+from alhena.recovery.memory_checkpoint import gather_from_processes
 
 CONSOLE = Console()
 OLD = ".old-"
@@ -211,7 +211,7 @@ def run_stage(stage: Stage, work: Callable[[], dict[str, Any]]) -> dict[str, Any
     Of several processes the first one manages the folder. Raises ValueError when an input is not as it was written.
     """
     first = jax.process_index() == 0
-    if everywhere(is_finished(stage) if first else None)[0]:
+    if gather_from_processes(is_finished(stage) if first else None)[0]:
         _refuse_missing(stage)
         CONSOLE.print(f"[dim]✓ {stage.name}: finished before, kept ({stage.folder})[/dim]")
         return read_json(stage.folder / MANIFEST)
@@ -220,14 +220,14 @@ def run_stage(stage: Stage, work: Callable[[], dict[str, Any]]) -> dict[str, Any
             check_inputs(folder)
         start_stage(stage)
     # The others wait until the folder is there.
-    everywhere(None)
+    gather_from_processes(None)
     CONSOLE.rule(f"[bold]{stage.name}[/bold]", align="left")
     began = time.monotonic()
     facts = work()
     seconds = round(time.monotonic() - began, 1)
     peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     # Every process has written its last line.
-    everywhere(None)
+    gather_from_processes(None)
     if first:
         finish_stage(stage, {"seconds": seconds, "peak_gib": peak, **facts})
     CONSOLE.print(f"✓ {stage.name}: {seconds:.0f} s → {stage.folder}")

@@ -1,6 +1,6 @@
 """Does listening first (BEST-RQ) help to transcribe later? The starter's model on its speech, with and without, few transcripts and all.
 
-    python benchmarks/bench_best_rq.py [runs/starter]        needs the run's encoded corpus (alhena tokenise)
+    python benchmarks/bench_best_rq.py [runs/starter]        needs the run's encoded corpus (alhena tokenize)
 
 The encoder listens to all sound of the corpus once for each seed; then the whole model learns to transcribe from a share of the
 transcripts, for the same number of steps from both beginnings. Prints and writes the validation split's nats per token of speech
@@ -22,15 +22,15 @@ import tyro
 from alhena.files import write_json
 from alhena.model import config, model
 from alhena.tokens.encode import Encoder
-from alhena.tokens.loader import Batches, Shape
+from alhena.tokens.loader import Batches, BatchShape
 from alhena.tokens.store import Examples, write_examples
-from alhena.train.best_rq import BestRq, listen
+from alhena.train.best_rq import BestRq, pretrain_audio_encoder
 from alhena.train.optimizer import Optimizer, optimizer
-from alhena.train.step import start, train_step
+from alhena.train.step import initial_state, train_step
 from alhena.train.trainer import open_examples, validate
 from recipes import starter
 
-SHAPE = Shape(rows=8, tokens=256, patches=0, chunks=4)
+SHAPE = BatchShape(batch_size=8, tokens=256, patches=0, chunks=4)
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ def copy(tree: Any) -> Any:
 
 def transcribe(params: model.Params, c: config.Model, bench: Bench, train: Examples, seed: int) -> float:
     """Nats per token of the validation split after training from ``params``."""
-    transform = optimizer(Optimizer(rate=5e-3, warmup=30, decay=0.5), bench.steps, model.weights(c))
-    state, batches = start(params, c, transform), Batches({"speech": train}, {"speech": 1.0}, SHAPE, seed)
+    transform = optimizer(Optimizer(learning_rate=5e-3, warmup=30, decay_fraction=0.5), bench.steps, model.weights(c))
+    state, batches = initial_state(params, c, transform), Batches({"speech": train}, {"speech": 1.0}, SHAPE, seed)
     for _ in range(bench.steps):
         state, _ = train_step(state, next(batches), c, transform)
     held = Examples(bench.folder / "tokens" / "validation" / "speech.arrow")
@@ -71,7 +71,7 @@ def main(bench: Bench) -> None:
         with tempfile.TemporaryDirectory() as folder:
             began = time.monotonic()
             t = BestRq(steps=bench.listening, seed=seed)
-            ears, facts = listen(
+            ears, facts = pretrain_audio_encoder(
                 copy(params.audio), c.audio, t, open_examples(tokens / "train"), Path(folder) / "listen"
             )
             costs.append({"seconds": round(time.monotonic() - began), **facts})

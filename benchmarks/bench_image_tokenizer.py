@@ -1,4 +1,4 @@
-"""The image tokeniser at its two sizes, the starter's and the family's, on the same pictures: how well it redraws, how it uses its codes.
+"""The image tokenizer at its two sizes, the starter's and the family's, on the same pictures: how well it redraws, how it uses its codes.
 
     python benchmarks/bench_image_tokenizer.py [runs/starter]                      on the run's own pictures
     python benchmarks/bench_image_tokenizer.py --pictures FOLDER --side 64         on pictures of your own (jpg, png; searched deeply)
@@ -26,7 +26,7 @@ from alhena.media import decode_image
 from alhena.model import image_tokenizer as tokenizer
 from alhena.model.config import CODES_STRIDE, ImageTokenizer
 from alhena.tokens.images import resize
-from alhena.train.image_tokenizer import TrainImageTokenizer, draw_reconstructions, measure, train
+from alhena.train.image_tokenizer import TrainImageTokenizer, measure, plot_reconstructions, train
 from recipes import family, starter
 
 
@@ -66,7 +66,7 @@ def of_size(name: str, c: ImageTokenizer, bench: Bench, images: list[np.ndarray]
     held, rest = images[: len(images) // 10], images[len(images) // 10 :]
     settings = TrainImageTokenizer(steps=bench.steps, side=bench.side)
     if c.width > 128:
-        settings = replace(settings, rate=settings.rate / 2)
+        settings = replace(settings, learning_rate=settings.learning_rate / 2)
     with tempfile.TemporaryDirectory() as out:
         began = time.monotonic()
         train(rest, c, settings, Path(out))
@@ -74,7 +74,7 @@ def of_size(name: str, c: ImageTokenizer, bench: Bench, images: list[np.ndarray]
         params, _ = tokenizer.load(Path(out))
     shapes = [image.shape for image in held]
     common = [image for image in held if image.shape == max(set(shapes), key=shapes.count)]
-    draw_reconstructions(params, c, common[:12], bench.out.with_name(f"{bench.out.stem}_{name}.png"))
+    plot_reconstructions(params, c, common[:12], bench.out.with_name(f"{bench.out.stem}_{name}.png"))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     return {"settings": asdict(c), "parameters": parameters, "seconds": round(seconds), **measure(params, c, common)}
 

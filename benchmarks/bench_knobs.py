@@ -1,6 +1,6 @@
-"""Is each knob of the optimiser worth having? Short trainings of the starter, one thing changed at a time, the same documents for all.
+"""Is each knob of the optimizer worth having? Short trainings of the starter, one thing changed at a time, the same documents for all.
 
-    python benchmarks/bench_knobs.py [runs/starter]          needs the run's encoded corpus (alhena tokenise); finished ones are kept
+    python benchmarks/bench_knobs.py [runs/starter]          needs the run's encoded corpus (alhena tokenize); finished ones are kept
 
 Prints and writes the validation loss (nats a weighted token, mean over sources by the mixture's weights) after the same number of token
 places: benchmarks/results/knobs.json, and docs/knobs.png beside it. Two seeds of the recipe as it is give the noise.
@@ -25,7 +25,7 @@ from alhena.files import read_json, write_json
 from alhena.model import model
 from alhena.tokens.encode import Encoder
 from alhena.train.optimizer import Optimizer, optimizer, schedule
-from alhena.train.step import start, train_step
+from alhena.train.step import initial_state, train_step
 from alhena.train.trainer import Mixture, Phase, Training, open_examples, validate
 from recipes import starter
 
@@ -47,8 +47,10 @@ def adamw(rate: float) -> Make:
 
     def make(s: Optimizer, steps: int, specs: Any) -> optax.GradientTransformation:
         decayed = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)  # noqa: E731
-        how = optax.adamw(schedule(replace(s, rate=rate), steps), *s.betas, weight_decay=s.weight_decay, mask=decayed)
-        return optax.chain(optax.clip_by_global_norm(s.clip), how)
+        how = optax.adamw(
+            schedule(replace(s, learning_rate=rate), steps), *s.adam_betas, weight_decay=s.weight_decay, mask=decayed
+        )
+        return optax.chain(optax.clip_by_global_norm(s.gradient_clip_norm), how)
 
     return make
 
@@ -97,7 +99,7 @@ def _trainings(bench: Bench, v: Variant) -> list[Training]:
     late = [
         Phase(p.steps - n, p.weights) for n, p in zip((room[0], half - room[0]), phases, strict=True) if p.steps > n
     ]
-    small = replace(whole.shape, rows=whole.shape.rows // 2)
+    small = replace(whole.shape, batch_size=whole.shape.batch_size // 2)
     return [replace(whole, phases=tuple(early), shape=small), replace(whole, phases=tuple(late), seed=v.seed + 7)]
 
 
@@ -105,7 +107,7 @@ def measure(bench: Bench, v: Variant) -> dict[str, Any]:
     tokens, trainings = bench.folder / "tokens", _trainings(bench, v)
     c = starter.run().model(Encoder.load(tokens).vocabulary)
     transform = v.make(trainings[0].optimizer, sum(t.steps for t in trainings), model.weights(c))
-    state, began = start(model.init(jax.random.key(v.seed), c), c, transform), time.monotonic()
+    state, began = initial_state(model.init(jax.random.key(v.seed), c), c, transform), time.monotonic()
     mean = jax.tree.map(lambda x: x.copy(), state.params)
     average = jax.jit(lambda mean, params: jax.tree.map(lambda m, p: EMA * m + (1 - EMA) * p, mean, params))
     for t in trainings:

@@ -62,7 +62,7 @@ def row(length: int, vocabulary: int) -> Batch:
 
 def measure(length: int) -> dict[str, float]:
     run = starter.run()
-    v = Vocabulary(run.text_pieces, run.image_tokenizer.num_codes)
+    v = Vocabulary(run.text_vocabulary_size, run.image_tokenizer.num_codes)
     c = replace(run.model(v), vision=None, audio=None)
     params, batch = model.init(jax.random.key(0), c), jax.tree.map(jnp.asarray, row(length, v.size))
     start = time.perf_counter()

@@ -84,10 +84,10 @@ def tokenize(folder: Path) -> None:
     run, data, tokenizers = starter(), folder / "data", folder / "tokens"
     pictures, scenes = tokenize.sample_pictures(data)
     params, c = image_tokenizer.init(jax.random.key(0), run.image_tokenizer), run.image_tokenizer
-    pieces = tokenize.learn_text(data, run.text_pieces)
+    pieces = tokenize.learn_text(data, run.text_vocabulary_size)
     vocabulary = Vocabulary(pieces.size, c.num_codes)
     Encoder(pieces, vocabulary, run.vision, run.audio, run.budget).save(tokenizers)
-    how = tokenize.Encoding(tokenizers, run.pretrain.shape.tokens, drop_condition=run.drop_condition)
+    how = tokenize.Encoding(tokenizers, run.pretrain.shape.tokens, condition_dropout=run.condition_dropout)
     facts = tokenize.encode_split(data, folder / "out", how, partial(image_tokenizer.encode_images, params, c))
     encoded = sum(file.stat().st_size for file in (folder / "out").glob("*.arrow"))
     examples = sum(counts["examples"] for counts in facts["sources"].values())

@@ -25,7 +25,7 @@ from subprocess import Popen
 from tempfile import TemporaryDirectory
 
 from alhena.files import read_lines, write_json
-from alhena.recovery.fingerprints import machine, read_fingerprints
+from alhena.recovery.fingerprints import machine_description, read_fingerprints
 from alhena.recovery.goodput import goodput
 from alhena.recovery.supervisor import supervise
 
@@ -42,22 +42,22 @@ def work(run_folder: Path, out: Path) -> None:
     import jax
 
     from alhena.model import model
-    from alhena.model.sharding import Mesh, on
-    from alhena.recovery.supervisor import join
+    from alhena.model.sharding import Mesh, use_mesh
+    from alhena.recovery.supervisor import initialize_distributed
     from alhena.tokens.encode import Encoder
     from alhena.train.trainer import Folders, Phase, train
     from recipes import starter
 
-    join()
+    initialize_distributed()
     # Of accelerators all processes load what process 0 compiled. On CPU each has cache keys of its own, but JAX lets only process 0
     # write: here, so that a restart costs what it costs there, the others may too.
     assert jax.process_count() == 2  # by now the backend knows who is who
     jax._src.distributed.global_state.process_id = 0
     run = starter.smoke()
     endless = replace(run.pretrain, phases=(Phase(1_000_000, starter.TASKS),), save_every=2000, log_every=20)
-    t = replace(endless, mesh=Mesh(pod=2), readers=2, copy_every=COPY_EVERY)
+    t = replace(endless, mesh=Mesh(pod=2), data_shards=2, memory_checkpoint_every=COPY_EVERY)
     c = run.model(Encoder.load(run_folder / "tokens").vocabulary)
-    with on(t.mesh):
+    with use_mesh(t.mesh):
         params = model.init(jax.random.key(t.seed), c)
     train(params, c, t, Folders(run_folder / "tokens" / "train", out), "recovery")
 
@@ -126,7 +126,7 @@ def main() -> None:
         both = sorted(set(ours) & set(theirs))
         result = {
             "command": "python benchmarks/bench_recovery.py " + " ".join(sys.argv[1:]),
-            "machine": machine() | {"load_average": os.getloadavg(), "nice": os.nice(0)},
+            "machine": machine_description() | {"load_average": os.getloadavg(), "nice": os.nice(0)},
             "kills_at_seconds": kills,
             "supervisor": told,
             "goodput": round(found.share, 4),

@@ -1,4 +1,4 @@
-"""Our training step beside PyTorch's: the same decoder, batch, optimiser and precision, eager and compiled.
+"""Our training step beside PyTorch's: the same decoder, batch, optimizer and precision, eager and compiled.
 
     python benchmarks/bench_step.py --torch PYTHON       PYTHON: an interpreter that has torch 2.13 (never the package's own)
 
@@ -72,17 +72,17 @@ def alhena_step(size: str, length: int, precision: Precision):
 
     from alhena.batch import Batch
     from alhena.model import config, model
-    from alhena.train.step import start, train_step
+    from alhena.train.step import initial_state, train_step
 
     shape = dict(SIZES[size])
     vocabulary = shape.pop("vocabulary")
-    c = config.Model(vocabulary, 0, 0, config.Decoder(**shape), None, None, compute=precision)
+    c = config.Model(vocabulary, 0, 0, config.Decoder(**shape), None, None, compute_dtype=precision)
     transform = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(RATE, 0.9, 0.95, weight_decay=0.1))
     drawn = weights_of(size)
     params = jax.tree.map(jnp.zeros_like, model.init(jax.random.key(0), c))
     layers = {k: jnp.asarray(v) for k, v in drawn.items() if k != "embedding"}
     params = replace(params, embedding=jnp.asarray(drawn["embedding"]), layers=replace(params.layers, **layers))
-    state = start(params, c, transform)
+    state = initial_state(params, c, transform)
     ids = batch_of(size, length)
     B, L = ids.shape[0], length
     ones, none = jnp.ones((B, L), jnp.int32), jnp.zeros

@@ -17,10 +17,10 @@ import jax
 import tyro
 
 from alhena.content import read_documents
-from alhena.evaluate.card import measure, show
+from alhena.evaluate.card import measure, print_report
 from alhena.files import write_json
 from alhena.model import model
-from alhena.pipeline import publish
+from alhena.pipeline import write_model_folder
 from alhena.serve.engine import Engine
 from alhena.tokens.encode import Encoder
 from alhena.train.trainer import Folders, Phase, Training, train
@@ -44,14 +44,14 @@ def main(bench: Bench) -> None:
         params = train(
             model.init(jax.random.key(0), c), c, t, Folders(tokens / "train", Path(made)), ", ".join(bench.sources)
         )
-        publish(params, c, tokens, Path(made) / "model", {"name": "alone"})
+        write_model_folder(params, c, tokens, Path(made) / "model", {"name": "alone"})
         engines = {"alone": Engine.load(Path(made) / "model")}
         asked = bench.tasks or bench.sources
         results = {}
         for split in ("validation", "test"):
             documents = [d for d in read_documents(bench.folder / "curated" / split) if d.source in asked]
             measured = measure(engines, documents)
-            show(measured.lines, measured.asked.not_asked)
+            print_report(measured.lines, measured.asked.not_asked)
             results[split] = [asdict(line) for line in measured.lines]
     name = "_".join(bench.sources)
     write_json(Path(__file__).parent / "results" / f"alone_{name}.json", {"steps": bench.steps, "lines": results})

@@ -7,23 +7,23 @@ from __future__ import annotations
 
 from alhena.model import config
 from alhena.model.sharding import Mesh
-from alhena.planning.hardware import machine
-from alhena.recipe import Run
+from alhena.planning.hardware import parse_machine
+from alhena.recipe import Recipe
 from alhena.scaling.laws import Compute, chinchilla
 from recipes.family import member
 
-MACHINE = machine("v5e:16x16", pods=4)
+MACHINE = parse_machine("v5e:16x16", pods=4)
 PARAMETERS, TOKENS = chinchilla(Compute(MACHINE.chips, MACHINE.chip.flops, days=28).total)  # 45 B on 0.9 T tokens
 
 
-def run() -> Run:
+def run() -> Recipe:
     return member(
         "pro",
         config.Decoder(width=7168, layers=58, heads=56, head_dim=128, hidden=28_672, remat=True),
         config.Vision(width=1536, layers=24, heads=24, hidden=4096, patch=14, remat=True),
         config.Usm(width=1536, layers=16, heads=24, hidden=6144, remat=True),
         tokens=TOKENS,
-        rows=32,
-        rate=8e-4,
+        batch_size=32,
+        learning_rate=8e-4,
         mesh=Mesh(data=32, model=8),
     )

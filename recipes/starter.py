@@ -8,15 +8,15 @@ from alhena.align.sft import Tune
 from alhena.corpus.curate import Curate
 from alhena.corpus.starter import Starter
 from alhena.model import config
-from alhena.recipe import Run
+from alhena.recipe import Recipe
 from alhena.tokens.encode import Budget
-from alhena.tokens.loader import Shape
+from alhena.tokens.loader import BatchShape
 from alhena.train.image_tokenizer import TrainImageTokenizer
 from alhena.train.optimizer import Optimizer
 from alhena.train.trainer import Phase, Training
 
 CONTEXT = 256
-SHAPE = Shape(rows=16, tokens=CONTEXT, patches=256, chunks=2)
+SHAPE = BatchShape(batch_size=16, tokens=CONTEXT, patches=256, chunks=2)
 
 # Documents by source. All modalities from the first step: the parts of things at first (one figure, one word), then what is made of
 # them. Where a task stood still, there were too few cheap documents of its parts (docs/results.md).
@@ -33,37 +33,39 @@ TASKS = {
 CHATS = {name: weight for name, weight in TASKS.items() if name not in ("names", "text", "code", "pages")}
 
 
-def run() -> Run:
+def run() -> Recipe:
     """Two and a half million parameters."""
-    return Run(
+    return Recipe(
         name="starter",
         corpus=Starter(),
         curate=Curate(),
-        text_pieces=1536,
-        budget=Budget(image_tokens=64, frame_tokens=4, clip_frames=6, audio_seconds=30, drawn_codes=64),
+        text_vocabulary_size=1536,
+        budget=Budget(image_tokens=64, frame_tokens=4, clip_frames=6, audio_seconds=30, image_out_codes=64),
         decoder=config.Decoder(width=128, layers=4, heads=4, head_dim=32, hidden=384),
         vision=config.Vision(width=128, layers=2, heads=4, hidden=256),
         audio=config.Audio(width=128, layers=3, heads=4, hidden=256),
-        image_tokenizer=config.ImageTokenizer(structure=(8, 8), colour=(3, 3, 3), width=128),
-        image_training=TrainImageTokenizer(steps=1200),
-        pretrain=Training((Phase(400, PARTS), Phase(1400, TASKS)), SHAPE, Optimizer(rate=5e-3, decay=0.5)),
+        image_tokenizer=config.ImageTokenizer(structure=(8, 8), color=(3, 3, 3), width=128),
+        image_tokenizer_training=TrainImageTokenizer(steps=1200),
+        pretrain=Training(
+            (Phase(400, PARTS), Phase(1400, TASKS)), SHAPE, Optimizer(learning_rate=5e-3, decay_fraction=0.5)
+        ),
         tune=Tune(40, SHAPE, weights=CHATS),
     )
 
 
-def smoke() -> Run:
+def smoke() -> Recipe:
     """The same journey in a minute or two, for tests: everything real, everything tiny, nothing learned well."""
     full, few = run(), dict.fromkeys(TASKS, 24)
     return replace(
         full,
         name="smoke",
         corpus=Starter(train=few, test=2, validation=2),
-        text_pieces=800,
+        text_vocabulary_size=800,
         decoder=replace(full.decoder, width=64, layers=2, heads=2, head_dim=32, hidden=128),
         vision=replace(full.vision, width=32, layers=1, heads=2, hidden=64),
         audio=replace(full.audio, width=32, layers=1, heads=2, hidden=64),
         image_tokenizer=replace(full.image_tokenizer, width=32),
-        image_training=replace(full.image_training, steps=40, save_every=20),
+        image_tokenizer_training=replace(full.image_tokenizer_training, steps=40, save_every=20),
         pretrain=replace(
             full.pretrain, phases=(Phase(6, PARTS), Phase(4, TASKS)), save_every=4, log_every=2, evaluate_every=10
         ),

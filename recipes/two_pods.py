@@ -9,17 +9,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from alhena.model.sharding import Mesh
-from alhena.recipe import Run
+from alhena.recipe import Recipe
 from recipes import starter
 
 
-def run() -> Run:
+def run() -> Recipe:
     return _on_pods(starter.run())
 
 
-def smoke() -> Run:
+def smoke() -> Recipe:
     return _on_pods(starter.smoke())
 
 
-def _on_pods(run: Run) -> Run:
-    return replace(run, pretrain=replace(run.pretrain, mesh=Mesh(pod=2), readers=2, copy_every=5))
+def _on_pods(run: Recipe) -> Recipe:
+    return replace(run, pretrain=replace(run.pretrain, mesh=Mesh(pod=2), data_shards=2, memory_checkpoint_every=5))

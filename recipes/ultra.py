@@ -7,23 +7,23 @@ from __future__ import annotations
 
 from alhena.model import config
 from alhena.model.sharding import Mesh
-from alhena.planning.hardware import machine
-from alhena.recipe import Run
+from alhena.planning.hardware import parse_machine
+from alhena.recipe import Recipe
 from alhena.scaling.laws import Compute, chinchilla
 from recipes.family import member
 
-MACHINE = machine("v4:16x16x16", pods=2)
+MACHINE = parse_machine("v4:16x16x16", pods=2)
 PARAMETERS, TOKENS = chinchilla(Compute(MACHINE.chips, MACHINE.chip.flops, days=100).total)  # 285 B on 5.7 T tokens
 
 
-def run() -> Run:
+def run() -> Recipe:
     return member(
         "ultra",
         config.Decoder(width=16_384, layers=73, heads=128, head_dim=128, hidden=65_536, remat=True),
         config.Vision(width=2048, layers=32, heads=16, hidden=8192, patch=14, remat=True),
         config.Usm(width=2048, layers=24, heads=16, hidden=8192, remat=True),
         tokens=TOKENS,
-        rows=512,
-        rate=3e-4,
+        batch_size=512,
+        learning_rate=3e-4,
         mesh=Mesh(pod=2, data=256, model=16),
     )

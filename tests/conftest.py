@@ -24,11 +24,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run folder of the smoke recipe: every stage, from raw documents to the report card."""
-    from alhena.pipeline import travel
+    from alhena.pipeline import run_pipeline
     from recipes import starter
 
     folder = tmp_path_factory.mktemp("runs") / "smoke"
-    travel(starter.smoke(), folder)
+    run_pipeline(starter.smoke(), folder)
     return folder
 
 
@@ -39,7 +39,7 @@ def encoder() -> Encoder:
 
 def make_encoder() -> Encoder:
     lines = ["What colour is the circle? red\n", "Transcribe. forty seven", "Draw a blue star.", "x 12 y 34;"]
-    pieces = tokenizer.TextPieces.from_bytes(tokenizer.train(lines * 30, 330))
+    pieces = tokenizer.TextTokenizer.from_bytes(tokenizer.train(lines * 30, 330))
     vision = config.Vision(width=16, layers=2, heads=2, hidden=24)
     audio = config.Audio(width=16, layers=2, heads=2, hidden=24)
     return Encoder(pieces, Vocabulary(pieces.size, 64), vision, audio)

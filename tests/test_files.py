@@ -10,7 +10,7 @@ from alhena import files
 from alhena.files import check_sealed, content_fingerprint, cut_lines, read_lines, seal_folder, write_atomically
 from alhena.recovery.fingerprints import read_fingerprints
 from alhena.recovery.goodput import goodput
-from alhena.train.compare import find
+from alhena.train.compare import find_runs
 
 LEDGER = {"at": 1.5, "what": "steps", "step": 3}
 METRICS = {
@@ -20,7 +20,7 @@ METRICS = {
 PRINT = {"step": 3, "batch": "0", "loss": "0", "gradient_norm": "0", "parameters": "0", "moments": "0"}
 READERS = {
     "ledger.jsonl": (LEDGER, goodput),
-    "metrics.jsonl": (METRICS, lambda folder: find([folder])),
+    "metrics.jsonl": (METRICS, lambda folder: find_runs([folder])),
     "fingerprints.jsonl": (PRINT, read_fingerprints),
 }
 WRONG = [
@@ -55,7 +55,7 @@ def test_a_log_line_with_a_value_of_another_type_is_named(tmp_path, field, value
     (tmp_path / "training.json").write_text('{"title": "t", "parameters": 1, "steps": 3, "warmup": 0}')
     (tmp_path / "metrics.jsonl").write_text(json.dumps(METRICS | {field: value}) + "\n")
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1: "):
-        find([tmp_path])
+        find_runs([tmp_path])
 
 
 def test_a_line_that_a_killed_process_was_writing_is_left_out(tmp_path):

@@ -17,7 +17,7 @@ import numpy as np
 from alhena.model import config, model
 from alhena.model.weights import load_model
 from alhena.shapes import Int
-from alhena.tokens.loader import Shape
+from alhena.tokens.loader import BatchShape
 from alhena.tokens.store import Examples
 from alhena.tokens.tokenize import Encoding
 from alhena.train.optimizer import Optimizer
@@ -31,8 +31,8 @@ class Tune:
     """``weights`` by source; without them each source counts by its number of examples."""
 
     steps: int
-    shape: Shape
-    optimizer: Optimizer = Optimizer(rate=5e-4, warmup=20, schedule="cosine")
+    shape: BatchShape
+    optimizer: Optimizer = Optimizer(learning_rate=5e-4, warmup=20, schedule="cosine")
     weights: Mapping[str, float] | None = None
     seed: int = 1
     save_every: int = 50
@@ -49,7 +49,7 @@ def _sizes(sources: Mapping[str, Examples]) -> Int[np.ndarray, "examples 3"]:
     )
 
 
-def widened(shape: Shape, sources: Mapping[str, Examples]) -> Shape:
+def widened(shape: BatchShape, sources: Mapping[str, Examples]) -> BatchShape:
     """Rows in which the largest example fits, fewer of them where they are much larger: the memory of a step is bounded.
 
     No row holds more than a whole batch of ``shape`` does: what is larger still does not fit. Attention makes memory grow with the
@@ -57,14 +57,14 @@ def widened(shape: Shape, sources: Mapping[str, Examples]) -> Shape:
     """
     before = np.array([shape.tokens, shape.patches, shape.chunks])
     sizes = _sizes(sources)
-    sizes = sizes[(sizes <= before * shape.rows).all(1)]
+    sizes = sizes[(sizes <= before * shape.batch_size).all(1)]
     after = np.maximum(before, sizes.max(0, initial=0))
     growth = after / np.maximum(before, 1) / MEMORY
-    rows = max(1, int(shape.rows / max(1.0, growth[0] ** 2, growth[1] ** 2, growth[2])))
-    return Shape(rows, *(int(size) for size in after))
+    rows = max(1, int(shape.batch_size / max(1.0, growth[0] ** 2, growth[1] ** 2, growth[2])))
+    return BatchShape(rows, *(int(size) for size in after))
 
 
-def trimmed(shape: Shape, sources: Mapping[str, Examples]) -> Shape:
+def trimmed(shape: BatchShape, sources: Mapping[str, Examples]) -> BatchShape:
     """Rows no larger than these examples can fill: recordings alone need no room for patches, and hardly any for tokens.
 
     The scarcest budget says how many examples a row holds; the others keep room for a quarter more than those need.
@@ -77,7 +77,7 @@ def trimmed(shape: Shape, sources: Mapping[str, Examples]) -> Shape:
     examples = (budgets[mean > 0] / mean[mean > 0]).min()
     room = np.ceil(1.25 * examples * mean / 32) * 32
     tokens, patches, chunks = (int(v) for v in np.where(most > 0, np.minimum(budgets, np.maximum(room, most)), 0))
-    return Shape(shape.rows, tokens, patches, chunks)
+    return BatchShape(shape.batch_size, tokens, patches, chunks)
 
 
 def training(t: Tune, data: Path, questions: float) -> Training:
@@ -97,7 +97,7 @@ def training(t: Tune, data: Path, questions: float) -> Training:
     return Training(phases, shape, t.optimizer, t.seed, t.save_every, 5, 100, questions)
 
 
-def validation_nats(folder: Path, shape: Shape) -> dict[str, float]:
+def validation_nats(folder: Path, shape: BatchShape) -> dict[str, float]:
     """Loss of a model of a run on the run's validation split, by source.
 
     Empty where the model lies in no run, or the run's split was encoded with other tokenizers than the model's.

@@ -16,7 +16,7 @@ Folder = Annotated[Path, tyro.conf.Positional]
 DEFAULT = Path("runs/starter")
 
 
-def recipe_of(name: str) -> Any:
+def load_recipe(name: str) -> Any:
     """``starter`` or ``starter:smoke``: a function of a module under ``recipes``."""
     if not re.fullmatch(r"\w+(:\w+)?", name):
         raise ValueError(
@@ -34,7 +34,7 @@ def recipe_of(name: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Staged:
+class StageCommand:
     """Arguments of a stage of a run."""
 
     folder: Folder = DEFAULT  # the run folder
@@ -48,7 +48,7 @@ class Staged:
         """
         from alhena.stages import locked
 
-        run = recipe_of(self.recipe)
+        run = load_recipe(self.recipe)
         if not new and not self.folder.is_dir():
             raise ValueError(f"{self.folder}: no such run folder; `alhena demo` or `alhena corpus` makes one")
         with locked(self.folder, take):

@@ -18,27 +18,27 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from alhena.cli.arguments import DEFAULT, Folder, Staged
+from alhena.cli.arguments import DEFAULT, Folder, StageCommand
 from alhena.cli.scale import Check, Launch, Plan, Replay, Runs, Scale
 from alhena.files import FILES, check_sealed, copy_atomically, seal_folder
 from alhena.large_pages import use_large_pages
 
 
 @dataclass(frozen=True)
-class Demo(Staged):
-    """The whole journey: corpus, curate, tokenise, pretrain, tune, 4-bit, report card. Interrupted, it goes on where it was."""
+class Demo(StageCommand):
+    """The whole journey: corpus, curate, tokenize, pretrain, tune, 4-bit, report card. Interrupted, it goes on where it was."""
 
     def __call__(self) -> None:
-        from alhena.pipeline import CONSOLE, travel
+        from alhena.pipeline import CONSOLE, run_pipeline
 
         with self.begin(new=True) as run:
-            travel(run, self.folder)
+            run_pipeline(run, self.folder)
         CONSOLE.print(f"\nReport card: {self.folder / 'report' / 'report.html'} and report.png")
         CONSOLE.print(f"Talk to it:  alhena chat {self.folder}")
 
 
 @dataclass(frozen=True)
-class Corpus(Staged):
+class Corpus(StageCommand):
     """Build the starter corpus: text, pictures, speech and clips with their ground truth, offline."""
 
     def __call__(self) -> None:
@@ -71,8 +71,8 @@ class Curate:
 
 
 @dataclass(frozen=True)
-class Tokenise(Staged):
-    """Train the image tokeniser and the text pieces, and encode the curated documents of a run."""
+class Tokenize(StageCommand):
+    """Train the image tokenizer and the text pieces, and encode the curated documents of a run."""
 
     def __call__(self) -> None:
         from alhena.pipeline import make_curated, make_tokens
@@ -83,7 +83,7 @@ class Tokenise(Staged):
 
 
 @dataclass(frozen=True)
-class Pretrain(Staged):
+class Pretrain(StageCommand):
     """Train the base model on the encoded corpus; continues from the last checkpoint.
 
     As one process of several when ALHENA_COORDINATOR says so (docs/scale-out.md; alhena launch does).
@@ -92,32 +92,32 @@ class Pretrain(Staged):
     elastic: bool = False  # with fewer chips than the recipe's mesh has, go on with the pods that are left
 
     def __call__(self) -> None:
-        from alhena.recovery.supervisor import join
+        from alhena.recovery.supervisor import initialize_distributed
 
-        join()
+        initialize_distributed()
         import jax
 
-        from alhena.model.sharding import with_pods_left
-        from alhena.pipeline import make_base, make_ears
+        from alhena.model.sharding import surviving_mesh
+        from alhena.pipeline import make_base, pretrain_audio_encoder_stage
 
         # Several processes of one training write in one folder: the first one holds the lock for all.
         with self.begin(take=jax.process_index() == 0) as run:
             if self.elastic and run.pretrain.mesh:
-                mesh = with_pods_left(run.pretrain.mesh, jax.device_count())
+                mesh = surviving_mesh(run.pretrain.mesh, jax.device_count())
                 run = replace(run, pretrain=replace(run.pretrain, mesh=mesh))
-            make_ears(run, self.folder)
+            pretrain_audio_encoder_stage(run, self.folder)
             make_base(run, self.folder)
 
 
 @dataclass(frozen=True)
-class Tune(Staged):
+class Tune(StageCommand):
     """Supervised tuning. Without --data: the run's own chats. With --data: continue the finished model on your documents."""
 
     data: Path | None = None  # curated documents of your own
     name: str = "mine"  # the new model: RUN/models/NAME
     base: str = "assistant"  # the model to start from
     steps: int = 300
-    rate: float = 2e-4  # highest learning rate
+    learning_rate: float = 2e-4  # highest learning rate
 
     def __call__(self) -> None:
         from alhena.own_data import tune_on_documents
@@ -135,7 +135,7 @@ class Tune(Staged):
             )
         base = model_folder(self.folder, self.base)
         with self.begin() as run:
-            optimizer = replace(run.tune.optimizer, rate=self.rate)
+            optimizer = replace(run.tune.optimizer, learning_rate=self.learning_rate)
             t = replace(run.tune, steps=self.steps, weights=None, optimizer=optimizer)
             facts = tune_on_documents(self.folder, base, self.data, self.name, t)
         self._tell(facts)
@@ -155,8 +155,8 @@ class Tune(Staged):
 
 
 @dataclass(frozen=True)
-class Compress(Staged):
-    """Quantise the assistant's decoder to 4 bits and report size and loss."""
+class Compress(StageCommand):
+    """Quantize the assistant's decoder to 4 bits and report size and loss."""
 
     def __call__(self) -> None:
         from alhena.pipeline import make_nano
@@ -166,7 +166,7 @@ class Compress(Staged):
 
 
 @dataclass(frozen=True)
-class Evaluate(Staged):
+class Evaluate(StageCommand):
     """The report card of a run, or with --name of one of its models.
 
     With --data, exact match, WER, CER and perplexity on held-out documents of your own.
@@ -274,7 +274,7 @@ Command = (
     Demo
     | Corpus
     | Curate
-    | Tokenise
+    | Tokenize
     | Pretrain
     | Launch
     | Replay

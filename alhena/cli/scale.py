@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from alhena.cli.arguments import DEFAULT, Folder, Staged, recipe_of
+from alhena.cli.arguments import DEFAULT, Folder, StageCommand, load_recipe
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Replay(Staged):
+class Replay(StageCommand):
     """Do pre-training steps again from a kept checkpoint and compare batch, loss, gradient norm and parameters, to the bit."""
 
     step: int = field(kw_only=True)  # the last step to do again
@@ -84,25 +84,27 @@ class Runs:
 
         from alhena.train import compare
 
-        found = compare.find(self.folders)
-        show(compare.table(found))
+        found = compare.find_runs(self.folders)
+        show(compare.runs_table(found))
         if self.plot:
-            compare.draw(found, self.plot)
+            compare.plot_losses(found, self.plot)
 
 
 @dataclass(frozen=True)
-class Fit(Staged):
+class Fit(StageCommand):
     """Train a ladder of small models on a run's tokens and fit L(N, D) = E + A/N^α + B/D^β to it, with bands and a plot."""
 
     budgets: tuple[float, ...] = (1e12, 2e12, 4e12)  # training FLOPs of a rung
     factors: tuple[float, ...] = (0.25, 0.35, 0.5, 0.7)  # of the recipe's widths
-    rows: int | None = None  # of a step, in place of the recipe's: fewer leave large models steps enough to learn in
+    batch_size: int | None = (
+        None  # of a step, in place of the recipe's: fewer leave large models steps enough to learn in
+    )
 
     def __call__(self) -> None:
         from alhena.pipeline import fit_scaling
 
         with self.begin() as run:
-            training = run.pretrain.with_rows(self.rows) if self.rows else run.pretrain
+            training = run.pretrain.with_batch_size(self.batch_size) if self.batch_size else run.pretrain
             law = fit_scaling(replace(run, pretrain=training), self.folder, self.budgets, self.factors)
         print(f"{law} → {self.folder / 'scaling' / 'scaling.png'}")
 
@@ -144,7 +146,7 @@ class Plan:
     on: str  # chip and slice: v5e:4x4, v4:8x16x16, h100:64
     pods: int = 1  # so many slices, joined by the data-centre network
     mesh: str | None = None  # such as data=4,model=4; None: the fastest that fits
-    rows: int | None = None  # of a step, in place of the recipe's; the tokens of the whole training stay
+    batch_size: int | None = None  # of a step, in place of the recipe's; the tokens of the whole training stay
     json: Path | None = None  # also write the plan here
 
     def __call__(self) -> None:
@@ -153,13 +155,13 @@ class Plan:
 
         from alhena.files import write_json
         from alhena.planning import plan
-        from alhena.planning.hardware import machine
+        from alhena.planning.hardware import parse_machine
         from alhena.tokens.vocabulary import Vocabulary
 
         jax.config.update("jax_platforms", "cpu")  # nothing runs here: the machine planned for is only described
-        run, where, console = recipe_of(self.recipe), machine(self.on, self.pods), Console()
-        c = run.model(Vocabulary(run.text_pieces, run.image_tokenizer.num_codes))
-        training = run.pretrain.with_rows(self.rows) if self.rows else run.pretrain
+        run, where, console = load_recipe(self.recipe), parse_machine(self.on, self.pods), Console()
+        c = run.model(Vocabulary(run.text_vocabulary_size, run.image_tokenizer.num_codes))
+        training = run.pretrain.with_batch_size(self.batch_size) if self.batch_size else run.pretrain
         mesh = plan.read_mesh(self.mesh, where) if self.mesh else None
         found = plan.make_plan(run.name, c, training, where, mesh, console.print)
         console.print(plan.as_table(found))

@@ -10,19 +10,19 @@ from typing import TypeVar
 
 import jax
 
-from alhena.model.int4 import Int4, quantise
+from alhena.model.int4 import Int4, quantize
 from alhena.model.linear import Weight
 from alhena.model.spec import WeightSpec
 
 Tree = TypeVar("Tree")
 
 
-def quantise_model(params: Tree, specs: Tree, group: int = 32) -> Tree:
+def quantize_model(params: Tree, specs: Tree, group: int = 32) -> Tree:
     """Params with 4-bit weights where their specifications say so; a weight that is 4-bit already stays as it is."""
 
     def one(s: WeightSpec, w: Weight) -> Weight:
         if s.contracted is None or isinstance(w, Int4):
             return w
-        return quantise(w, group, transposed=s.contracted == -1)
+        return quantize(w, group, transposed=s.contracted == -1)
 
     return jax.tree.map(one, specs, params)

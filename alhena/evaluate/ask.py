@@ -36,13 +36,13 @@ def _room(encoder: Encoder, document: Document) -> int:
     words, codes = 0, 0
     for part in document.contents[-1].parts:
         if isinstance(part, Text):
-            words += len(encoder.pieces.encode(part.text))
+            words += len(encoder.tokenizer.encode(part.text))
         elif isinstance(part, Image):
             try:
                 height, width = decode_image(part.data).shape[:2]
             except ValueError:
                 continue
-            codes += math.prod(code_grid(height, width, encoder.budget.drawn_codes)) + 4
+            codes += math.prod(code_grid(height, width, encoder.budget.image_out_codes)) + 4
     return math.ceil(FACTOR * words) + codes + MARGIN
 
 

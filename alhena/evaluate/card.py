@@ -79,7 +79,7 @@ def _cells(line: Line) -> list[str]:
     return [line.group, line.name, line.metric, str(line.items), f"{line.chance:.{digits}f}", *scores, half, cut, mark]
 
 
-def show(lines: Sequence[Line], not_asked: Mapping[str, int], title: str = "report card") -> None:
+def print_report(lines: Sequence[Line], not_asked: Mapping[str, int], title: str = "report card") -> None:
     """The rows as a table in the terminal, and under it what could not be asked."""
     console = Console()
     if lines:
@@ -117,6 +117,6 @@ def report_card(test: Path, models: Mapping[str, Path], out: Path) -> dict[str, 
     write_json(out / "results.json", results)
     write_atomically(out / "answers.jsonl", "".join(a.to_json() + "\n" for a in asked.answered))
     write_report(lines, asked.answered, results, out)
-    show(lines, asked.not_asked)
+    print_report(lines, asked.not_asked)
     above = sum(line.above_chance for line in lines)
     return {"rows": len(lines), "above_chance": above, "not_asked": sum(asked.not_asked.values())}

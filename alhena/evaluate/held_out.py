@@ -17,7 +17,7 @@ from rich.console import Console
 from alhena.content import Document, Text, read_documents, text_of
 from alhena.evaluate import metrics
 from alhena.evaluate.ask import ask_all, is_question
-from alhena.evaluate.card import answer_line, show
+from alhena.evaluate.card import answer_line, print_report
 from alhena.evaluate.results import Answered, Line
 from alhena.evaluate.scoring import text_nats
 from alhena.evaluate.tasks import Row, reference
@@ -111,7 +111,7 @@ def held_out_card(data: Path, folder: Path, out: Path) -> dict[str, Any]:
     results["lines"] = [asdict(line) | {"above_chance": line.above_chance} for line in lines]
     write_json(out / "results.json", results)
     write_atomically(out / "answers.jsonl", "".join(a.to_json() + "\n" for a in asked.answered))
-    show(lines, not_measured, f"{data} answered by {engine.name}")
+    print_report(lines, not_measured, f"{data} answered by {engine.name}")
     if texts:
         Console().print(f"perplexity of {len(texts):,} texts: {results['perplexity']}")
     return results

@@ -42,7 +42,7 @@ def _height(line: Line, value: float) -> float:
     return 1 - min(value, 100) / 100 if line.lower_is_better else value / 100
 
 
-def draw_card(lines: Sequence[Line], results: Mapping[str, Any], path: Path) -> None:
+def plot_report(lines: Sequence[Line], results: Mapping[str, Any], path: Path) -> None:
     """Bars from chance to score, one a capability; a diamond marks the 4-bit model. Longer is better on every row."""
     figure = plots.figure(10.8, 0.34 * len(lines) + 1.7, layout=None)
     axes = figure.add_axes((0.31, 0.07, 0.42, 0.84))
@@ -179,5 +179,5 @@ def _page(lines: Sequence[Line], answered: Sequence[Answered], results: Mapping[
 
 def write_report(lines: Sequence[Line], answered: Sequence[Answered], results: Mapping[str, Any], out: Path) -> None:
     """Writes report.png and report.html."""
-    draw_card(lines, results, out / "report.png")
+    plot_report(lines, results, out / "report.png")
     write_atomically(out / "report.html", _page(lines, answered, results))

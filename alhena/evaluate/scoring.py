@@ -14,7 +14,7 @@ from alhena.content import Document, text_of
 from alhena.model import config, model
 from alhena.model.linear import dense
 from alhena.serve.engine import Engine
-from alhena.tokens.loader import plain_batch
+from alhena.tokens.loader import padded_batch
 from alhena.train.loss import weighted_loss
 
 ROWS, TOKENS = 8, 256
@@ -26,8 +26,10 @@ def _nats(params: model.Params, c: config.Model, batch: Batch) -> jax.Array:
     hidden = model.forward(params, c, batch)
     weights = (batch.weights > 0).astype(np.float32)
     flat = hidden.reshape(-1, hidden.shape[-1])
-    targets, cap = batch.targets.reshape(-1), c.decoder.logit_cap
-    _, nats = weighted_loss(flat, dense(params.embedding), targets, weights.reshape(-1), c.compute, cap, c.code_factors)
+    targets, cap = batch.targets.reshape(-1), c.decoder.final_logit_softcap
+    _, nats = weighted_loss(
+        flat, dense(params.embedding), targets, weights.reshape(-1), c.compute_dtype, cap, c.code_factors
+    )
     return (nats.reshape(weights.shape) * weights).sum(1)
 
 
@@ -37,7 +39,7 @@ def text_nats(engine: Engine, documents: Sequence[Document]) -> tuple[float, int
     total = 0.0
     for start in range(0, len(examples), ROWS):
         some = examples[start : start + ROWS]
-        batch = plain_batch(some + [some[0]] * (ROWS - len(some)), TOKENS, 0, 0)
+        batch = padded_batch(some + [some[0]] * (ROWS - len(some)), TOKENS, 0, 0)
         total += float(np.sum(_nats(engine.params, engine.config, batch)[: len(some)]))
     size = sum(len(text_of(d.contents).encode()) for d in documents)
     return total, size, sum(int((e.weights > 0).sum()) for e in examples)

@@ -70,7 +70,7 @@ ANSWERS: tuple[Row, ...] = (
     Row("video", "how many move", "exact match %", metrics.exact, _task("video/count")),
     Row("video", "digits in order", "exact match %", metrics.exact, _task("video/order")),
     Row("combined", "spoken question about a picture", "exact match %", metrics.exact, _task("spoken")),
-    Row("drawing", "digit, by a classifier", "recognised %", metrics.exact, _task("drawing/digit")),
+    Row("drawing", "digit, by a classifier", "recognized %", metrics.exact, _task("drawing/digit")),
     Row("drawing", "shape, by its pixels", "right %", metrics.exact, _task("drawing/shape")),
 )
 

@@ -77,7 +77,7 @@ class _Pictures:
         _check_total(self.pixels, self.limits)
 
 
-def decode_video(data: bytes, most_frames: int, limits: Limits = LIMITS) -> Clip:
+def decode_video(data: bytes, max_frames: int, limits: Limits = LIMITS) -> Clip:
     """Decodes MP4, MOV, WebM, Matroska, AVI, MPEG-TS or Ogg to at most ``most_frames`` evenly spaced frames and the sound.
 
     Frames are upright, of square pixels, all of the first one's size, and at most ``limits.kept_frame_pixels`` large.
@@ -85,11 +85,11 @@ def decode_video(data: bytes, most_frames: int, limits: Limits = LIMITS) -> Clip
     """
     check_size(data, "video", limits)
     total = _count_packets(data, limits)
-    pictures = _decode(data, _spread(total, most_frames, limits), limits)
+    pictures = _decode(data, _spread(total, max_frames, limits), limits)
     if not pictures.count:
         raise MediaError("the video has no frames")
     if pictures.count != total:
-        pictures = _decode(data, _spread(pictures.count, most_frames, limits), limits)
+        pictures = _decode(data, _spread(pictures.count, max_frames, limits), limits)
     first = pictures.frames[0].shape
     if any(frame.shape != first for frame in pictures.frames):
         raise MediaError("the video turns from upright to sideways between its frames")
@@ -98,9 +98,9 @@ def decode_video(data: bytes, most_frames: int, limits: Limits = LIMITS) -> Clip
     return Clip(np.stack(pictures.frames), seconds, *_sound(data, pictures.first_time, limits))
 
 
-def _spread(total: int, most_frames: int, limits: Limits) -> frozenset[int]:
+def _spread(total: int, max_frames: int, limits: Limits) -> frozenset[int]:
     """Indices of the wanted frames among ``total``."""
-    wanted = np.linspace(0, total - 1, min(total, max(1, most_frames), limits.video_frames))
+    wanted = np.linspace(0, total - 1, min(total, max(1, max_frames), limits.video_frames))
     return frozenset(wanted.round().astype(int).tolist())
 
 

@@ -39,10 +39,10 @@ from alhena.model.layers import softcap
 from alhena.shapes import Array, Bool, Float, Int
 
 BLOCK = 128
-FAR = -1e30
+MASKED = -1e30
 
 
-def attend(
+def dense_attention(
     q: Float[Array, "B L N H"],
     k: Float[Array, "B S K H"],
     v: Float[Array, "B S K H"],
@@ -59,7 +59,7 @@ def attend(
     q = q.reshape(B, L, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, K, (N // K) * L, H)
     scores = jnp.einsum("bkrh,bskh->bkrs", q, k, preferred_element_type=jnp.float32)
     scores = softcap(scores * (H**-0.5 if scale is None else scale), cap)
-    scores = jnp.where(mask[:, None, None], scores.reshape(B, K, N // K, L, -1), FAR)
+    scores = jnp.where(mask[:, None, None], scores.reshape(B, K, N // K, L, -1), MASKED)
     weights = jax.nn.softmax(scores, axis=-1).reshape(B, K, (N // K) * L, -1)
     out = jnp.einsum("bkrs,bskh->bkrh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     return out.reshape(B, K, N // K, L, H).transpose(0, 3, 1, 2, 4).reshape(B, L, N, H)
@@ -78,12 +78,12 @@ def causal_attention(
     ``everywhere`` lifts the window (global layers between local ones share one program). On a mesh every chip attends for its own
     rows and heads.
     """
-    K, cut = k.shape[2], sharding.size("heads")
+    K, cut = k.shape[2], sharding.shard_count("heads")
     if q.shape[2] % cut:
         raise ValueError(f"{q.shape[2]} query heads cannot be cut over {cut} chips: change the mesh")
     if K > 1 and K % cut:  # a chip needs a whole key head, be it one that others have too
         k, v = (jnp.repeat(a, math.lcm(K, cut) // K, 2) for a in (k, v))
-    kernel = attention_kernels.fitting(q, options)
+    kernel = attention_kernels.choose_kernel(q, options)
     whole, shared = ("batch", None, "heads", None), ("batch", None, "heads" if K > 1 else None, None)
     local = partial(_in_blocks, options=options)
     if kernel is not None:
@@ -96,7 +96,7 @@ def _in_blocks(q, k, v, segments, everywhere, options: AttentionOptions):
     """:func:`causal_attention` of one device without a kernel."""
     L, window = q.shape[1], options.window
     reach = L if window is None else jnp.where(everywhere, L, window)
-    return blockwise(q, k, v, segments, jnp.asarray(reach, jnp.int32), options)
+    return blockwise_attention(q, k, v, segments, jnp.asarray(reach, jnp.int32), options)
 
 
 def _near_and_far(options: AttentionOptions) -> tuple[AttentionOptions, ...]:
@@ -112,7 +112,7 @@ def _by_kernel(q, k, v, segments, everywhere, run: tuple[Kernel, ...]):
     return jax.lax.cond(everywhere, far, near, q, k, v, segments)
 
 
-def blockwise(
+def blockwise_attention(
     q: Float[Array, "B L N H"],
     k: Float[Array, "B L K H"],
     v: Float[Array, "B L K H"],
@@ -163,7 +163,7 @@ def _scores(q, k, seen, options: AttentionOptions):
     """Scores [B, K, R, size] of the queries of a block with the keys of one; FAR where a query does not see a key."""
     (B, K, R, H), size = q.shape, seen.shape[1]
     scores = softcap(_product(q, k, 3) * options.scale_for(H), options.cap)
-    return jnp.where(seen[:, None, None], scores.reshape(B, K, R // size, size, size), FAR).reshape(B, K, R, size)
+    return jnp.where(seen[:, None, None], scores.reshape(B, K, R // size, size, size), MASKED).reshape(B, K, R, size)
 
 
 def _forward(q, k, v, segments, reach, options: AttentionOptions):
@@ -184,7 +184,7 @@ def _forward(q, k, v, segments, reach, options: AttentionOptions):
             return out, total * fade + weights.sum(-1, keepdims=True), now
 
         none = jnp.zeros((*q.shape[:-1], 1), jnp.float32)
-        start = jnp.zeros(q.shape, jnp.float32), none, none + FAR
+        start = jnp.zeros(q.shape, jnp.float32), none, none + MASKED
         out, total, largest = jax.lax.fori_loop(first, i + 1, visit, start)
         return None, (out / total, largest + jnp.log(total))
 

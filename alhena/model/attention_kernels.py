@@ -38,7 +38,7 @@ class AttentionOptions:
         return head_dim**-0.5 if self.scale is None else self.scale
 
 
-def fitting(q: Float[Array, "B L N H"], options: AttentionOptions) -> Kernel | None:
+def choose_kernel(q: Float[Array, "B L N H"], options: AttentionOptions) -> Kernel | None:
     """The kernel for queries like these on the platform that is compiled for, or None.
 
     The platform is that of the mesh in use, which may be one that is only compiled for, or else this process's own. Without a

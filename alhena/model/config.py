@@ -36,26 +36,34 @@ class Decoder:
     global_every: int = 1  # with a window: each n-th layer is global, the others local
     rope_base: float = 10_000.0
     local_rope_base: float | None = None  # of the layers with a window; None: the same
-    rope_stretch: float = 1.0  # positions of the global layers are divided by it (linear scaling, Chen et al. 2023)
+    rope_scaling_factor: float = (
+        1.0  # positions of the global layers are divided by it (linear scaling, Chen et al. 2023)
+    )
     qk_norm: bool = True
     post_norm: bool = True  # a norm behind each sub-layer as well as before it
-    query_size: float | None = None  # scores are divided by its square root; None: head_dim
-    attention_cap: float | None = None  # scores s become cap·tanh(s / cap)
-    logit_cap: float | None = None
+    query_pre_attn_scalar: float | None = None  # scores are divided by its square root; None: head_dim
+    attention_softcap: float | None = None  # scores s become cap·tanh(s / cap)
+    final_logit_softcap: float | None = None
     remat: bool = False  # training keeps only what enters each layer and computes the rest again, going back
 
     def __post_init__(self) -> None:
         positive = (1e-6, 1e12)
         bounded(self, width=SIZES, layers=DEPTHS, heads=SIZES, head_dim=(2, 2**16), hidden=SIZES, kv_heads=SIZES)
         bounded(self, window=(1, 2**31 - 1), global_every=(1, 2**31 - 1), rope_base=positive, local_rope_base=positive)
-        bounded(self, rope_stretch=positive, query_size=positive, attention_cap=positive, logit_cap=positive)
+        bounded(
+            self,
+            rope_scaling_factor=positive,
+            query_pre_attn_scalar=positive,
+            attention_softcap=positive,
+            final_logit_softcap=positive,
+        )
         _divides(self, "kv_heads", "heads")
         if self.head_dim % 2:
             raise ValueError(f"Decoder.head_dim is {self.head_dim}; rotary positions need an even number")
 
     @property
-    def score_scale(self) -> float:
-        return (self.query_size or self.head_dim) ** -0.5
+    def attention_scale(self) -> float:
+        return (self.query_pre_attn_scalar or self.head_dim) ** -0.5
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,7 @@ class Vision:
 
 @dataclass(frozen=True)
 class Audio:
-    """Conformer on chunks of log-mel frames: two stride-2 convolutions, then ``stack`` neighbours become one soft token."""
+    """Conformer on chunks of log-mel frames: two stride-2 convolutions, then ``stack`` neighbors become one soft token."""
 
     width: int
     layers: int
@@ -146,21 +154,21 @@ def audio_class(settings: Any) -> type[Audio]:
 
 @dataclass(frozen=True)
 class ImageTokenizer:
-    """Convolutional autoencoder with finite scalar quantisation: the levels give the codebook, one code per 8×8 pixels.
+    """Convolutional autoencoder with finite scalar quantization: the levels give the codebook, one code per 8×8 pixels.
 
-    ``structure`` says what there is to see in a cell whatever its colours, ``colour`` in which colours. With ``seeing`` 0 the encoder
+    ``structure`` says what there is to see in a cell whatever its colors, ``color`` in which colors. With ``encoder_blocks`` 0 the encoder
     sees each cell alone; each residual block of it looks one cell further.
     """
 
     structure: tuple[int, ...]
-    colour: tuple[int, ...]
+    color: tuple[int, ...]
     width: int
-    seeing: int = 0  # residual blocks of the encoder
-    painting: int = 2  # and of the decoder
+    encoder_blocks: int = 0  # residual blocks of the encoder
+    decoder_blocks: int = 2  # and of the decoder
 
     def __post_init__(self) -> None:
-        bounded(self, width=(1, 2**16), seeing=(0, 2**8), painting=(0, 2**8))
-        if not (self.structure and self.colour and len(self.levels) <= 16 and all(n >= 2 for n in self.levels)):
+        bounded(self, width=(1, 2**16), encoder_blocks=(0, 2**8), decoder_blocks=(0, 2**8))
+        if not (self.structure and self.color and len(self.levels) <= 16 and all(n >= 2 for n in self.levels)):
             raise ValueError(f"ImageTokenizer: levels {shown(self.levels)}; up to 16 numbers of 2 or more are needed")
         if self.num_codes > 2**20:
             raise ValueError(f"ImageTokenizer: {self.num_codes} codes; at most {2**20} can be read")
@@ -168,15 +176,15 @@ class ImageTokenizer:
     @property
     def least_bytes(self) -> int:
         """What the weights take in a file at the very least: the largest of them, 16 bits each."""
-        return 2 * 9 * self.width**2 * max(self.seeing, self.painting)
+        return 2 * 9 * self.width**2 * max(self.encoder_blocks, self.decoder_blocks)
 
     @property
     def levels(self) -> tuple[int, ...]:
-        return self.structure + self.colour
+        return self.structure + self.color
 
     @property
     def factors(self) -> tuple[int, int]:
-        return math.prod(self.structure), math.prod(self.colour)
+        return math.prod(self.structure), math.prod(self.color)
 
     @property
     def num_codes(self) -> int:
@@ -193,14 +201,14 @@ class Model:
     decoder: Decoder
     vision: Vision | None  # None: a model that reads no images
     audio: Audio | None
-    code_factors: tuple[int, int] | None = None  # structures and colours of the image codes (alhena/model/embedding.py)
-    compute: str = "float32"  # dtype of matmul operands; results are accumulated in float32
+    code_factors: tuple[int, int] | None = None  # structures and colors of the image codes (alhena/model/embedding.py)
+    compute_dtype: str = "float32"  # dtype of matmul operands; results are accumulated in float32
 
     def __post_init__(self) -> None:
         bounded(self, vocabulary=(1, 2**24))
         bounded(self, image_token=(-1, self.vocabulary - 1), audio_token=(-1, self.vocabulary - 1))
-        if self.compute not in COMPUTE:
-            raise ValueError(f"Model.compute is {shown(self.compute)}; one of {', '.join(COMPUTE)} is needed")
+        if self.compute_dtype not in COMPUTE:
+            raise ValueError(f"Model.compute is {shown(self.compute_dtype)}; one of {', '.join(COMPUTE)} is needed")
         if self.code_factors is not None:
             A, B = self.code_factors
             if A < 1 or B < 1 or self.vocabulary < A * B:

@@ -81,7 +81,7 @@ def _norm(x: Float[Array, "... D"], scale: Float[Array, " D"] | None) -> Float[A
 
 def _tables(positions: Int[Array, "B L"], c: config.Decoder) -> tuple[Array, Array]:
     """Rotary tables of the global and of the local layers."""
-    far = rope_table(positions / c.rope_stretch, c.head_dim, c.rope_base)
+    far = rope_table(positions / c.rope_scaling_factor, c.head_dim, c.rope_base)
     return far, far if c.window is None else rope_table(positions, c.head_dim, c.local_rope_base or c.rope_base)
 
 
@@ -93,7 +93,7 @@ def _projections(w: Layers, x: Float[Array, "B L D"], table: Float[Array, "B L H
     B, L, _ = x.shape
     weights, heads = (w.query, w.key, w.value), (c.heads, c.kv_heads, c.kv_heads)
     sides = tuple("heads" if n > 1 else None for n in heads)
-    some = sharding.spread(partial(_product, dtype=dtype), x, weights, sides, dtype)
+    some = sharding.column_parallel(partial(_product, dtype=dtype), x, weights, sides, dtype)
     q, k, v = (a.reshape(B, L, n, c.head_dim) for a, n in zip(some, heads, strict=True))
     q, k = _norm(q, w.query_norm), _norm(k, w.key_norm)
     return rope(q, table), rope(k, table), v
@@ -101,15 +101,15 @@ def _projections(w: Layers, x: Float[Array, "B L D"], table: Float[Array, "B L H
 
 def _mlp(w: Layers, x: Float[Array, "B L D"], dtype: str) -> Float[Array, "B L D"]:
     product = partial(_product, dtype=dtype)
-    gate, up = sharding.spread(product, rms_norm(x, w.mlp_norm), (w.gate, w.up), ("hidden", "hidden"), dtype)
-    return x + _norm(sharding.gather_sum(product, gated(gate, up), w.down, dtype), w.mlp_post_norm)
+    gate, up = sharding.column_parallel(product, rms_norm(x, w.mlp_norm), (w.gate, w.up), ("hidden", "hidden"), dtype)
+    return x + _norm(sharding.row_parallel(product, gated(gate, up), w.down, dtype), w.mlp_post_norm)
 
 
 def _attention_out(
     w: Layers, x: Float[Array, "B L D"], heads: Float[Array, "B L N H"], dtype: str
 ) -> Float[Array, "B L D"]:
     B, L = x.shape[:2]
-    out = sharding.gather_sum(partial(_product, dtype=dtype), heads.reshape(B, L, -1), w.output, dtype)
+    out = sharding.row_parallel(partial(_product, dtype=dtype), heads.reshape(B, L, -1), w.output, dtype)
     return x + _norm(out, w.attention_post_norm)
 
 
@@ -134,8 +134,8 @@ def run(
     segments = packing.segments
     far, near = _tables(packing.positions, c)
     last = jnp.maximum((segments > 0).sum(1) - 1, 0)
-    cache = () if slots is None else kv_cache.empty(c, x.shape[0], slots, dtype)
-    options = AttentionOptions(c.window, c.score_scale, c.attention_cap, packed=slots is None)
+    cache = () if slots is None else kv_cache.empty_cache(c, x.shape[0], slots, dtype)
+    options = AttentionOptions(c.window, c.attention_scale, c.attention_softcap, packed=slots is None)
 
     kept = (
         dtype if c.remat else x.dtype
@@ -146,7 +146,7 @@ def run(
         x = x.astype(jnp.float32)
         table = jnp.where(see_all, far, near)
         q, k, v = _projections(w, rms_norm(x, w.attention_norm), table, c, dtype)
-        cache = tuple(kv_cache.fill(kept, places[i], k, v, last) for i, kept in enumerate(cache))
+        cache = tuple(kv_cache.write_prompt(kept, places[i], k, v, last) for i, kept in enumerate(cache))
         q, k, v = (a.astype(dtype) for a in (q, k, v))
         heads = causal_attention(q, k, v, segments, options, see_all)
         return (_mlp(w, _attention_out(w, x, heads, dtype), dtype).astype(kept), cache), None
@@ -154,9 +154,9 @@ def run(
     if c.remat:
         layer = jax.checkpoint(layer, prevent_cse=False)
     unroll = c.layers if c.layers <= UNROLL_UP_TO else 1
-    x, cache = jax.lax.scan(layer, (x.astype(kept), cache), (layers, is_global(c), kv_cache.places(c)), unroll=unroll)[
-        0
-    ]
+    x, cache = jax.lax.scan(
+        layer, (x.astype(kept), cache), (layers, is_global(c), kv_cache.layer_slots(c)), unroll=unroll
+    )[0]
     return x.astype(jnp.float32), cache
 
 
@@ -175,10 +175,12 @@ def step(
         (x, cache), (w, see_all, places) = carried, inputs
         table = jnp.where(see_all, far, near)
         q, k, v = _projections(w, rms_norm(x, w.attention_norm), table, c, dtype)
-        cache = tuple(kv_cache.add(kept, places[i], k[:, 0], v[:, 0], positions) for i, kept in enumerate(cache))
-        looks = [partial(kv_cache.look, kept, places[i], q, positions, c) for i, kept in enumerate(cache)]
+        cache = tuple(
+            kv_cache.write_token(kept, places[i], k[:, 0], v[:, 0], positions) for i, kept in enumerate(cache)
+        )
+        looks = [partial(kv_cache.attend_cached, kept, places[i], q, positions, c) for i, kept in enumerate(cache)]
         heads = looks[0]() if len(looks) == 1 else jax.lax.cond(see_all, *looks)
         return (_mlp(w, _attention_out(w, x, heads, dtype), dtype), cache), None
 
-    (x, cache), _ = jax.lax.scan(layer, (x[:, None], cache), (layers, is_global(c), kv_cache.places(c)))
+    (x, cache), _ = jax.lax.scan(layer, (x[:, None], cache), (layers, is_global(c), kv_cache.layer_slots(c)))
     return x[:, 0], cache

@@ -1,15 +1,15 @@
-"""Image codes in the vocabulary: each is a pair (structure, colour), its embedding the sum of theirs, its score too.
+"""Image codes in the vocabulary: each is a pair (structure, color), its embedding the sum of theirs, its score too.
 
-    code k = structure + A·colour       ids      0 … text … │ code 0 … code A·B-1        [V]
-                                        rows     0 … text … │ structure 0..A-1 │ colour 0..B-1        [R]
+    code k = structure + A·color       ids      0 … text … │ code 0 … code A·B-1        [V]
+                                        rows     0 … text … │ structure 0..A-1 │ color 0..B-1        [R]
 
 A model that has drawn red circles and blue stars has then learned every part of a red star, though it may never have met the codes
-of one: with a row of its own for each code it cannot draw it (docs/results.md). Factorised vocabularies of this kind are in
+of one: with a row of its own for each code it cannot draw it (docs/results.md). Factorized vocabularies of this kind are in
 Open-MAGVIT2 (Luo et al. 2024). Without factors every id has its own row.
 
-On a mesh the rows are cut over n chips, wherever text ends. Chip i scores its own rows and the codes of its share of the colours:
+On a mesh the rows are cut over n chips, wherever text ends. Chip i scores its own rows and the codes of its share of the colors:
 
-    columns     R/n rows, those of structures and colours void │ A·B/n codes         of which all chips add up the A + B scores
+    columns     R/n rows, those of structures and colors void │ A·B/n codes         of which all chips add up the A + B scores
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import jax
 import jax.numpy as jnp
 
 from alhena.model import sharding
-from alhena.model.linear import Weight, take
+from alhena.model.linear import Weight, take_rows
 from alhena.shapes import Array, Bool, Float, Int
 
-Factors = tuple[int, int]  # A structures, B colours
+Factors = tuple[int, int]  # A structures, B colors
 
 
-def num_rows(vocabulary: int, factors: Factors | None) -> int:
+def embedding_rows(vocabulary: int, factors: Factors | None) -> int:
     """Rows of the embedding."""
     return vocabulary - factors[0] * factors[1] + sum(factors) if factors else vocabulary
 
@@ -40,15 +40,15 @@ def _rows(ids: Int[Array, " ..."], rows: int, factors: Factors) -> tuple[Int[Arr
 def lookup(embedding: Weight, ids: Int[Array, " ..."], factors: Factors | None) -> Float[Array, "... D"]:
     """Embeddings of ids of the vocabulary."""
     if not factors:
-        return take(embedding, ids)
+        return take_rows(embedding, ids)
     rows = embedding.shape[0] if isinstance(embedding, Array) else embedding.packed.shape[-1]
     own, second = _rows(ids, rows, factors)
-    return take(embedding, own) + jnp.where((second < 0)[..., None], 0, take(embedding, second))
+    return take_rows(embedding, own) + jnp.where((second < 0)[..., None], 0, take_rows(embedding, second))
 
 
 def lookup_on_mesh(embedding: Weight, ids: Int[Array, "B L"], factors: Factors | None) -> Float[Array, "B L D"]:
     """:func:`lookup` where every chip finds the rows of its part, to which the others add zeros."""
-    data, model = sharding.axis("width"), sharding.axis("vocabulary")
+    data, model = sharding.mesh_axis("width"), sharding.mesh_axis("vocabulary")
 
     def local(table: Array, ids: Array) -> Array:
         part = jax.lax.all_gather(table, data, axis=1, tiled=True)
@@ -64,17 +64,17 @@ def lookup_on_mesh(embedding: Weight, ids: Int[Array, "B L"], factors: Factors |
     return sharding.on_shards(local, inputs, ("batch", "length", None))(embedding, ids)
 
 
-def expand(scores: Float[Array, "... R"], factors: Factors | None) -> Float[Array, "... V"]:
+def expand_logits(scores: Float[Array, "... R"], factors: Factors | None) -> Float[Array, "... V"]:
     """Scores of the rows to scores of the vocabulary."""
     if not factors:
         return scores
     first = scores.shape[-1] - sum(factors)
-    text, structure, colour = jnp.split(scores, [first, first + factors[0]], -1)
-    codes = colour[..., :, None] + structure[..., None, :]
+    text, structure, color = jnp.split(scores, [first, first + factors[0]], -1)
+    codes = color[..., :, None] + structure[..., None, :]
     return jnp.concatenate([text, codes.reshape(*codes.shape[:-2], -1)], -1)
 
 
-def collapse(slopes: Float[Array, "... V"], factors: Factors | None) -> Float[Array, "... R"]:
+def collapse_gradient(slopes: Float[Array, "... V"], factors: Factors | None) -> Float[Array, "... R"]:
     """The transpose of :func:`expand`: gradients of the vocabulary's scores to gradients of the rows' scores."""
     if not factors:
         return slopes
@@ -84,7 +84,7 @@ def collapse(slopes: Float[Array, "... V"], factors: Factors | None) -> Float[Ar
 
 
 def _places(rows: int, factors: Factors, axis: str) -> tuple[Int[Array, " pairs"], Bool[Array, " pairs"]]:
-    """Where in a chip's ``rows`` those of structures and colours are, and which of them are there."""
+    """Where in a chip's ``rows`` those of structures and colors are, and which of them are there."""
     first = rows * jax.lax.axis_size(axis) - sum(factors)
     place = first + jnp.arange(sum(factors)) - jax.lax.axis_index(axis) * rows
     here = (place >= 0) & (place < rows)
@@ -92,42 +92,46 @@ def _places(rows: int, factors: Factors, axis: str) -> tuple[Int[Array, " pairs"
 
 
 def _share(factors: Factors, axis: str) -> Factors:
-    """The codes of a chip: all structures in its share of the colours."""
+    """The codes of a chip: all structures in its share of the colors."""
     return factors[0], factors[1] // jax.lax.axis_size(axis)
 
 
-def part_ids(rows: int, factors: Factors | None, axis: str) -> Int[Array, " columns"]:
+def shard_ids(rows: int, factors: Factors | None, axis: str) -> Int[Array, " columns"]:
     """The id that each column of a chip stands for; -1: none."""
     own = jax.lax.axis_index(axis) * rows + jnp.arange(rows)
     if not factors:
         return own
     first = rows * jax.lax.axis_size(axis) - sum(factors)
-    A, colours = _share(factors, axis)
-    codes = first + jax.lax.axis_index(axis) * A * colours + jnp.arange(A * colours)
+    A, colors = _share(factors, axis)
+    codes = first + jax.lax.axis_index(axis) * A * colors + jnp.arange(A * colors)
     return jnp.concatenate([jnp.where(own < first, own, -1), codes])
 
 
-def expand_part(scores: Float[Array, "... r"], factors: Factors | None, axis: str) -> Float[Array, "... columns"]:
+def expand_logits_shard(
+    scores: Float[Array, "... r"], factors: Factors | None, axis: str
+) -> Float[Array, "... columns"]:
     """:func:`expand` on a chip: scores of its rows to scores of its columns."""
     if not factors:
         return scores
     place, here = _places(scores.shape[-1], factors, axis)
     pairs = jax.lax.psum(jnp.where(here, scores[..., place], 0), axis)
-    A, colours = _share(factors, axis)
-    mine = jax.lax.dynamic_slice_in_dim(pairs, A + jax.lax.axis_index(axis) * colours, colours, -1)
-    codes = expand(jnp.concatenate([pairs[..., :A], mine], -1), (A, colours))
+    A, colors = _share(factors, axis)
+    mine = jax.lax.dynamic_slice_in_dim(pairs, A + jax.lax.axis_index(axis) * colors, colors, -1)
+    codes = expand_logits(jnp.concatenate([pairs[..., :A], mine], -1), (A, colors))
     return jnp.concatenate([scores, codes], -1)
 
 
-def collapse_part(slopes: Float[Array, "... columns"], factors: Factors | None, axis: str) -> Float[Array, "... r"]:
+def collapse_gradient_shard(
+    slopes: Float[Array, "... columns"], factors: Factors | None, axis: str
+) -> Float[Array, "... r"]:
     """:func:`collapse` on a chip: void columns have no slope."""
     if not factors:
         return slopes
-    A, colours = _share(factors, axis)
-    own, codes = jnp.split(slopes, [slopes.shape[-1] - A * colours], -1)
-    codes = collapse(codes, (A, colours))
+    A, colors = _share(factors, axis)
+    own, codes = jnp.split(slopes, [slopes.shape[-1] - A * colors], -1)
+    codes = collapse_gradient(codes, (A, colors))
     pairs = jnp.zeros((*codes.shape[:-1], sum(factors)), codes.dtype).at[..., :A].set(codes[..., :A])
-    start = A + jax.lax.axis_index(axis) * colours
+    start = A + jax.lax.axis_index(axis) * colors
     pairs = jax.lax.dynamic_update_slice_in_dim(pairs, codes[..., A:], start, -1)
     place, here = _places(own.shape[-1], factors, axis)
     return own.at[..., place].add(jnp.where(here, jax.lax.psum(pairs, axis), 0))

@@ -1,9 +1,9 @@
-"""Image tokeniser: an autoencoder with finite scalar quantisation (FSQ, Mentzer et al. 2023), one code for 8×8 pixels.
+"""Image tokenizer: an autoencoder with finite scalar quantization (FSQ, Mentzer et al. 2023), one code for 8×8 pixels.
 
     image [n, H, W, 3] ─ 8×8 cells ─ MLP ─ residual 3×3 blocks ─ 4 numbers, rounded to a few levels each ─► codes [n, H/8, W/8]
     codes ─ levels ─ linear ─ residual 3×3 blocks ─ linear ─ 8×8 cells ─► image
 
-The decoder looks at a cell's neighbours and draws smooth edges. The small encoder has no blocks and sees each cell alone, so equal cells
+The decoder looks at a cell's neighbors and draws smooth edges. The small encoder has no blocks and sees each cell alone, so equal cells
 have equal codes, which a small language model can learn; the large one looks around and says more (docs/results.md has both).
 """
 
@@ -45,10 +45,10 @@ class Blocks:
 class Params:
     cells: Array  # [192, W]
     hidden: Array  # [W, W]
-    seeing: Blocks | None  # None: each cell alone
+    encoder_blocks: Blocks | None  # None: each cell alone
     to_levels: Array  # [W, number of levels]
     from_levels: Array  # [number of levels, W]
-    painting: Blocks
+    decoder_blocks: Blocks
     last_norm: Array  # [W]
     pixels: Array  # [W, 192]
 
@@ -66,10 +66,10 @@ def weights(c: config.ImageTokenizer) -> Params:
     return Params(
         cells=matrix(0, (values, W), whole),
         hidden=matrix(1, (W, W), whole),
-        seeing=_blocks(7, 8, c.seeing, W) if c.seeing else None,
+        encoder_blocks=_blocks(7, 8, c.encoder_blocks, W) if c.encoder_blocks else None,
         to_levels=matrix(2, (W, levels), whole),
         from_levels=matrix(3, (levels, W), whole),
-        painting=_blocks(4, 5, c.painting, W),
+        decoder_blocks=_blocks(4, 5, c.decoder_blocks, W),
         last_norm=vector(W),
         pixels=matrix(6, (W, values), whole),
     )
@@ -79,7 +79,7 @@ def init(key: Array, c: config.ImageTokenizer) -> Params:
     return spec.init(key, weights(c))
 
 
-def quantise(z: Float[Array, "... d"], c: config.ImageTokenizer) -> Float[Array, "... d"]:
+def quantize(z: Float[Array, "... d"], c: config.ImageTokenizer) -> Float[Array, "... d"]:
     """Bounds each number and rounds it to its levels (integers from 0); gradients pass straight through."""
     top = jnp.array(c.levels, jnp.float32) - 1
     bounded = jax.nn.sigmoid(2 * z) * top
@@ -98,7 +98,7 @@ def to_level_values(codes: Int[Array, " ..."], c: config.ImageTokenizer) -> Floa
     return ((codes[..., None] // places) % jnp.array(c.levels, jnp.int32)).astype(jnp.float32)
 
 
-def _look_around(blocks: Blocks, x: Float[Array, "n h w W"]) -> Float[Array, "n h w W"]:
+def _residual_blocks(blocks: Blocks, x: Float[Array, "n h w W"]) -> Float[Array, "n h w W"]:
     n, h, w, _ = x.shape
     for norm, wide, narrow in zip(blocks.norms, blocks.wide, blocks.narrow, strict=True):
         y = jnp.pad(rms_norm(x, norm), ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -108,35 +108,35 @@ def _look_around(blocks: Blocks, x: Float[Array, "n h w W"]) -> Float[Array, "n 
     return x
 
 
-def levels_of(params: Params, c: config.ImageTokenizer, images: Float[Array, "n H W 3"]) -> Float[Array, "n h w d"]:
-    """Quantised levels of images in -1..1 whose sides are multiples of 8."""
+def encode_levels(params: Params, c: config.ImageTokenizer, images: Float[Array, "n H W 3"]) -> Float[Array, "n h w d"]:
+    """Quantized levels of images in -1..1 whose sides are multiples of 8."""
     n, height, width, _ = images.shape
     h, w = height // STRIDE, width // STRIDE
     cells = images.reshape(n, h, STRIDE, w, STRIDE, 3).transpose(0, 1, 3, 2, 4, 5).reshape(n * h * w, -1)
     x = jax.nn.gelu(cells @ params.cells)
     x = x + jax.nn.gelu(x @ params.hidden)
-    if params.seeing is not None:
-        x = _look_around(params.seeing, x.reshape(n, h, w, -1)).reshape(x.shape)
-    return quantise(x @ params.to_levels, c).reshape(n, h, w, -1)
+    if params.encoder_blocks is not None:
+        x = _residual_blocks(params.encoder_blocks, x.reshape(n, h, w, -1)).reshape(x.shape)
+    return quantize(x @ params.to_levels, c).reshape(n, h, w, -1)
 
 
-def paint(params: Params, c: config.ImageTokenizer, levels: Float[Array, "n h w d"]) -> Float[Array, "n H W 3"]:
+def decode_levels(params: Params, c: config.ImageTokenizer, levels: Float[Array, "n h w d"]) -> Float[Array, "n H W 3"]:
     """Images, about -1..1, from levels."""
     n, h, w, d = levels.shape
-    centred = levels / (jnp.array(c.levels, jnp.float32) - 1) * 2 - 1
-    x = _look_around(params.painting, (centred.reshape(-1, d) @ params.from_levels).reshape(n, h, w, -1))
+    centered = levels / (jnp.array(c.levels, jnp.float32) - 1) * 2 - 1
+    x = _residual_blocks(params.decoder_blocks, (centered.reshape(-1, d) @ params.from_levels).reshape(n, h, w, -1))
     cells = rms_norm(x, params.last_norm).reshape(n * h * w, -1) @ params.pixels
     return cells.reshape(n, h, w, STRIDE, STRIDE, 3).transpose(0, 1, 3, 2, 4, 5).reshape(n, h * STRIDE, w * STRIDE, 3)
 
 
 @partial(jax.jit, static_argnums=1)
 def _encode(params: Params, c: config.ImageTokenizer, pixels: UInt8[Array, "n H W 3"]) -> Int[Array, "n h w"]:
-    return to_codes(levels_of(params, c, pixels.astype(jnp.float32) / 127.5 - 1), c)
+    return to_codes(encode_levels(params, c, pixels.astype(jnp.float32) / 127.5 - 1), c)
 
 
 @partial(jax.jit, static_argnums=1)
 def _decode(params: Params, c: config.ImageTokenizer, codes: Int[Array, "n h w"]) -> UInt8[Array, "n H W 3"]:
-    images = paint(params, c, to_level_values(codes, c))
+    images = decode_levels(params, c, to_level_values(codes, c))
     return jnp.clip((images + 1) * 127.5, 0, 255).round().astype(jnp.uint8)
 
 
@@ -167,7 +167,7 @@ def save(folder: Path, params: Params, c: config.ImageTokenizer) -> None:
 
 
 def load(folder: Path) -> tuple[Params, config.ImageTokenizer]:
-    """Raises ValueError that names the file when it is missing or of another tokeniser."""
+    """Raises ValueError that names the file when it is missing or of another tokenizer."""
     path, arrays = folder / "image_tokenizer.json", regular(folder / "image_tokenizer.safetensors")
     c = parsed_whole(config.ImageTokenizer, read_settings(path), path)
     check_size(arrays, arrays.stat().st_size, c.least_bytes)

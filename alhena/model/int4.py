@@ -36,7 +36,7 @@ def unpack(w: Int4) -> Int[Array, "*layers I O"]:
     return both.reshape(*w.packed.shape[:-2], -1, w.packed.shape[-1]).astype(jnp.int32) - 8
 
 
-def dequantise(w: Int4) -> Float[Array, "*layers I O"]:
+def dequantize(w: Int4) -> Float[Array, "*layers I O"]:
     """The float32 weight that an Int4 stands for, in its original orientation."""
     values = unpack(w).astype(jnp.float32)
     group = values.shape[-2] // w.scales.shape[-2]
@@ -44,7 +44,7 @@ def dequantise(w: Int4) -> Float[Array, "*layers I O"]:
     return jnp.swapaxes(full, -1, -2) if w.transposed else full
 
 
-def quantise(w: Float[Array, "*layers I O"], group: int, transposed: bool = False) -> Int4:
+def quantize(w: Float[Array, "*layers I O"], group: int, transposed: bool = False) -> Int4:
     """An Int4 of a weight; ``transposed`` for the embedding ``[V, D]``, which is contracted along its last dimension.
 
     Raises ValueError when the contracted dimension is no multiple of the group, or the group is odd.
@@ -55,7 +55,7 @@ def quantise(w: Float[Array, "*layers I O"], group: int, transposed: bool = Fals
     *layers, inner, outer = values.shape
     if inner % group or group % 2:
         raise ValueError(
-            f"a weight of {inner} inputs cannot be quantised in groups of {group}; choose an even divisor of {inner}"
+            f"a weight of {inner} inputs cannot be quantized in groups of {group}; choose an even divisor of {inner}"
         )
     grouped = values.reshape(*layers, inner // group, group, outer)
     largest = np.abs(grouped).max(-2)

@@ -16,20 +16,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from alhena.model import config
-from alhena.model.attention import attend
+from alhena.model.attention import dense_attention
 from alhena.shapes import Array, Float, Int, pytree
 
 
 @pytree
 @dataclass(frozen=True)
-class Ring:
+class LayerCache:
     """Of all layers of a kind."""
 
     keys: Float[Array, "layers B S K H"]
     values: Float[Array, "layers B S K H"]
 
 
-Cache = tuple[Ring, ...]  # of the global layers, then of the local ones, where there are any
+Cache = tuple[LayerCache, ...]  # of the global layers, then of the local ones, where there are any
 
 
 def is_global(c: config.Decoder) -> np.ndarray:
@@ -37,20 +37,20 @@ def is_global(c: config.Decoder) -> np.ndarray:
     return np.array([c.window is None or (i + 1) % c.global_every == 0 for i in range(c.layers)])
 
 
-def kinds(c: config.Decoder, slots: int) -> list[tuple[np.ndarray, int]]:
+def layer_kinds(c: config.Decoder, slots: int) -> list[tuple[np.ndarray, int]]:
     """Which layers keep a ring of how many slots, when contexts have up to ``slots`` tokens."""
     far = is_global(c)
     return [kind for kind in ((far, slots), (~far, min(c.window or slots, slots))) if kind[0].any()]
 
 
-def empty(c: config.Decoder, rows: int, slots: int, dtype: str) -> Cache:
-    shapes = [(int(some.sum()), rows, size, c.kv_heads, c.head_dim) for some, size in kinds(c, slots)]
-    return tuple(Ring(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for shape in shapes)
+def empty_cache(c: config.Decoder, rows: int, slots: int, dtype: str) -> Cache:
+    shapes = [(int(some.sum()), rows, size, c.kv_heads, c.head_dim) for some, size in layer_kinds(c, slots)]
+    return tuple(LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for shape in shapes)
 
 
-def places(c: config.Decoder) -> Int[np.ndarray, "layers kinds"]:
+def layer_slots(c: config.Decoder) -> Int[np.ndarray, "layers kinds"]:
     """A layer's place in the stack of each kind, which is behind its end where it is not of that kind: nothing is written."""
-    stacks = [np.where(some, np.cumsum(some) - 1, some.sum()) for some, _ in kinds(c, 1)]
+    stacks = [np.where(some, np.cumsum(some) - 1, some.sum()) for some, _ in layer_kinds(c, 1)]
     return np.stack(stacks, 1).astype(np.int32)
 
 
@@ -59,28 +59,32 @@ def _position(last: Int[Array, " B"], size: int) -> Int[Array, "B S"]:
     return last[:, None] - (last[:, None] - jnp.arange(size)) % size
 
 
-def fill(
-    ring: Ring, place: Int[Array, ""], k: Float[Array, "B L K H"], v: Float[Array, "B L K H"], last: Array
-) -> Ring:
+def write_prompt(
+    ring: LayerCache, place: Int[Array, ""], k: Float[Array, "B L K H"], v: Float[Array, "B L K H"], last: Array
+) -> LayerCache:
     """A layer's ring after prompts whose last tokens are at ``last`` [B]."""
     at = jnp.maximum(_position(last, ring.keys.shape[2]), 0)[..., None, None]
     return _set(ring, (place,), *(jnp.take_along_axis(a, at, 1) for a in (k, v)))
 
 
-def add(ring: Ring, place: Int[Array, ""], k: Float[Array, "B K H"], v: Float[Array, "B K H"], at: Array) -> Ring:
+def write_token(
+    ring: LayerCache, place: Int[Array, ""], k: Float[Array, "B K H"], v: Float[Array, "B K H"], at: Array
+) -> LayerCache:
     """A layer's ring after one more token a row, at positions ``at`` [B]."""
     return _set(ring, (place, jnp.arange(len(at)), at % ring.keys.shape[2]), k, v)
 
 
-def _set(ring: Ring, index: tuple[Array, ...], k: Array, v: Array) -> Ring:
+def _set(ring: LayerCache, index: tuple[Array, ...], k: Array, v: Array) -> LayerCache:
     pairs = ((ring.keys, k), (ring.values, v))
-    return Ring(*(kept.at[index].set(new.astype(kept.dtype), mode="drop") for kept, new in pairs))
+    return LayerCache(*(kept.at[index].set(new.astype(kept.dtype), mode="drop") for kept, new in pairs))
 
 
-def look(
-    ring: Ring, place: Int[Array, ""], q: Float[Array, "B 1 N H"], at: Int[Array, " B"], c: config.Decoder
+def attend_cached(
+    ring: LayerCache, place: Int[Array, ""], q: Float[Array, "B 1 N H"], at: Int[Array, " B"], c: config.Decoder
 ) -> Float[Array, "B 1 N H"]:
     """Attention of one token a row, at positions ``at``, over what a layer's ring holds."""
     mask = _position(at, ring.keys.shape[2]) >= 0
     q = q.astype(ring.keys.dtype)
-    return attend(q, ring.keys[place], ring.values[place], mask[:, None], c.score_scale, c.attention_cap)
+    return dense_attention(
+        q, ring.keys[place], ring.values[place], mask[:, None], c.attention_scale, c.attention_softcap
+    )

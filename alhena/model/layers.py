@@ -47,7 +47,7 @@ def gated(gate: Float[Array, "... F"], up: Float[Array, "... F"]) -> Float[Array
     return jax.nn.gelu(gate, approximate=True) * up
 
 
-def through(
+def run_layers(
     stack: Tree,
     specs: Tree,
     x: Array,

@@ -1,4 +1,4 @@
-"""The one place where the model multiplies by a weight, plain or 4-bit; nothing else knows about quantisation.
+"""The one place where the model multiplies by a weight, plain or 4-bit; nothing else knows about quantization.
 
 A weight is a matrix ``[in, out]`` (or stacked ``[layers, in, out]``, sliced by the scan). Two products exist:
 
@@ -18,15 +18,15 @@ import jax
 import jax.numpy as jnp
 
 from alhena.model import sharding
-from alhena.model.int4 import Int4, dequantise
+from alhena.model.int4 import Int4, dequantize
 from alhena.shapes import Array, Float, Int
 
 Weight = Array | Int4
 
 
 def dense(w: Weight) -> Float[Array, "*layers I O"]:
-    """The float32 weight, dequantised if need be."""
-    return dequantise(w) if isinstance(w, Int4) else w
+    """The float32 weight, dequantized if need be."""
+    return dequantize(w) if isinstance(w, Int4) else w
 
 
 def _dot(a: Array, b: Array, over: tuple[tuple[int, ...], tuple[int, ...]]) -> Array:
@@ -39,7 +39,7 @@ def _turned(x: Float[Array, "R C"]) -> Float[Array, "C R"]:
     return x.reshape(-1, math.gcd(rows, 8), columns).transpose(2, 0, 1).reshape(columns, rows)
 
 
-def outer_sum(x: Float[Array, "*rows I"], y: Float[Array, "*rows O"]) -> Float[Array, "I O"]:
+def weight_gradient(x: Float[Array, "*rows I"], y: Float[Array, "*rows O"]) -> Float[Array, "I O"]:
     """Sum over rows of their outer products: the slopes of a weight between ``x`` and what has the slopes ``y``.
 
     XLA's CPU backend runs a product over the first dimension of both at a third of its rate (bfloat16) or two (float32), so the
@@ -66,7 +66,7 @@ def _keep(x, w, dtype):
 def _slopes(dtype, kept, d):
     x, w, *like = kept
     d = d.astype(dtype)
-    d_x, d_w = _dot(d, w, ((d.ndim - 1,), (1,))), outer_sum(x, d)
+    d_x, d_w = _dot(d, w, ((d.ndim - 1,), (1,))), weight_gradient(x, d)
     return tuple(a.astype(b.dtype) for a, b in zip((d_x, d_w), like, strict=True))
 
 
@@ -75,7 +75,7 @@ _project.defvjp(_keep, _slopes)
 
 def einsum(spec: str, x: Float[Array, "... I"], w: Weight, dtype: str = "float32") -> Float[Array, "... O"]:
     """``x`` times a weight: operands in ``dtype``, result accumulated and returned in float32."""
-    flat = x if sharding.is_on() else x.reshape(-1, x.shape[-1])
+    flat = x if sharding.has_mesh() else x.reshape(-1, x.shape[-1])
     if spec == "...i,io->...o":
         out = _project(flat, dense(w), dtype)
     elif spec == "...i,oi->...o":
@@ -85,9 +85,9 @@ def einsum(spec: str, x: Float[Array, "... I"], w: Weight, dtype: str = "float32
     return out.reshape(*x.shape[:-1], -1)
 
 
-def take(w: Weight, ids: Int[Array, " ..."]) -> Float[Array, "... D"]:
-    """Rows of an embedding ``[V, D]``; of a 4-bit one only the rows asked for are dequantised."""
+def take_rows(w: Weight, ids: Int[Array, " ..."]) -> Float[Array, "... D"]:
+    """Rows of an embedding ``[V, D]``; of a 4-bit one only the rows asked for are dequantized."""
     if not isinstance(w, Int4):
         return w[ids]
     columns = Int4(w.packed[:, ids.reshape(-1)], w.scales[:, ids.reshape(-1)], w.transposed)
-    return dequantise(columns).reshape(*ids.shape, -1)
+    return dequantize(columns).reshape(*ids.shape, -1)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from alhena.batch import Batch
 from alhena.model import config, decoder, sharding, spec
-from alhena.model.embedding import expand, lookup, lookup_on_mesh, num_rows
+from alhena.model.embedding import embedding_rows, expand_logits, lookup, lookup_on_mesh
 from alhena.model.encoders import conformer, usm, vision
 from alhena.model.layers import rms_norm, softcap
 from alhena.model.linear import Weight, einsum
@@ -39,7 +39,7 @@ class Params:
     norm: Array  # [D]
 
 
-def ears(c: config.Audio) -> ModuleType:
+def audio_encoder(c: config.Audio) -> ModuleType:
     """The module of the audio encoder."""
     return usm if isinstance(c, config.Usm) else conformer
 
@@ -63,14 +63,14 @@ class SharedDirection:
 
 def weights(c: config.Model) -> Params:
     """The specification of every weight (alhena/model/spec.py)."""
-    D, rows = c.decoder.width, num_rows(c.vocabulary, c.code_factors)
+    D, rows = c.decoder.width, embedding_rows(c.vocabulary, c.code_factors)
     embedding: Any = WeightSpec(
         (rows, D), ("vocabulary", "width"), SharedDirection(0, 4), "adam", decay=False, contracted=-1
     )
     return Params(
         embedding=embedding,
         vision=within(1, vision.weights(c.vision, D)) if c.vision else None,
-        audio=within(2, ears(c.audio).weights(c.audio, D)) if c.audio else None,
+        audio=within(2, audio_encoder(c.audio).weights(c.audio, D)) if c.audio else None,
         layers=within(3, decoder.weights(c.decoder)),
         norm=vector(D),
     )
@@ -96,34 +96,36 @@ def _fill(x: Float[Array, "B L D"], where: Bool[Array, "B L"], vectors: Float[Ar
 
 def embed(params: Params, c: config.Model, batch: Batch) -> Float[Array, "B L D"]:
     """Token embeddings scaled by √D, with the encoders' vectors in their places."""
-    look_up = lookup_on_mesh if sharding.is_on() else lookup
+    look_up = lookup_on_mesh if sharding.has_mesh() else lookup
     x = look_up(params.embedding, batch.tokens, c.code_factors) * c.decoder.width**0.5
     if c.vision and params.vision and batch.patches.shape[1]:
         seen = vision.encode(
-            params.vision, batch.patches, batch.patch_positions, batch.patch_images, c.vision, c.compute
+            params.vision, batch.patches, batch.patch_positions, batch.patch_images, c.vision, c.compute_dtype
         )
         x = _fill(x, batch.tokens == c.image_token, seen)
     if c.audio and params.audio and batch.frames.shape[1]:
-        heard, valid = ears(c.audio).encode(params.audio, batch.frames, batch.frame_lengths, c.audio, c.compute)
+        heard, valid = audio_encoder(c.audio).encode(
+            params.audio, batch.frames, batch.frame_lengths, c.audio, c.compute_dtype
+        )
         order = jnp.argsort(~valid, axis=1, stable=True)  # valid vectors first, in order
         x = _fill(x, batch.tokens == c.audio_token, jnp.take_along_axis(heard, order[..., None], 1))
     return x
 
 
-def trunk(params: Params, c: config.Model, batch: Batch) -> Float[Array, "B L D"]:
+def decoder_output(params: Params, c: config.Model, batch: Batch) -> Float[Array, "B L D"]:
     """Hidden states of every token after the last layer. Their size is an early sign of divergence (Chameleon 2024)."""
     packing = decoder.Packing(batch.segments, batch.positions)
-    return decoder.run(params.layers, embed(params, c, batch), packing, c.decoder, c.compute)[0]
+    return decoder.run(params.layers, embed(params, c, batch), packing, c.decoder, c.compute_dtype)[0]
 
 
 def forward(params: Params, c: config.Model, batch: Batch) -> Float[Array, "B L D"]:
     """Final hidden states of every token, normed: multiply by the embedding (:func:`logits`) to score the vocabulary."""
-    return rms_norm(trunk(params, c, batch), params.norm)
+    return rms_norm(decoder_output(params, c, batch), params.norm)
 
 
 def logits(params: Params, c: config.Model, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
-    scores = expand(einsum("...i,oi->...o", hidden, params.embedding, c.compute), c.code_factors)
-    return softcap(scores, c.decoder.logit_cap)
+    scores = expand_logits(einsum("...i,oi->...o", hidden, params.embedding, c.compute_dtype), c.code_factors)
+    return softcap(scores, c.decoder.final_logit_softcap)
 
 
 def count(params: Params) -> int:

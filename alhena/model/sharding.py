@@ -34,7 +34,7 @@ Tree = TypeVar("Tree")
 Axes = tuple[str | None, ...]
 Product = Callable[[Array, Any], Array]
 
-TABLE: dict[str, str | tuple[str, ...] | None] = {
+RULES: dict[str, str | tuple[str, ...] | None] = {
     "batch": ("pod", "data"),
     "length": "model",  # tokens of a row, between the layers
     "width": "data",  # what a layer reads and writes, in weights only: activations keep it whole
@@ -42,7 +42,7 @@ TABLE: dict[str, str | tuple[str, ...] | None] = {
     "hidden": "model",
     "vocabulary": "model",
     "layers": None,
-    "matrices": "data",  # of a stack, while they are orthogonalised
+    "matrices": "data",  # of a stack, while they are orthogonalized
     "chunks": ("pod", "data", "model"),  # of sound: each for itself
 }
 
@@ -63,7 +63,7 @@ class Mesh:
         return ", ".join(f"{name}={n}" for name, n in vars(self).items() if n > 1 or name == "data")
 
 
-def with_pods_left(mesh: Mesh, chips: int) -> Mesh:
+def surviving_mesh(mesh: Mesh, chips: int) -> Mesh:
     """The mesh of the pods that are left when only so many chips are. Raises ValueError when they are not whole pods.
 
     >>> with_pods_left(Mesh(pod=4, data=2, model=2), 12)
@@ -83,7 +83,7 @@ def make_mesh(shape: Mesh, devices: Any = None) -> jax.sharding.Mesh:
     return jax.sharding.Mesh(found.reshape(tuple(vars(shape).values())), tuple(vars(shape)), (AxisType.Auto,) * 3)
 
 
-def on(shape: Mesh | None) -> AbstractContextManager:
+def use_mesh(shape: Mesh | None) -> AbstractContextManager:
     """``with on(shape): …`` runs what is inside on a mesh of all devices; None: on one device."""
     return nullcontext() if shape is None else jax.set_mesh(make_mesh(shape))
 
@@ -94,7 +94,7 @@ def _mesh() -> Any:
     return None if mesh.empty or mesh.manual_axes else mesh
 
 
-def is_on() -> bool:
+def has_mesh() -> bool:
     """Whether a mesh is set."""
     return _mesh() is not None
 
@@ -104,22 +104,22 @@ def device() -> AbstractDevice | None:
     return jax.sharding.get_abstract_mesh().abstract_device
 
 
-def spec(axes: Axes) -> PartitionSpec:
+def partition_spec(axes: Axes) -> PartitionSpec:
     """The table, looked up."""
-    return PartitionSpec(*(None if name is None else TABLE[name] for name in axes))
+    return PartitionSpec(*(None if name is None else RULES[name] for name in axes))
 
 
-def axis(name: str) -> str:
+def mesh_axis(name: str) -> str:
     """The mesh axis along which a dimension of that name is cut, for collectives inside :func:`on_shards`."""
-    cut = TABLE[name]
+    cut = RULES[name]
     if not isinstance(cut, str):
         raise ValueError(f"sharding: {name!r} is cut over {cut}; here it has to be one axis of the mesh")
     return cut
 
 
-def size(name: str) -> int:
+def shard_count(name: str) -> int:
     """Over how many chips a dimension of that name is cut; 1 without a mesh."""
-    mesh, cut = _mesh(), TABLE[name]
+    mesh, cut = _mesh(), RULES[name]
     if mesh is None or cut is None:
         return 1
     return int(np.prod([mesh.shape[axis] for axis in ((cut,) if isinstance(cut, str) else cut)]))
@@ -127,10 +127,10 @@ def size(name: str) -> int:
 
 def batch_specs(batch: Any) -> Any:
     """The PartitionSpec of every array of a Batch: rows are cut, what is in a row is not."""
-    return jax.tree.map(lambda x: spec(("batch",) + (None,) * (x.ndim - 1)), batch)
+    return jax.tree.map(lambda x: partition_spec(("batch",) + (None,) * (x.ndim - 1)), batch)
 
 
-def place(tree: Tree, parts: Any) -> Tree:
+def shard(tree: Tree, parts: Any) -> Tree:
     """Arrays put where the mesh wants them, cut as a tree of PartitionSpecs says."""
     if _mesh() is None:
         return tree
@@ -138,7 +138,7 @@ def place(tree: Tree, parts: Any) -> Tree:
     return jax.tree.map(lambda x, part: jax.device_put(x, NamedSharding(mesh, part)), tree, parts)
 
 
-def place_rows(batch: Tree) -> Tree:
+def shard_batch(batch: Tree) -> Tree:
     """A batch of which every process brings the rows of its own devices, as one; without a mesh the batch itself."""
     if _mesh() is None:
         return batch
@@ -147,7 +147,7 @@ def place_rows(batch: Tree) -> Tree:
     return jax.tree.map(whole, batch, batch_specs(batch))
 
 
-def abstract(tree: Tree, mesh: jax.sharding.Mesh | AbstractMesh, parts: Any) -> Tree:
+def abstract_arrays(tree: Tree, mesh: jax.sharding.Mesh | AbstractMesh, parts: Any) -> Tree:
     """Shapes with shardings, for lowering; ``parts`` is a tree of PartitionSpecs. Raises ValueError where something does not divide."""
 
     def one(path: tuple[Any, ...], leaf: Any, part: PartitionSpec) -> jax.ShapeDtypeStruct:
@@ -166,22 +166,22 @@ def abstract(tree: Tree, mesh: jax.sharding.Mesh | AbstractMesh, parts: Any) -> 
 
 def constrain(x: Array, *axes: str | None) -> Array:
     """``x``, cut along the named axes."""
-    return x if _mesh() is None else jax.lax.with_sharding_constraint(x, spec(axes))
+    return x if _mesh() is None else jax.lax.with_sharding_constraint(x, partition_spec(axes))
 
 
 def _fetch(w: Array, side: int, dtype: str) -> Array:
     """Inside :func:`on_shards`: a weight's width put together, in ``dtype``; going back, its gradient is summed and cut again."""
-    return jax.lax.all_gather(w.astype(dtype), axis("width"), axis=side, tiled=True)
+    return jax.lax.all_gather(w.astype(dtype), mesh_axis("width"), axis=side, tiled=True)
 
 
 def _gather(x: Float[Array, "B l D"]) -> Float[Array, "B L D"]:
-    return jax.lax.all_gather(x, axis("length"), axis=1, tiled=True)
+    return jax.lax.all_gather(x, mesh_axis("length"), axis=1, tiled=True)
 
 
 def scatter(x: Float[Array, "B L D"]) -> Float[Array, "B l D"]:
     """Summed over chips and cut over tokens, row by row: over any dimension but the first the TPU's compiler does not scatter, but
     sums everything everywhere and cuts afterwards."""
-    some = [jax.lax.psum_scatter(row, axis("length"), scatter_dimension=0, tiled=True) for row in x]
+    some = [jax.lax.psum_scatter(row, mesh_axis("length"), scatter_dimension=0, tiled=True) for row in x]
     return jnp.stack(some)
 
 
@@ -206,7 +206,7 @@ _sum.defvjp(
 )
 
 
-def spread(
+def column_parallel(
     product: Product, x: Float[Array, "B L D"], weights: tuple[Any, ...], sides: Axes, dtype: str
 ) -> list[Array]:
     """``x`` times each of the weights ``[D, side]``. On a mesh every chip takes the whole row times its part of the sides."""
@@ -221,7 +221,7 @@ def spread(
     return list(on_shards(local, inputs, tuple(("batch", None, side) for side in sides))(x.astype(dtype), *weights))
 
 
-def gather_sum(product: Product, x: Float[Array, "B L F"], w: Any, dtype: str) -> Float[Array, "B L D"]:
+def row_parallel(product: Product, x: Float[Array, "B L F"], w: Any, dtype: str) -> Float[Array, "B L D"]:
     """``x`` times a weight ``[F, D]``. On a mesh every chip has its part of F; the parts are summed, and cut over the row's tokens."""
     if _mesh() is None:
         return product(x, w)
@@ -249,6 +249,6 @@ def on_shards(f: Callable[..., Any], inputs: tuple[Axes, ...], outputs: Any) -> 
     if _mesh() is None:
         return f
     several = bool(outputs) and isinstance(outputs[0], tuple)
-    out = tuple(spec(axes) for axes in outputs) if several else spec(outputs)
+    out = tuple(partition_spec(axes) for axes in outputs) if several else partition_spec(outputs)
     # Kernels carry no types of what varies over the mesh, so these are not checked; sharded = single device is tested instead.
-    return jax.shard_map(f, in_specs=tuple(spec(axes) for axes in inputs), out_specs=out, check_vma=False)
+    return jax.shard_map(f, in_specs=tuple(partition_spec(axes) for axes in inputs), out_specs=out, check_vma=False)

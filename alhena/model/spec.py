@@ -7,7 +7,7 @@ array will be, and None where this configuration has no such weight. All else de
 
     init        random arrays              groups, decay_mask   what the optimizer does with each
     shapes      shapes alone               shardings, constrain PartitionSpecs of params, gradients and optimizer states
-    names       names in files             contracted           which weights ``compress.quantise`` makes 4-bit
+    names       names in files             contracted           which weights ``compress.quantize`` makes 4-bit
 
 A new weight is a field of the dataclass and a line in ``weights``.
 """
@@ -77,8 +77,8 @@ vocabulary, layers, matrices, chunks
         if len(self.axes) != len(self.shape):
             raise ValueError(f"a weight of shape {self.shape} has {len(self.axes)} logical axes {self.axes}")
         for name in self.axes:
-            if name is not None and name not in sharding.TABLE:
-                known = ", ".join(sharding.TABLE)
+            if name is not None and name not in sharding.RULES:
+                known = ", ".join(sharding.RULES)
                 raise ValueError(
                     f"a weight of shape {self.shape}: no logical axis is named {name!r}; there are {known}"
                 )
@@ -189,14 +189,14 @@ def shardings(tree: Any, specs: Any) -> Any:
     """The PartitionSpec of every array of params, or of what holds trees like them."""
 
     def one(_: Any, axes: tuple[str | None, ...]) -> PartitionSpec:
-        return sharding.spec(axes)
+        return sharding.partition_spec(axes)
 
     return jax.tree.map(one, tree, logical_axes(tree, specs))
 
 
 def constrain(tree: Tree, specs: Any) -> Tree:
     """Params, or what holds trees like them, sharded as the specifications say; without a mesh the tree itself."""
-    if not sharding.is_on():
+    if not sharding.has_mesh():
         return tree
     return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings(tree, specs))
 
@@ -206,10 +206,10 @@ def gathered(layer: Tree, specs: Tree, dtype: str) -> Tree:
 
     ``specs`` are those of the whole stack of layers.
     """
-    if not sharding.is_on():
+    if not sharding.has_mesh():
         return layer
 
     def one(w: Array, s: WeightSpec) -> Array:
-        return w if w.ndim < 2 else sharding.replicated(w.astype(dtype), sharding.spec(s.axes[1:]))
+        return w if w.ndim < 2 else sharding.replicated(w.astype(dtype), sharding.partition_spec(s.axes[1:]))
 
     return jax.tree.map(one, layer, specs)

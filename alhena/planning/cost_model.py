@@ -13,10 +13,10 @@ import math
 from dataclasses import dataclass, field
 
 from alhena.model import config
-from alhena.model.embedding import num_rows
+from alhena.model.embedding import embedding_rows
 from alhena.model.sharding import Mesh
 from alhena.planning.hardware import Machine
-from alhena.tokens.loader import Shape
+from alhena.tokens.loader import BatchShape
 from alhena.train.loss import MESH_CHUNK
 from alhena.train.muon import ROUNDS
 
@@ -27,8 +27,8 @@ class Costs:
 
     hbm: dict[str, float]  # bytes at the peak, by what they are for
     flops: float
-    inside: dict[str, float]  # bytes sent within the pod, by collective
-    between: dict[str, float]  # bytes sent to other pods
+    within_pod: dict[str, float]  # bytes sent within the pod, by collective
+    between_pods: dict[str, float]  # bytes sent to other pods
     seconds: dict[str, float] = field(default_factory=dict)  # "products and memory", "links", "network" and "step"
 
     @property
@@ -51,28 +51,28 @@ class Sizes:
         return self.embedding + self.layers + self.vision + self.audio
 
 
-def score_flops(c: config.Model, shape: Shape) -> float:
+def score_flops(c: config.Model, shape: BatchShape) -> float:
     """Products of attention that a step needs in the decoder: forward and twice that backward, of the half of the scores that count."""
     d = c.decoder
     near = 0 if d.window is None else d.layers - d.layers // d.global_every
     keys = (d.layers - near) * shape.tokens / 2 + near * min(d.window or 0, shape.tokens / 2)
-    return 3 * 4 * shape.rows * shape.tokens * keys * d.heads * d.head_dim
+    return 3 * 4 * shape.batch_size * shape.tokens * keys * d.heads * d.head_dim
 
 
-def model_flops(c: config.Model, sizes: Sizes, shape: Shape) -> float:
+def model_flops(c: config.Model, sizes: Sizes, shape: BatchShape) -> float:
     """Products that a step needs, whoever computes them: forward and twice that backward (PaLM, appendix B)."""
-    tokens = shape.rows * shape.tokens
+    tokens = shape.batch_size * shape.tokens
     seen: list[tuple[float, int]] = [(tokens, sizes.layers + sizes.embedding)]
-    seen += [(shape.rows * shape.patches, sizes.vision)] if c.vision else []
-    seen += [(shape.rows * shape.chunks * c.audio.chunk / 4, sizes.audio)] if c.audio else []
+    seen += [(shape.batch_size * shape.patches, sizes.vision)] if c.vision else []
+    seen += [(shape.batch_size * shape.chunks * c.audio.chunk / 4, sizes.audio)] if c.audio else []
     return 6 * sum(n * parameters for n, parameters in seen) + score_flops(c, shape)
 
 
-def estimate(c: config.Model, sizes: Sizes, shape: Shape, mesh: Mesh, where: Machine) -> Costs:
+def estimate(c: config.Model, sizes: Sizes, shape: BatchShape, mesh: Mesh, where: Machine) -> Costs:
     """Costs of a step with remat and bf16 products on a mesh."""
     d, data, model = c.decoder, mesh.data, mesh.model
-    tokens = shape.rows * shape.tokens / (mesh.pod * data)  # of one group of ``model`` chips
-    table = num_rows(c.vocabulary, c.code_factors) / model * d.width
+    tokens = shape.batch_size * shape.tokens / (mesh.pod * data)  # of one group of ``model`` chips
+    table = embedding_rows(c.vocabulary, c.code_factors) / model * d.width
     layer = sizes.layers / d.layers / model
     wide = (3 * d.hidden + 4 * d.heads * d.head_dim) / model
     # A layer going back holds each of its numbers in float32 and in bf16, and its slope too.

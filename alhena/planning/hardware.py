@@ -80,7 +80,7 @@ class Machine:
         return self.chip.torus > 0
 
 
-def machine(on: str, pods: int = 1) -> Machine:
+def parse_machine(on: str, pods: int = 1) -> Machine:
     """Reads ``--on``. Raises ValueError that says what can be written.
 
     >>> machine("v4:8x16x16", pods=2).chips, machine("h100:64").is_tpu

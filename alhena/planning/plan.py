@@ -25,15 +25,15 @@ from rich.table import Table
 
 from alhena.batch import Batch
 from alhena.model import config, model, sharding, spec
-from alhena.model.embedding import num_rows
+from alhena.model.embedding import embedding_rows
 from alhena.model.sharding import Mesh
 from alhena.planning.cost_model import Costs, Sizes, estimate, model_flops
 from alhena.planning.hardware import GIB, Machine
 from alhena.planning.hlo import parse
-from alhena.planning.simulator import Speeds, Walk
-from alhena.tokens.loader import Shape
+from alhena.planning.simulator import Simulator, Speeds
+from alhena.tokens.loader import BatchShape
 from alhena.train.optimizer import optimizer
-from alhena.train.step import State, start, train_step
+from alhena.train.step import State, initial_state, train_step
 from alhena.train.trainer import Training
 
 TRIES = 4  # meshes that are compiled before giving up
@@ -55,18 +55,18 @@ class Plan:
     over: float  # bytes that do not fit; 0: it fits
     flops: float  # products of each chip and step
     model_flops: float  # those that the model needs, of all chips
-    inside: dict[str, float]  # bytes that each chip sends in its pod, by collective
-    between: dict[str, float]  # and to other pods
+    within_pod: dict[str, float]  # bytes that each chip sends in its pod, by collective
+    between_pods: dict[str, float]  # and to other pods
     largest: dict[str, int]  # bytes of the largest array that a collective puts together
     seconds: dict[str, float]
     mfu: float | None  # of the model's products alone; None: it does not fit
     days: float | None
 
 
-def abstract_batch(c: config.Model, shape: Shape) -> Batch:
+def abstract_batch(c: config.Model, shape: BatchShape) -> Batch:
     """The shapes of a Batch."""
     of: Callable[..., Any] = jax.ShapeDtypeStruct
-    rows, per = shape.rows, (shape.rows, shape.tokens)
+    rows, per = shape.batch_size, (shape.batch_size, shape.tokens)
     patches, values = (rows, shape.patches), c.vision.patch_values if c.vision else 1
     frames = (c.audio.chunk, c.audio.mels) if c.audio else (1, 1)
     tokens = {name: of(per, jnp.int32) for name in ("tokens", "targets", "modality", "segments", "positions")}
@@ -84,17 +84,19 @@ def abstract_batch(c: config.Model, shape: Shape) -> Batch:
 def abstract_state(c: config.Model, t: Training) -> State:
     """The shapes of parameters and optimizer."""
     transform = optimizer(t.optimizer, t.steps, model.weights(c))
-    return jax.eval_shape(lambda: start(model.init(jax.random.key(0), c), c, transform))
+    return jax.eval_shape(lambda: initial_state(model.init(jax.random.key(0), c), c, transform))
 
 
 def lower(c: config.Model, t: Training, mesh: jax.sharding.Mesh | AbstractMesh) -> jax.stages.Lowered:
     """The true training step, lowered for a mesh: abstract arrays, nothing is allocated."""
     state, batch = abstract_state(c, t), abstract_batch(c, t.shape)
-    state = sharding.abstract(state, mesh, spec.shardings(state, model.weights(c)))
-    batch = sharding.abstract(batch, mesh, sharding.batch_specs(batch))
+    state = sharding.abstract_arrays(state, mesh, spec.shardings(state, model.weights(c)))
+    batch = sharding.abstract_arrays(batch, mesh, sharding.batch_specs(batch))
     abstract = mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh
     with jax.sharding.use_abstract_mesh(abstract):
-        traced = train_step.trace(state, batch, c, optimizer(t.optimizer, t.steps, model.weights(c)), t.accumulate)
+        traced = train_step.trace(
+            state, batch, c, optimizer(t.optimizer, t.steps, model.weights(c)), t.gradient_accumulation
+        )
         return traced.lower(lowering_platforms=(abstract.abstract_device.platform,))
 
 
@@ -114,16 +116,16 @@ def sizes(c: config.Model, t: Training, mesh: Mesh) -> Sizes:
     return Sizes(*counts, state=float(sum(jax.tree.leaves(parts))))
 
 
-def meshes(c: config.Model, shape: Shape, where: Machine) -> list[Mesh]:
+def meshes(c: config.Model, shape: BatchShape, where: Machine) -> list[Mesh]:
     """Every mesh on which heads, rows and vocabulary divide; pods hold whole copies of the parameters."""
     chips, found = where.chips // where.pods, []
-    divide = [c.decoder.heads, num_rows(c.vocabulary, c.code_factors), shape.tokens, *(c.code_factors or ())[1:]]
+    divide = [c.decoder.heads, embedding_rows(c.vocabulary, c.code_factors), shape.tokens, *(c.code_factors or ())[1:]]
     for cut in range(1, chips + 1):
-        if all(size % cut == 0 for size in (chips, *divide)) and shape.rows % (where.pods * chips // cut) == 0:
+        if all(size % cut == 0 for size in (chips, *divide)) and shape.batch_size % (where.pods * chips // cut) == 0:
             found.append(Mesh(where.pods, chips // cut, cut))
     if not found:
         raise ValueError(
-            f"{where.topology} × {where.pods}: no mesh divides {shape.rows} rows and {c.decoder.heads} heads over "
+            f"{where.topology} × {where.pods}: no mesh divides {shape.batch_size} rows and {c.decoder.heads} heads over "
             f"{chips} chips a pod; change the rows of the recipe, or the slice"
         )
     return found
@@ -156,7 +158,7 @@ def topology_mesh(where: Machine, mesh: Mesh) -> jax.sharding.Mesh:
     return sharding.make_mesh(mesh, devices)
 
 
-def _visited(c: config.Model, shape: Shape) -> float:
+def _visited(c: config.Model, shape: BatchShape) -> float:
     """Share of the scores that a causal kernel computes, of all layers."""
     d = c.decoder
     near = 0 if d.window is None else (d.layers - d.layers // d.global_every) / d.layers
@@ -187,9 +189,9 @@ def compile_costs(c: config.Model, t: Training, where: Machine, mesh: Mesh) -> t
     kept = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
     hbm = {"state and batch": kept, "temporaries": m.temp_size_in_bytes, "program": m.generated_code_size_in_bytes}
     speeds = Speeds(where.chip.flops, where.chip.hbm_speed, where.transfer_seconds)
-    total = Walk(parse(text), speeds, where.chips // where.pods, _visited(c, t.shape)).total()
+    total = Simulator(parse(text), speeds, where.chips // where.pods, _visited(c, t.shape)).total()
     seconds = {"products and memory": total.busy, "links": total.links, "network": total.network, "step": total.seconds}
-    costs = Costs(hbm, total.flops, total.inside, total.between, seconds)
+    costs = Costs(hbm, total.flops, total.within_pod, total.between_pods, seconds)
     return costs, total.largest, max(0.0, costs.bytes - where.chip.hbm)
 
 
@@ -213,7 +215,7 @@ def make_plan(
         if not over:
             break
         tell(f"{m} does not fit: {over / GIB:.2f} GiB too much")
-    counted, tokens, step = sizes(c, t, m), t.shape.rows * t.shape.tokens, costs.seconds.get("step")
+    counted, tokens, step = sizes(c, t, m), t.shape.batch_size * t.shape.tokens, costs.seconds.get("step")
     needed = model_flops(c, counted, t.shape)
     return Plan(
         recipe=name,
@@ -230,8 +232,8 @@ def make_plan(
         over=over,
         flops=costs.flops,
         model_flops=needed,
-        inside=costs.inside,
-        between=costs.between,
+        within_pod=costs.within_pod,
+        between_pods=costs.between_pods,
         largest=largest,
         seconds=costs.seconds,
         mfu=step and needed / (step * where.chip.flops * where.chips),
@@ -281,7 +283,7 @@ def as_table(plan: Plan) -> Table:
     if plan.mfu is None or plan.days is None:
         return table
     row("FLOPs a step", f"{plan.flops * plan.chips:.3g}, of which the model needs {plan.model_flops:.3g}")
-    for where, sent in (("inside its pod", plan.inside), ("to other pods", plan.between)):
+    for where, sent in (("inside its pod", plan.within_pod), ("to other pods", plan.between_pods)):
         kinds = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in sorted(sent.items(), key=lambda item: -item[1]))
         row(f"GB a chip sends {where}", f"{sum(sent.values()) / 1e9:.2f}" + (f"  ({kinds})" if kinds else ""))
     row("seconds, ideal chip", ", ".join(f"{name} {value:.2f}" for name, value in plan.seconds.items()))

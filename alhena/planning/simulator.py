@@ -35,8 +35,8 @@ class Totals:
     busy: float = 0.0  # the time that products and memory take
     links: float = 0.0  # the time that transfers inside the pod take, overlapped or not
     network: float = 0.0  # and those between pods
-    inside: dict[str, float] = field(default_factory=dict)  # bytes sent to chips of the same pod, by kind
-    between: dict[str, float] = field(default_factory=dict)  # to other pods
+    within_pod: dict[str, float] = field(default_factory=dict)  # bytes sent to chips of the same pod, by kind
+    between_pods: dict[str, float] = field(default_factory=dict)  # to other pods
     largest: dict[str, int] = field(default_factory=dict)  # the largest array that each kind puts together
 
     def add(self, other: Totals, times: float = 1) -> None:
@@ -101,17 +101,17 @@ def _kernel(op: Op, symbols: dict[str, Op], visited: float) -> float:
 
 
 @dataclass
-class Walk:
+class Simulator:
     """Plays a program on one ideal chip; ``visited`` is the share of the scores that attention kernels compute."""
 
     program: Program
     speeds: Speeds
     chips_per_pod: int
-    visited: float = 1.0
+    computed_share: float = 1.0
     known: dict[str, Totals] = field(default_factory=dict)
 
     def total(self) -> Totals:
-        return self.play(self.program.entry)
+        return self.simulate(self.program.entry)
 
     def _called(self, op: Op) -> dict[str, Op]:
         name = op.attribute("calls") or op.attribute("to_apply")
@@ -127,7 +127,7 @@ class Walk:
         if op.kind == "convolution":
             return _convolution(op, *(symbols[o].shapes[0] for o in op.operands[:2]))
         if op.kind == "custom-call":
-            return _kernel(op, symbols, self.visited)
+            return _kernel(op, symbols, self.computed_share)
         inside = self._called(op) if op.kind in ("fusion", "async-start") else {}
         return sum(self.flops(o, inside) for o in inside.values())
 
@@ -196,13 +196,13 @@ class Walk:
             raise ValueError(f"HLO: how often does the loop {op.name} run? Its condition is {last}")
         return bounds[0]
 
-    def play(self, name: str) -> Totals:
+    def simulate(self, name: str) -> Totals:
         """One computation, operation by operation, in the order that the compiler gave them."""
         if name not in self.known:
-            self.known[name] = self._play(self.program.computations[name])
+            self.known[name] = self._simulate(self.program.computations[name])
         return self.known[name]
 
-    def _play(self, ops: list[Op]) -> Totals:
+    def _simulate(self, ops: list[Op]) -> Totals:
         out, symbols = Totals(), {op.name: op for op in ops}
         arrives: dict[str, float] = {}  # when what was started is there
         free = {False: 0.0, True: 0.0}  # when the links inside a pod, and the network between pods, are free again
@@ -211,9 +211,9 @@ class Walk:
                 continue
             chain, end = self._chain(op)
             if op.kind == "while":
-                out.add(self.play(str(op.attribute("body"))), self._trips(op))
+                out.add(self.simulate(str(op.attribute("body"))), self._trips(op))
             elif op.kind == "conditional":
-                out.add(max((self.play(n) for n in _branches(op)), key=lambda t: t.seconds))
+                out.add(max((self.simulate(n) for n in _branches(op)), key=lambda t: t.seconds))
             elif op.kind.endswith("-done") or end == "Done":
                 awaited = arrives.get(chain or op.operands[0], free[True] if op.kind == "recv-done" else 0.0)
                 out.seconds = max(out.seconds, awaited)
@@ -243,7 +243,7 @@ def _branches(op: Op) -> list[str]:
 
 
 def _count(out: Totals, t: Transfer, took: float) -> None:
-    where = out.between if t.between_pods else out.inside
+    where = out.between_pods if t.between_pods else out.within_pod
     if t.between_pods:
         out.network += took
     else:

@@ -30,14 +30,14 @@ from alhena.files import write_atomically
 from alhena.shapes import Array, Bool, Float, Int
 
 WINDOW = 64
-IN_A_ROW = 3
+ROLLBACK_AFTER = 3
 DEVIATIONS, LEAST = (16.0, 32.0), (0.5, 4.0)  # of the loss and of the gradient norm: times d, and at least times m
 NEAR_ZERO = (0.5, 1.0)  # where a training has learned all, the next hard example is many times the usual and no spike
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Recent:
+class RecentSteps:
     """Loss and gradient norm of the last good steps, as a ring; part of the training state, so that resuming is exact."""
 
     values: Float[Array, "2 WINDOW"]
@@ -45,16 +45,16 @@ class Recent:
     skipped: Int[Array, ""]  # steps skipped since the beginning of training
 
 
-def nothing_yet() -> Recent:
-    return Recent(jnp.zeros((2, WINDOW)), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+def no_recent_steps() -> RecentSteps:
+    return RecentSteps(jnp.zeros((2, WINDOW)), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
 
-def another_phase(recent: Recent) -> Recent:
+def reset_for_new_phase(recent: RecentSteps) -> RecentSteps:
     """Another mixture has another loss: what was usual is forgotten."""
-    return replace(nothing_yet(), skipped=recent.skipped)
+    return replace(no_recent_steps(), skipped=recent.skipped)
 
 
-def limits(recent: Recent) -> Float[Array, 2]:
+def limits(recent: RecentSteps) -> Float[Array, 2]:
     """The largest loss and gradient norm that are no spike."""
     middle = jnp.median(recent.values, axis=1)
     deviation = jnp.median(jnp.abs(recent.values - middle[:, None]), axis=1)
@@ -63,41 +63,43 @@ def limits(recent: Recent) -> Float[Array, 2]:
     return jnp.where(recent.good >= WINDOW, middle + room, jnp.inf)
 
 
-def judge(recent: Recent, loss: Float[Array, ""], norm: Float[Array, ""]) -> tuple[Bool[Array, ""], Recent]:
+def check_step(
+    recent: RecentSteps, loss: Float[Array, ""], norm: Float[Array, ""]
+) -> tuple[Bool[Array, ""], RecentSteps]:
     """Whether a step is good, and what is recent after it."""
     measured = jnp.stack([loss, norm])
     good = jnp.all(jnp.isfinite(measured) & (measured <= limits(recent)))
     values = recent.values.at[:, recent.good % WINDOW].set(measured)
     values = jnp.where(good, values, recent.values)
-    return good, Recent(values, recent.good + good, recent.skipped + ~good)
+    return good, RecentSteps(values, recent.good + good, recent.skipped + ~good)
 
 
 @dataclass
-class Streak:
+class AnomalyStreak:
     """Troubled steps in a row as the host sees them, with the batch that began it."""
 
     folder: Path  # where the batch of a step that stops the training is saved
     length: int = 0
     _first: tuple[int, Batch, float, float] | None = None
-    _went_back: set[int] = field(default_factory=set)
+    _rolled_back: set[int] = field(default_factory=set)
 
-    def see(self, step: int, batch: Batch, loss: float, norm: float, good: bool) -> None:
+    def observe(self, step: int, batch: Batch, loss: float, norm: float, good: bool) -> None:
         if good:
             self.length, self._first = 0, None
             return
         self.length += 1
         self._first = self._first or (step, batch, loss, norm)
 
-    def is_long(self) -> bool:
-        return self.length >= IN_A_ROW
+    def needs_rollback(self) -> bool:
+        return self.length >= ROLLBACK_AFTER
 
-    def go_back(self, checkpoint: int | None) -> str:
+    def roll_back(self, checkpoint: int | None) -> str:
         """Called when the streak is long: what to tell about going back. Raises ValueError when that would not help."""
         assert self._first is not None
         step, batch, loss, norm = self._first
         what = f"loss {loss:.4g} and gradient norm {norm:.4g} in step {step}, and {self.length - 1} more steps like it"
-        if checkpoint is not None and step not in self._went_back:
-            self._went_back.add(step)
+        if checkpoint is not None and step not in self._rolled_back:
+            self._rolled_back.add(step)
             self.length, self._first = 0, None
             return f"trouble: {what}; back to the checkpoint of step {checkpoint}, to do the same steps again"
         path = save_batch(self.folder / f"step-{step}.safetensors", batch)

@@ -54,6 +54,6 @@ def checksums(tree: Any) -> UInt32[Array, leaves]:
     return jnp.stack([_sum(jnp.asarray(leaf)) for leaf in jax.tree.leaves(tree)])
 
 
-def together(words: UInt32[Array, leaves] | np.ndarray) -> str:
+def combined(words: UInt32[Array, leaves] | np.ndarray) -> str:
     """Several words as one, in eight hexadecimal digits."""
     return hashlib.blake2b(np.asarray(words, "<u4").tobytes(), digest_size=4).hexdigest()

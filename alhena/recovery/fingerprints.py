@@ -20,9 +20,9 @@ import numpy as np
 
 from alhena.batch import Batch
 from alhena.files import add_line, cut_lines, read_lines
-from alhena.recovery.checksum import checksums, together
+from alhena.recovery.checksum import checksums, combined
 from alhena.shapes import Array
-from alhena.train.step import Measured, State
+from alhena.train.step import State, StepMetrics
 
 FILE = "fingerprints.jsonl"
 
@@ -45,12 +45,12 @@ class Fingerprint:
 
 
 @dataclass(frozen=True)
-class Taken:
+class PendingFingerprint:
     """What a step gave, as arrays that may still be in the making."""
 
     step: int
     batch: Batch
-    measured: Measured
+    measured: StepMetrics
     batch_sums: Array
     state_sums: Array  # of the step count, the parameters, the optimizer's moments and what is recent
     ends: np.ndarray  # where the sums of the first three end
@@ -58,16 +58,18 @@ class Taken:
     def read(self) -> Fingerprint:
         """Waits for the step."""
         m, sums = self.measured, np.asarray(self.state_sums)
-        _, parameters, moments, _ = map(together, np.split(sums, self.ends))
+        _, parameters, moments, _ = map(combined, np.split(sums, self.ends))
         return Fingerprint(
-            self.step, together(self.batch_sums), bits(m.loss), bits(m.gradient_norm), parameters, moments
+            self.step, combined(self.batch_sums), bits(m.loss), bits(m.gradient_norm), parameters, moments
         )
 
 
-def take(step: int, batch: Batch, batch_sums: Array, state: State, measured: Measured) -> Taken:
+def take_fingerprint(
+    step: int, batch: Batch, batch_sums: Array, state: State, measured: StepMetrics
+) -> PendingFingerprint:
     """Of step ``step``, its batch and that batch's checksums, the state after it and what it measured. Does not wait."""
     ends = np.cumsum([len(jax.tree.leaves(part)) for part in (state.step, state.params, state.optimizer)])
-    return Taken(step, batch, measured, batch_sums, checksums(state), ends)
+    return PendingFingerprint(step, batch, measured, batch_sums, checksums(state), ends)
 
 
 def bits(value: Array) -> str:
@@ -78,11 +80,11 @@ def bits(value: Array) -> str:
     return f"{np.asarray(value, np.float32).view(np.uint32):08x}"
 
 
-def value_of(digits: str) -> float:
+def float_of_bits(digits: str) -> float:
     return float(np.uint32(int(digits, 16)).view(np.float32))
 
 
-def machine() -> dict[str, str | int]:
+def machine_description() -> dict[str, str | int]:
     """On what floating-point sums depend in their last bits."""
     device = jax.devices()[0].device_kind
     return {
@@ -100,7 +102,7 @@ class Fingerprints:
     def __init__(self, folder: Path, step: int) -> None:
         self._path = folder / FILE
         self.cut(step)
-        add_line(self._path, {"step": step, "machine": machine()})
+        add_line(self._path, {"step": step, "machine": machine_description()})
 
     def cut(self, step: int) -> None:
         cut_lines(self._path, step)

@@ -39,7 +39,7 @@ MEMORY = Path("/dev/shm" if os.path.isdir("/dev/shm") else os.environ.get("TMPDI
 DATA = "data"  # the name of the array that holds the JSON of what is no array
 
 
-def memory_of(run: Path, process: int) -> Path:
+def memory_folder(run: Path, process: int) -> Path:
     """Where a process keeps its copies of a run: its host's memory. A host that goes on under another number says which was its own."""
     process = int(os.environ.get(SLOT, process))
     named = hashlib.blake2b(str(run.absolute()).encode(), digest_size=6).hexdigest()
@@ -55,14 +55,14 @@ def _shards(x: Array) -> list[Any]:
     return sorted(x.addressable_shards, key=lambda shard: shard.device.id)
 
 
-class Replicas:
+class MemoryCheckpoints:
     """Saves and restores ``(state, data)`` of one process; every process of a run has to call the same at the same step.
 
     Opened for the training with this fingerprint, it removes the copies of every other from its folder, and tells it.
     """
 
     def __init__(self, run: Path, process: int, training: str, tell: Callable[[str], None]) -> None:
-        self.folder, self._run, self._training = memory_of(run, process), run, training
+        self.folder, self._run, self._training = memory_folder(run, process), run, training
         _remove_of_deleted_runs(tell)
         own = {self._path(step) for step in self._steps()}
         others = [path for path in self.folder.glob("*.copy*") if path not in own]
@@ -83,7 +83,7 @@ class Replicas:
         for old in self._steps()[KEPT:]:
             self._path(old).unlink()
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Nothing is kept any more."""
         shutil.rmtree(self.folder, ignore_errors=True)
         with suppress(OSError):  # other processes still have copies there, or none ever had
@@ -118,7 +118,7 @@ class Replicas:
             if whole:
                 state, data = self._assemble(like, mine.get(step))
                 if any(step not in there for there in table):
-                    state, data = _from_pod(state, whole[0]), everywhere(data)[min(pods[whole[0]])]
+                    state, data = _from_pod(state, whole[0]), gather_from_processes(data)[min(pods[whole[0]])]
                 return step, state, data
         return None
 
@@ -174,7 +174,7 @@ def _from_pod(tree: Tree, source: int) -> Tree:
     return jax.tree.map(one, tree)
 
 
-def everywhere(said: Any) -> list[Any]:
+def gather_from_processes(said: Any) -> list[Any]:
     """What every process says (JSON values), in the order of processes."""
     own = np.frombuffer(json.dumps(said).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.array([len(own)])).reshape(-1)

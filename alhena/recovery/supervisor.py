@@ -22,13 +22,13 @@ from alhena.recovery.memory_checkpoint import SLOT
 COORDINATOR, PROCESSES, PROCESS = "ALHENA_COORDINATOR", "ALHENA_PROCESSES", "ALHENA_PROCESS"
 AUTO = "auto"  # as the coordinator: ask the cluster (Slurm, Open MPI, Kubernetes, Cloud TPU)
 PATHWAYS = "pathways"  # as the coordinator: this one process drives all slices, through Pathways
-PATIENCE = 300  # seconds until all have joined
+JOIN_TIMEOUT = 300  # seconds until all have joined
 GRACE = 120  # seconds for saving after SIGTERM; after them what still runs is killed
 _ASKED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 Watch = Callable[[Sequence[subprocess.Popen]], None]
 
 
-def join() -> None:
+def initialize_distributed() -> None:
     """Joins the processes that the environment tells of; nothing when it tells of none. Raises ValueError when they cannot be joined."""
     where = os.environ.get(COORDINATOR)
     if not where:
@@ -51,14 +51,14 @@ def join() -> None:
             raise ValueError(f"{COORDINATOR}={where}: {' and '.join(missing)} must be numbers too")
         given |= {"num_processes": int(os.environ[PROCESSES]), "process_id": int(os.environ[PROCESS])}  # type: ignore[dict-item]
     try:
-        jax.distributed.initialize(**given, initialization_timeout=PATIENCE)  # type: ignore[arg-type]
+        jax.distributed.initialize(**given, initialization_timeout=JOIN_TIMEOUT)  # type: ignore[arg-type]
     except (RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"cannot join the other processes ({COORDINATOR}={where}): {reason}") from None
 
 
 @dataclass(frozen=True)
-class Ended:
+class Outcome:
     """How a supervised training ended: the exit code, and how often it was started again."""
 
     code: int
@@ -117,7 +117,7 @@ def supervise(
     tell: Callable[[str], None],
     watch: Watch = lambda _: None,
     elastic: bool = False,
-) -> Ended:
+) -> Outcome:
     """Runs ``command`` as so many processes on this machine until all end well; after a loss all begin again, ``most`` times.
 
     A process that was killed by a signal is a loss; one that ends with an error of its own would end so again, and ends them all.
@@ -131,13 +131,13 @@ def supervise(
             codes = _wait(_start(command, slots), watch, stop)
             lost = [(i, code) for i, code in enumerate(codes) if code not in (None, 0)]
             if not lost:
-                return Ended(0, restarts)
+                return Outcome(0, restarts)
             where, code = min(lost, key=lambda found: found[1] or 0)
             if code is None or code > 0:
-                return Ended(code or 1, restarts)
+                return Outcome(code or 1, restarts)
             left = [slot for n, slot in enumerate(slots) if n != where] if elastic and len(slots) > 1 else slots
             which = "all" if left == slots else f"the other {len(left)}"
             what = f"process {slots[where]} of {processes} was killed by signal {-code}"
             tell(f"{what}; {which} are started again ({restarts + 1} of {most})")
             slots = left
-    return Ended(1, most)
+    return Outcome(1, most)

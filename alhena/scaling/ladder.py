@@ -26,7 +26,7 @@ from rich.table import Table
 from alhena import plots
 from alhena.files import read_json, write_json
 from alhena.model import config, model
-from alhena.scaling.laws import BESIROGLU, HOFFMANN, Law, Rung, bootstrap, fit
+from alhena.scaling.laws import BESIROGLU, HOFFMANN, Rung, ScalingLaw, bootstrap, fit
 from alhena.train.trainer import Folders, Phase, Training, fingerprint_of, open_examples, train, validate
 
 LAW, RUNG = "law.json", "rung.json"
@@ -50,11 +50,11 @@ def scaled(c: config.Model, factor: float) -> config.Model:
     return replace(c, decoder=decoder, **encoders)
 
 
-def shortened(t: Training, steps: int) -> Training:
+def with_steps(t: Training, steps: int) -> Training:
     """The same phases in proportion, in ``steps`` steps; no checkpoint but the last."""
     if steps < _LEAST_STEPS:
         raise ValueError(
-            f"a rung of {steps} steps of {t.shape.rows} × {t.shape.tokens} tokens is too short to measure "
+            f"a rung of {steps} steps of {t.shape.batch_size} × {t.shape.tokens} tokens is too short to measure "
             f"(at least {_LEAST_STEPS}): raise --flops or leave out the largest of --factors"
         )
     ends = np.round(np.cumsum([phase.steps for phase in t.phases]) / t.steps * steps).astype(int)
@@ -71,22 +71,22 @@ class Grid:
     factors: Sequence[float]
 
 
-def climb(c: config.Model, t: Training, folders: Folders, grid: Grid) -> list[Rung]:
+def train_ladder(c: config.Model, t: Training, folders: Folders, grid: Grid) -> list[Rung]:
     """Trains every rung (or reads it, when it has been trained before) and returns them."""
     plans = []
     for factor in grid.factors:
         small = scaled(c, factor)
         n = model.count(model.weights(small))
-        steps = {budget: round(budget / (6 * n * t.shape.rows * t.shape.tokens)) for budget in grid.budgets}
-        plans += [(budget, n, small, shortened(t, steps[budget])) for budget in grid.budgets]
+        steps = {budget: round(budget / (6 * n * t.shape.batch_size * t.shape.tokens)) for budget in grid.budgets}
+        plans += [(budget, n, small, with_steps(t, steps[budget])) for budget in grid.budgets]
     rungs = []
     for budget, n, small, short in sorted(plans, key=lambda plan: plan[:2]):
-        own = replace(folders, out=folders.out / f"{budget:.2e}-{n}-{t.shape.rows}x{t.shape.tokens}")
+        own = replace(folders, out=folders.out / f"{budget:.2e}-{n}-{t.shape.batch_size}x{t.shape.tokens}")
         training = fingerprint_of(small, short, own)
         if not _is_trained(own.out / RUNG, training):
             nats = _train_rung(small, short, own, f"{budget:.1e} FLOPs, {n:,} parameters")
             loss = _mixed(nats, t.phases[-1].weights, folders)
-            tokens = short.steps * short.shape.rows * short.shape.tokens
+            tokens = short.steps * short.shape.batch_size * short.shape.tokens
             facts = {"training": training, "rung": Rung(n, tokens, loss)._asdict(), "validation": nats}
             write_json(own.out / RUNG, facts)
         rungs.append(Rung(**read_json(own.out / RUNG)["rung"]))
@@ -113,23 +113,23 @@ def _mixed(nats: Mapping[str, float], weights: Mapping[str, float], folders: Fol
     return sum(share * nats[source] for source, share in shares.items()) / sum(shares.values())
 
 
-def fit_ladder(rungs: Sequence[Rung], out: Path, times: int = 100) -> Law:
+def fit_ladder(rungs: Sequence[Rung], out: Path, times: int = 100) -> ScalingLaw:
     """Fits the law and its bootstrap, and writes law.json and scaling.png."""
     law = fit(rungs)
     laws = bootstrap(rungs, law, times)
     content = {"law": asdict(law), "bootstrap": [asdict(one) for one in laws], "rungs": [r._asdict() for r in rungs]}
     write_json(out / LAW, content)
-    draw(rungs, law, laws, out / "scaling.png")
+    plot_law(rungs, law, laws, out / "scaling.png")
     return law
 
 
-def band(values: Sequence[Any]) -> tuple[Any, Any]:
+def interval_95(values: Sequence[Any]) -> tuple[Any, Any]:
     """The middle 95 %."""
     low, high = np.percentile(np.array(values, float), [2.5, 97.5], axis=0)
     return low, high
 
 
-def bottom(sizes: Any, losses: Any) -> tuple[float, float] | None:
+def parabola_minimum(sizes: Any, losses: Any) -> tuple[float, float] | None:
     """Size and loss of the least of the parabola through a budget's rungs by log N (Hoffmann's approach 2).
 
     None when it is not among the sizes that were trained: then the law's optimum is a guess beyond them.
@@ -149,7 +149,7 @@ def bottom(sizes: Any, losses: Any) -> tuple[float, float] | None:
     return found if min(sizes) < size < max(sizes) else None
 
 
-def draw(rungs: Sequence[Rung], law: Law, laws: Sequence[Law], path: Path) -> None:
+def plot_law(rungs: Sequence[Rung], law: ScalingLaw, laws: Sequence[ScalingLaw], path: Path) -> None:
     """Left: loss by size at each budget, points over the fitted curves. Right: the best size by budget. Bands hold 95 %.
 
     A diamond is the bottom of a budget's own parabola, if its rungs enclose it.
@@ -161,18 +161,18 @@ def draw(rungs: Sequence[Rung], law: Law, laws: Sequence[Law], path: Path) -> No
     sizes = np.geomspace(0.7 * min(r.parameters for r in rungs), 1.4 * max(r.parameters for r in rungs), 80)
     budgets = np.split(np.arange(len(rungs)), 1 + np.flatnonzero(np.diff(np.log(flops)) > 0.15))  # steps are whole
     for k, mine in enumerate(budgets):
-        colour = plots.COLORS[k % len(plots.COLORS)]
+        color = plots.COLORS[k % len(plots.COLORS)]
         budget = float(np.mean(flops[mine]))
         lengths = budget / (6 * sizes)
-        bounds = band([one.loss(sizes, lengths) for one in laws])
-        left.fill_between(sizes, *bounds, color=colour, alpha=0.15, linewidth=0)
-        left.plot(sizes, law.loss(sizes, lengths), color=colour, label=f"{budget:.1e} FLOPs")
+        bounds = interval_95([one.loss(sizes, lengths) for one in laws])
+        left.fill_between(sizes, *bounds, color=color, alpha=0.15, linewidth=0)
+        left.plot(sizes, law.loss(sizes, lengths), color=color, label=f"{budget:.1e} FLOPs")
         points = np.array([(rungs[i].parameters, rungs[i].loss) for i in mine]).T
-        left.plot(*points, "o", color=colour, markersize=5)
-        least = bottom(*points)
+        left.plot(*points, "o", color=color, markersize=5)
+        least = parabola_minimum(*points)
         if least:
-            left.plot(*least, "D", markerfacecolor="none", markeredgecolor=colour, markersize=9)
-            right.plot(budget, least[0], "D", markerfacecolor="none", markeredgecolor=colour)
+            left.plot(*least, "D", markerfacecolor="none", markeredgecolor=color, markersize=9)
+            right.plot(budget, least[0], "D", markerfacecolor="none", markeredgecolor=color)
     left.set(xscale="log", xlabel="parameters N", ylabel="validation nats per token")
     ticks = sorted({r.parameters for r in rungs})
     left.set_xticks(ticks, [f"{n / 1e6:.2g} M" for n in ticks])
@@ -183,10 +183,10 @@ def draw(rungs: Sequence[Rung], law: Law, laws: Sequence[Law], path: Path) -> No
     plots.save(figure, path)
 
 
-def _draw_optimum(axes: Axes, law: Law, laws: Sequence[Law], flops: np.ndarray) -> None:
+def _draw_optimum(axes: Axes, law: ScalingLaw, laws: Sequence[ScalingLaw], flops: np.ndarray) -> None:
     budgets = np.geomspace(flops.min() / 2, flops.max() * 1000, 60)
     axes.fill_between(
-        budgets, *band([one.optimum(budgets)[0] for one in laws]), color=plots.BLUE, alpha=0.2, linewidth=0
+        budgets, *interval_95([one.optimum(budgets)[0] for one in laws]), color=plots.BLUE, alpha=0.2, linewidth=0
     )
     axes.plot(budgets, law.optimum(budgets)[0], color=plots.BLUE, label="this ladder")
     axes.plot(budgets, HOFFMANN.optimum(budgets)[0], color=plots.GRAY, linestyle="--", label="Hoffmann et al. 2022")
@@ -200,19 +200,19 @@ def _draw_optimum(axes: Axes, law: Law, laws: Sequence[Law], flops: np.ndarray) 
 
 def suggest(flops: float, served: float, folder: Path | None) -> Table:
     """Compute-optimal N and D by each law at hand, and a smaller, longer trained member that serves ``served`` tokens cheapest."""
-    laws: dict[str, Law] = {"Hoffmann et al. 2022": HOFFMANN, "Besiroglu et al. 2024": BESIROGLU}
-    bands: list[Law] = []
+    laws: dict[str, ScalingLaw] = {"Hoffmann et al. 2022": HOFFMANN, "Besiroglu et al. 2024": BESIROGLU}
+    bands: list[ScalingLaw] = []
     if folder is not None:
         content = read_json(folder / LAW)
-        laws = {"this run's ladder": Law(**content["law"])} | laws
-        bands = [Law(**one) for one in content["bootstrap"]]
+        laws = {"this run's ladder": ScalingLaw(**content["law"])} | laws
+        bands = [ScalingLaw(**one) for one in content["bootstrap"]]
     table = Table("law", "made for", "parameters", "tokens", "per parameter", "FLOPs", "loss", box=None)
     for name, law in laws.items():
-        for use, (n, d) in (("training", law.optimum(flops)), ("use", law.optimum_in_use(flops, served))):
+        for use, (n, d) in (("training", law.optimum(flops)), ("use", law.inference_optimum(flops, served))):
             cells = [f"{n:.3g}", f"{d:.3g}", f"{d / n:.0f}", f"{6 * n * d:.2e}", f"{law.loss(n, d):.3f}"]
             table.add_row(name, use, *cells)
         if name.startswith("this"):
-            low, high = band([one.optimum(flops)[0] for one in bands])
-            lo, hi = band([one.loss(*one.optimum(flops)) for one in bands])
+            low, high = interval_95([one.optimum(flops)[0] for one in bands])
+            lo, hi = interval_95([one.loss(*one.optimum(flops)) for one in bands])
             table.add_row("", "95 % of it", f"{low:.2g}–{high:.2g}", "", "", "", f"{lo:.2f}–{hi:.2f}", style="dim")
     return table

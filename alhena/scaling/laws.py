@@ -4,7 +4,7 @@
 
     runs (N, D, L) ─ fit ─► Law, and as many laws from resampled residuals ─► bands ─ suggest(C) ─► N and D
 
-The fit is approach 3 of Hoffmann et al. 2022: the Huber loss of log L, minimised by L-BFGS from the best of a grid of starts. Their
+The fit is approach 3 of Hoffmann et al. 2022: the Huber loss of log L, minimized by L-BFGS from the best of a grid of starts. Their
 own coefficients (:data:`HOFFMANN`, as typed in the paper's source) put Gopher's 5.76e23 operations into 40 billion parameters and
 2.4 trillion tokens, where their other two approaches said about 70 billion and 1.4 trillion, which became Chinchilla; Besiroglu et
 al. 2024 found that fit not to have converged, and theirs of the same runs (:data:`BESIROGLU`) agrees with Chinchilla.
@@ -44,7 +44,7 @@ class Rung(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Law:
+class ScalingLaw:
     E: float
     A: float
     B: float
@@ -68,7 +68,7 @@ class Law:
         left = loss - self.E - self.A / parameters**self.alpha
         return (self.B / left) ** (1 / self.beta) if left > 0 else np.inf
 
-    def optimum_in_use(self, flops: float, served: float) -> tuple[float, float]:
+    def inference_optimum(self, flops: float, served: float) -> tuple[float, float]:
         """A smaller model, over-trained: as good as the optimum of ``flops``, and cheapest over training and use together.
 
         Minimises 6·N·D + 2·N·served at that loss, ``served`` being the tokens it will read and write in its life (Sardana et al.
@@ -89,8 +89,8 @@ class Law:
         return parameters, self.tokens_for(target, parameters)
 
 
-HOFFMANN = Law(1.6934, 406.4, 410.7, 0.3392, 0.2849)
-BESIROGLU = Law(1.8172, 482.01, 2085.43, 0.3478, 0.3658)
+HOFFMANN = ScalingLaw(1.6934, 406.4, 410.7, 0.3392, 0.2849)
+BESIROGLU = ScalingLaw(1.8172, 482.01, 2085.43, 0.3478, 0.3658)
 
 
 TOKENS_PER_PARAMETER = 20
@@ -111,18 +111,18 @@ def chinchilla(flops: float) -> tuple[float, float]:
 class Compute:
     """An assumption about machines: so many chips of so many FLOP/s, for so many days, of which a share reaches the model.
 
-    >>> Compute(chips=4096, flops=275e12, days=10, utilisation=0.5).total
+    >>> Compute(chips=4096, flops=275e12, days=10, utilization=0.5).total
     4.866048e+23
     """
 
     chips: int
     flops: float
     days: float
-    utilisation: float = 0.5
+    utilization: float = 0.5
 
     @property
     def total(self) -> float:
-        return self.chips * self.flops * self.utilisation * self.days * 86_400
+        return self.chips * self.flops * self.utilization * self.days * 86_400
 
 
 def _error(theta: np.ndarray, n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -138,7 +138,7 @@ def _error(theta: np.ndarray, n: np.ndarray, d: np.ndarray, loss: np.ndarray) ->
     return huber.sum(-1), np.stack([(slope * part).sum(-1) for part in parts], -1)
 
 
-def fit(rungs: Sequence[Rung], starts: np.ndarray | None = None) -> Law:
+def fit(rungs: Sequence[Rung], starts: np.ndarray | None = None) -> ScalingLaw:
     """Approach 3. Raises ValueError when there are fewer rungs than coefficients, or not two sizes and two lengths."""
     table = np.log(np.array(rungs, float))
     if len(table) < 6 or min(len(np.unique(table[:, i])) for i in (0, 1)) < 2:
@@ -155,10 +155,10 @@ def fit(rungs: Sequence[Rung], starts: np.ndarray | None = None) -> Law:
     bounds = [(None, None)] * 3 + [(0.01, None)] * 2
     found = [minimize(target, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options) for start in starts]
     e, a, b, alpha, beta = min(found, key=lambda result: result.fun).x
-    return Law(float(np.exp(e)), float(np.exp(a)), float(np.exp(b)), float(alpha), float(beta))
+    return ScalingLaw(float(np.exp(e)), float(np.exp(a)), float(np.exp(b)), float(alpha), float(beta))
 
 
-def bootstrap(rungs: Sequence[Rung], law: Law, times: int, seed: int = 0) -> list[Law]:
+def bootstrap(rungs: Sequence[Rung], law: ScalingLaw, times: int, seed: int = 0) -> list[ScalingLaw]:
     """Laws fitted to the law's own predictions with its residuals dealt out anew.
 
     Residuals and not runs are resampled, because the ladder's sizes and lengths were chosen and are few; they are stretched by

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from alhena.content import Image, Part, Text
-from alhena.tokens.tokenizer import TextPieces
+from alhena.tokens.tokenizer import TextTokenizer
 from alhena.tokens.vocabulary import Vocabulary
 
 # The image of a grid of codes, int [rows, columns].
@@ -26,7 +26,7 @@ class Detokenizer:
     """State of one answer. ``finished`` after the end token or a stop sequence; ``count`` is the number of tokens taken."""
 
     def __init__(
-        self, pieces: TextPieces, vocabulary: Vocabulary, decode_codes: DecodeCodes, stop: Sequence[str] = ()
+        self, pieces: TextTokenizer, vocabulary: Vocabulary, decode_codes: DecodeCodes, stop: Sequence[str] = ()
     ) -> None:
         self._vocabulary, self._decode_codes, self._stop = vocabulary, decode_codes, tuple(stop)
         self._text = _TextRun(pieces)
@@ -97,7 +97,7 @@ class Detokenizer:
 class _TextRun:
     """Consecutive text tokens. Their texts, joined, are the text of all tokens decoded together."""
 
-    def __init__(self, pieces: TextPieces) -> None:
+    def __init__(self, pieces: TextTokenizer) -> None:
         self._pieces = pieces
         # The first piece of a run loses its leading space; behind this token, a line end, no piece does.
         self._anchor = pieces.encode("\n")[-1]

@@ -32,7 +32,7 @@ from alhena.serve.sampler import Sampling, Settings, sample, settings
 from alhena.shapes import Array, Bool, Float, Int
 from alhena.tokens.encode import Encoder
 from alhena.tokens.images import code_grid
-from alhena.tokens.loader import plain_batch
+from alhena.tokens.loader import padded_batch
 from alhena.tokens.vocabulary import Vocabulary
 
 TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
@@ -110,7 +110,7 @@ class _Options:
     guidance: Float[Array, R]
     forced: Int[Array, "R 3"]  # the first token, and those of a grid's rows and columns; 0: the model's choice
     limits: Int[Array, R]
-    drawn_codes: int = field(metadata={"static": True})  # the most of one picture
+    image_out_codes: int = field(metadata={"static": True})  # the most of one picture
 
 
 def _choose(params: model.Params, c: config.Model, v: Vocabulary, g: _Going, options: _Options) -> Int[Array, R]:
@@ -120,7 +120,7 @@ def _choose(params: model.Params, c: config.Model, v: Vocabulary, g: _Going, opt
         drawing = (g.grammar.phase == image_grammar.CODES)[:, None]
         with_, without = logits[:rows], logits[rows:]
         logits = jnp.where(drawing, without + options.guidance[:, None] * (with_ - without), with_)
-    allowed = image_grammar.allowed(g.grammar, v, options.drawn_codes)
+    allowed = image_grammar.allowed(g.grammar, v, options.image_out_codes)
     phase, forced = g.grammar.phase, options.forced
     for i, due in enumerate((g.step == 0, phase == image_grammar.ROWS, phase == image_grammar.COLUMNS)):
         allowed = jnp.where((due & (forced[:, i] > 0))[:, None], jnp.arange(v.size) == forced[:, i, None], allowed)
@@ -155,8 +155,8 @@ class Engine:
     params: model.Params
     config: config.Model
     encoder: Encoder
-    painter: image_tokenizer.Params
-    painter_config: config.ImageTokenizer
+    image_decoder: image_tokenizer.Params
+    image_decoder_config: config.ImageTokenizer
     name: str
 
     @classmethod
@@ -211,20 +211,20 @@ class Engine:
         chunks = _bucket(CHUNKS, max(len(e.frames) for e in prompts), "chunks of sound")
         limits = [min(s.max_tokens, MOST_OUTPUT) for s in samplings]
         most = _bucket(GROWTH, max(limits), "tokens to write")
-        batch = plain_batch(prompts, tokens, patches, chunks)
+        batch = padded_batch(prompts, tokens, patches, chunks)
         going = _begin(self.params, self.config, tokens + most, batch, rows, most)
         options = _Options(
             settings=settings(samplings),
             guidance=jnp.array([s.guidance for s in samplings], jnp.float32),
             forced=jnp.array([self._forced(s) for s in samplings], jnp.int32),
             limits=jnp.array(limits, jnp.int32),
-            drawn_codes=self.encoder.budget.drawn_codes,
+            image_out_codes=self.encoder.budget.image_out_codes,
         )
         return going, options
 
     def _forced(self, s: Sampling) -> tuple[int, int, int]:
         """The first token, and the tokens of a grid's rows and columns, where they are asked for; 0: the model's choice."""
-        v, most = self.encoder.vocabulary, self.encoder.budget.drawn_codes
+        v, most = self.encoder.vocabulary, self.encoder.budget.image_out_codes
         opening = v.control("<boi_out>") if s.image_first else 0
         if s.aspect is None:
             return opening, 0, 0
@@ -288,10 +288,10 @@ class Engine:
     # ── 4: tokens to parts ────────────────────────────────────────────────────────────────────────────────
 
     def _detokenizer(self, sampling: Sampling) -> Detokenizer:
-        return Detokenizer(self.encoder.pieces, self.encoder.vocabulary, self._image, sampling.stop)
+        return Detokenizer(self.encoder.tokenizer, self.encoder.vocabulary, self._image, sampling.stop)
 
     def _image(self, codes: np.ndarray) -> Image:
-        return Image(encode_png(image_tokenizer.decode_codes(self.painter, self.painter_config, codes)))
+        return Image(encode_png(image_tokenizer.decode_codes(self.image_decoder, self.image_decoder_config, codes)))
 
     def _answer(self, tokens: list[int], sampling: Sampling, prompt_tokens: int) -> Answer:
         detokenizer = self._detokenizer(sampling)

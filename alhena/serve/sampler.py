@@ -74,7 +74,7 @@ def _row(logits: Float[Array, V], s: Settings, step: Int[Array, ""]) -> Int[Arra
 
 
 def sample(logits: Float[Array, "B V"], s: Settings, step: Int[Array, ""]) -> Int[Array, B]:
-    """One token a row; the ``step``-th draw of a row depends on its own seed, never on its neighbours.
+    """One token a row; the ``step``-th draw of a row depends on its own seed, never on its neighbors.
 
     Rows that are all greedy take a short way without sorting.
     """

@@ -1,1 +1,1 @@
-"""Tokenise: Documents become packed Batches of tokens, image patches and audio frames."""
+"""Tokenize: Documents become packed Batches of tokens, image patches and audio frames."""

@@ -26,11 +26,11 @@ from alhena.model.tensors import read_settings, regular
 from alhena.schema import bounded, parsed_whole
 from alhena.tokens.audio_features import HOP, chunk, log_mel
 from alhena.tokens.images import code_grid, patchify, resize
-from alhena.tokens.tokenizer import TextPieces
+from alhena.tokens.tokenizer import TextTokenizer
 from alhena.tokens.vocabulary import Vocabulary
 
 Codes = np.ndarray  # int [rows, columns]
-Draw = Callable[[Sequence[np.ndarray]], list[Codes]]
+ImageCodeEncoder = Callable[[Sequence[np.ndarray]], list[Codes]]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Budget:
     frame_tokens: int = 16
     clip_frames: int = 8
     audio_seconds: float = 60.0
-    drawn_codes: int = 64
+    image_out_codes: int = 64
     question_weight: float = (
         0.1  # tuning leaves out what weighs no more than this: only answers and running text count there
     )
@@ -51,7 +51,12 @@ class Budget:
     def __post_init__(self) -> None:
         some, share = (1, 2**16), (0.0, 1e3)
         bounded(
-            self, image_tokens=some, frame_tokens=some, clip_frames=some, audio_seconds=(0.01, 86_400), drawn_codes=some
+            self,
+            image_tokens=some,
+            frame_tokens=some,
+            clip_frames=some,
+            audio_seconds=(0.01, 86_400),
+            image_out_codes=some,
         )
         bounded(self, question_weight=share, code_weight=share, text_weight=share)
 
@@ -93,12 +98,12 @@ class _Stream:
 class Encoder:
     """Everything that turns Documents into Examples. ``draw`` gives the image codes of pictures that the model is to draw."""
 
-    pieces: TextPieces
+    tokenizer: TextTokenizer
     vocabulary: Vocabulary
     vision: config.Vision
     audio: config.Audio
     budget: Budget = Budget()
-    draw: Draw | None = None
+    draw: ImageCodeEncoder | None = None
 
     # ── media ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -139,16 +144,16 @@ class Encoder:
         if clip.sound is not None:
             self._sound(out, clip.sound)
 
-    def drawn_pixels(self, data: bytes) -> np.ndarray:
+    def output_image_pixels(self, data: bytes) -> np.ndarray:
         """A picture to be drawn, at the size of its code grid."""
         pixels = decode_image(data)
-        rows, columns = code_grid(pixels.shape[0], pixels.shape[1], self.budget.drawn_codes)
+        rows, columns = code_grid(pixels.shape[0], pixels.shape[1], self.budget.image_out_codes)
         return resize(pixels, rows * config.CODES_STRIDE, columns * config.CODES_STRIDE)
 
     def _codes(self, data: bytes) -> Codes:
-        pixels = self.drawn_pixels(data)
+        pixels = self.output_image_pixels(data)
         if self.draw is None:
-            raise ValueError("a picture in a model turn, but no image tokeniser to encode it")
+            raise ValueError("a picture in a model turn, but no image tokenizer to encode it")
         return self.draw([pixels])[0]
 
     def _drawing(self, out: _Stream, codes: Codes) -> None:
@@ -157,13 +162,13 @@ class Encoder:
         out.add([v.control("<boi_out>"), v.rows(rows), v.columns(columns)], 1)
         out.add(grid, self.budget.code_weight)
         out.add([v.control("<eoi_out>")], 1)
-        out.saw(Modality.DRAWING)
+        out.saw(Modality.IMAGE_OUT)
 
     # ── documents ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _part(self, out: _Stream, part: Part, role: str, weight: float, codes: Mapping[bytes, Codes]) -> None:
         if isinstance(part, Text):
-            out.add(self.pieces.encode(part.text), weight)
+            out.add(self.tokenizer.encode(part.text), weight)
         elif isinstance(part, Image) and role == "model":
             self._drawing(out, codes[part.data] if part.data in codes else self._codes(part.data))
         elif isinstance(part, Image):
@@ -200,7 +205,7 @@ class Encoder:
     def encode(
         self,
         document: Document,
-        most_tokens: int,
+        max_tokens: int,
         codes: Mapping[bytes, Codes] | None = None,
         window: int | None = None,
         notes: list[str] | None = None,
@@ -213,9 +218,9 @@ class Encoder:
         parts = list(document.parts)
         if all(content.role == "document" for content in document.contents):
             if all(isinstance(part, Text) for part in parts):
-                return list(self._running_text(document, window or most_tokens))
+                return list(self._running_text(document, window or max_tokens))
             if len(parts) == 1 and isinstance(parts[0], Audio):
-                return list(self._running_sound(parts[0], most_tokens))
+                return list(self._running_sound(parts[0], max_tokens))
         out = _Stream()
         out.add([self.vocabulary.bos], 0)
         for content in document.contents:
@@ -223,17 +228,19 @@ class Encoder:
                 content.role
             ]
             self._content(out, content, weight, codes or {})
-        if len(out.tokens) > most_tokens:
-            raise ValueError(f"it takes {len(out.tokens)} tokens; at most {most_tokens} fit")
+        if len(out.tokens) > max_tokens:
+            raise ValueError(f"it takes {len(out.tokens)} tokens; at most {max_tokens} fit")
         if notes is not None:
             notes.extend(out.notes)
         return [self._example(out)]
 
-    def _running_text(self, document: Document, most_tokens: int) -> Iterator[Example]:
+    def _running_text(self, document: Document, max_tokens: int) -> Iterator[Example]:
         v = self.vocabulary
         for content in document.contents:
-            ids = [piece for part in content.parts if isinstance(part, Text) for piece in self.pieces.encode(part.text)]
-            room = most_tokens - 3
+            ids = [
+                piece for part in content.parts if isinstance(part, Text) for piece in self.tokenizer.encode(part.text)
+            ]
+            room = max_tokens - 3
             for start in range(0, max(len(ids), 1), room):
                 out = _Stream()
                 out.add([v.bos, v.control("<document>")], 0)
@@ -242,17 +249,17 @@ class Encoder:
                     out.add([v.end], self.budget.text_weight)
                 yield self._example(out)
 
-    def _running_sound(self, part: Audio, most_tokens: int) -> Iterator[Example]:
+    def _running_sound(self, part: Audio, max_tokens: int) -> Iterator[Example]:
         """A sound without a transcript, split at whole chunks where it is longer than what can be read at once."""
         v, c, samples = self.vocabulary, self.audio, decode_audio(part.data)
         frames, seconds = -(-len(samples) // HOP), self.budget.audio_seconds
         # Beside the sound's own there are <bos>, <document>, <boa>, <eoa> and <end>.
-        room = most_tokens - 5
+        room = max_tokens - 5
         piece = len(samples)
         if frames * HOP > seconds * SAMPLE_RATE or self._sound_tokens(frames) > room:
             chunks, longest = room // c.tokens(c.chunk), int(seconds * SAMPLE_RATE / HOP)
             if chunks < 1:
-                raise ValueError(f"a chunk of sound takes {c.tokens(c.chunk) + 5} tokens; at most {most_tokens} fit")
+                raise ValueError(f"a chunk of sound takes {c.tokens(c.chunk) + 5} tokens; at most {max_tokens} fit")
             # Whole chunks, where the model reads as much as one.
             whole = min(chunks, longest // c.chunk) * c.chunk
             piece = (whole or longest) * HOP
@@ -294,13 +301,13 @@ class Encoder:
 
     def save(self, folder: Path) -> None:
         """Writes ``text.model`` and ``vocabulary.json``."""
-        write_atomically(folder / "text.model", self.pieces.to_bytes())
+        write_atomically(folder / "text.model", self.tokenizer.to_bytes())
         settings = {"num_text": self.vocabulary.num_text, "num_codes": self.vocabulary.num_codes}
         parts = {"vision": asdict(self.vision), "audio": asdict(self.audio), "budget": asdict(self.budget)}
         write_json(folder / "vocabulary.json", settings | parts)
 
     @classmethod
-    def load(cls, folder: Path, draw: Draw | None = None) -> Encoder:
+    def load(cls, folder: Path, draw: ImageCodeEncoder | None = None) -> Encoder:
         """Reads what :meth:`save` wrote. Raises ValueError that names the file when one is missing or does not fit."""
         path = folder / "vocabulary.json"
         stored = parsed_whole(_Settings, read_settings(path), path)
@@ -310,7 +317,7 @@ class Encoder:
         budget = parsed_whole(Budget, stored.budget, path, "budget")
         model = regular(folder / "text.model")
         try:
-            pieces = TextPieces.from_bytes(model.read_bytes())
+            pieces = TextTokenizer.from_bytes(model.read_bytes())
         except ValueError as error:
             raise ValueError(f"{model}: {error}") from None
         if pieces.size != vocabulary.num_text:

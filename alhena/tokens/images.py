@@ -1,7 +1,7 @@
 """Images to patches at variable resolution: the shape is kept, the size follows a budget of soft tokens.
 
 An image of 96×64 pixels with 16 pixels a token becomes a grid of 4 rows and 6 columns. Patches of 8×8 come pool-window first, so
-that four neighbours in memory are four neighbours in the picture and pooling is a mean over consecutive patches:
+that four neighbors in memory are four neighbors in the picture and pooling is a mean over consecutive patches:
 
     pixels  a b | e f      patches, in order: a b c d  e f g h …      soft token 0 = mean(a b c d)
             c d | g h

@@ -30,10 +30,10 @@ MOST_IMAGES = 256  # images of one document in a row; keeps image numbers unique
 
 
 @dataclass(frozen=True)
-class Shape:
+class BatchShape:
     """Budgets of one batch: rows, and per row tokens, patches and audio chunks."""
 
-    rows: int
+    batch_size: int
     tokens: int
     patches: int
     chunks: int
@@ -46,7 +46,7 @@ class Shape:
     @property
     def batch_tokens(self) -> int:
         """Tokens of a whole batch."""
-        return self.rows * self.tokens
+        return self.batch_size * self.tokens
 
     def fits(self, example: Example) -> bool:
         return all(len(getattr(example, name)) <= most for name, most in self.budgets.items())
@@ -67,7 +67,7 @@ class Shape:
         return out
 
 
-def left_out(sources: Mapping[str, Examples], shape: Shape) -> dict[str, dict[str, int]]:
+def left_out(sources: Mapping[str, Examples], shape: BatchShape) -> dict[str, dict[str, int]]:
     """Examples that do not fit a row, by source and reason; sources of which all fit are not named."""
     counts = {name: shape.left_out(examples) for name, examples in sources.items()}
     return {name: reasons for name, reasons in counts.items() if reasons}
@@ -104,7 +104,7 @@ def _batch(row: Mapping[str, Any]) -> Batch:
     )
 
 
-def _packed(data: Any, shape: Shape, bins: int) -> Any:
+def _packed(data: Any, shape: BatchShape, bins: int) -> Any:
     lengths = dict.fromkeys(_TOKEN_FIELDS, shape.tokens) | dict.fromkeys(_PATCH_FIELDS, shape.patches)
     lengths |= dict.fromkeys(_CHUNK_FIELDS, shape.chunks)
     return grain.experimental.FirstFitPackIterDataset(data, length_struct=lengths, num_packing_bins=bins)
@@ -120,7 +120,7 @@ class Batches:
         self,
         sources: Mapping[str, Examples],
         weights: Mapping[str, float],
-        shape: Shape,
+        shape: BatchShape,
         seed: int,
         part: tuple[int, int] = (0, 1),
     ) -> None:
@@ -155,7 +155,7 @@ class Batches:
             )
         mixed = grain.MapDataset.mix(parts, weights=shares)
         mixed = mixed.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-        self._iterator = iter(_packed(mixed, shape, bins=2 * shape.rows).batch(shape.rows))
+        self._iterator = iter(_packed(mixed, shape, bins=2 * shape.batch_size).batch(shape.batch_size))
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -170,21 +170,21 @@ class Batches:
         self._iterator.set_state(json.loads(state))
 
 
-def once(sources: Mapping[str, Examples], shape: Shape) -> Iterator[Batch]:
+def batches_in_order(sources: Mapping[str, Examples], shape: BatchShape) -> Iterator[Batch]:
     """Every example that fits, once, in order and packed; the last batch is filled up with empty rows."""
     for name in sorted(sources):
         some = grain.MapDataset.source(_Source(sources[name], shape.fitting(sources[name])))
         read = some.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-        rows = iter(_packed(read, shape, bins=shape.rows)) if len(some) else iter(())
-        while group := list(islice(rows, shape.rows)):
+        rows = iter(_packed(read, shape, bins=shape.batch_size)) if len(some) else iter(())
+        while group := list(islice(rows, shape.batch_size)):
             empty = {key: np.zeros_like(value) for key, value in group[0].items()}
-            group += [empty] * (shape.rows - len(group))
+            group += [empty] * (shape.batch_size - len(group))
             yield _batch({key: np.stack([row[key] for row in group]) for key in empty})
 
 
-def plain_batch(examples: Sequence[Example], tokens: int, patches: int, chunks: int) -> Batch:
+def padded_batch(examples: Sequence[Example], tokens: int, patches: int, chunks: int) -> Batch:
     """One example a row, right padded: for prompts and for scoring. Raises ValueError when an example does not fit."""
-    shape = Shape(len(examples), tokens, patches, chunks)
+    shape = BatchShape(len(examples), tokens, patches, chunks)
     rows: dict[str, list[np.ndarray]] = {}
     for example in examples:
         if not shape.fits(example):

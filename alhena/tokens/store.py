@@ -23,7 +23,7 @@ BATCH_BYTES = 64 << 20  # of Examples in one record batch
 NAMES = tuple(field.name for field in fields(Example))
 
 
-class Writer:
+class ExampleWriter:
     """Writes Examples to one file as they come: ``with Writer(path, inner) as writer: writer.add(example)``.
 
     The file gets its name, flushed to disk, when the block ends without an error; otherwise nothing is left of it.
@@ -39,7 +39,7 @@ class Writer:
         self._buffer: list[dict[str, bytes]] = []
         self.examples, self.tokens, self.waiting = 0, 0, 0
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> ExampleWriter:
         self._schema = pa.schema([(name, pa.large_binary()) for name in NAMES], metadata=self._metadata)
         with ExitStack() as stack:
             partial = stack.enter_context(atomic(self.path))
@@ -69,7 +69,7 @@ class Writer:
 
 def write_examples(path: Path, examples: Iterable[Example], inner: dict[str, tuple[int, ...]]) -> int:
     """Writes Examples to one file and returns their number."""
-    with Writer(path, inner) as writer:
+    with ExampleWriter(path, inner) as writer:
         for example in examples:
             writer.add(example)
     return writer.examples
@@ -86,7 +86,7 @@ class Examples:
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(self.path)))
         except (pa.ArrowInvalid, FileNotFoundError) as error:
-            raise ValueError(f"{self.path}: not a file of encoded examples ({error}); run alhena tokenise") from None
+            raise ValueError(f"{self.path}: not a file of encoded examples ({error}); run alhena tokenize") from None
         self._inner = {n: tuple(map(int, reader.schema.metadata[n.encode()].decode().split(","))) for n in _WIDTHS}
         self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])

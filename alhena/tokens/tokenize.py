@@ -1,4 +1,4 @@
-"""The tokenise stage: learn the text pieces from a sample of the whole corpus, then encode every split.
+"""The tokenize stage: learn the text pieces from a sample of the whole corpus, then encode every split.
 
 curated/train ─ sample ─► tokenizer.model, coverage.json, coverage.png
 curated/SPLIT ─ encode in parallel ─► SPLIT/SOURCE.arrow, and a count of what was dropped and why
@@ -29,9 +29,9 @@ from alhena.media import decode_image
 from alhena.pools import bounded
 from alhena.processes import end_with_parent
 from alhena.tokens import tokenizer
-from alhena.tokens.encode import Codes, Draw, Encoder
+from alhena.tokens.encode import Codes, Encoder, ImageCodeEncoder
 from alhena.tokens.images import resize
-from alhena.tokens.store import Writer
+from alhena.tokens.store import ExampleWriter
 
 T = TypeVar("T")
 JOB, JOB_BYTES = 64, 16 << 20  # documents that a worker encodes in one go, and the most bytes of them
@@ -60,25 +60,25 @@ def thinned(items: Iterable[T], size: Callable[[T], int], most: int, seed: int) 
     return [item for _, _, item in sorted(kept, key=lambda entry: entry[1])]
 
 
-def sample_texts(curated: Path, most_characters: int, seed: int) -> list[tuple[str, str]]:
+def sample_texts(curated: Path, max_characters: int, seed: int) -> list[tuple[str, str]]:
     """(language, text) of every text part, thinned evenly over the whole corpus to at most ``most_characters``."""
     texts = (
-        (document.language, part.text[:most_characters])
+        (document.language, part.text[:max_characters])
         for document in read_documents(curated)
         for part in document.parts
         if isinstance(part, Text)
     )
-    return thinned(texts, lambda item: len(item[1]), most_characters, seed)
+    return thinned(texts, lambda item: len(item[1]), max_characters, seed)
 
 
-def learn_text(curated: Path, size: int, most_characters: int = 3_000_000, seed: int = 0) -> tokenizer.TextPieces:
+def learn_text(curated: Path, size: int, max_characters: int = 3_000_000, seed: int = 0) -> tokenizer.TextTokenizer:
     """Text pieces from a sample of all training text."""
-    return tokenizer.TextPieces.from_bytes(
-        tokenizer.train((t for _, t in sample_texts(curated, most_characters, seed)), size)
+    return tokenizer.TextTokenizer.from_bytes(
+        tokenizer.train((t for _, t in sample_texts(curated, max_characters, seed)), size)
     )
 
 
-def draw_coverage(path: Path, rates: dict[str, float]) -> None:
+def plot_coverage(path: Path, rates: dict[str, float]) -> None:
     """Bars of tokens per character by language; lower is better served."""
     names = sorted(rates, key=rates.get)  # type: ignore[arg-type]
     figure = plots.figure(7, 0.28 * len(names) + 1)
@@ -163,12 +163,12 @@ def _windows(documents: Iterable[Document]) -> Iterator[list[Document]]:
     return _groups(documents, is_full)
 
 
-def _image_codes(documents: Iterable[Document], encoder: Encoder, draw: Draw) -> dict[bytes, Codes]:
+def _image_codes(documents: Iterable[Document], encoder: Encoder, draw: ImageCodeEncoder) -> dict[bytes, Codes]:
     """Codes of every picture to be generated, computed together. One that cannot be decoded has none."""
     pixels: dict[bytes, np.ndarray] = {}
     for data in sorted({data for document in documents for data in _generated(document)}):
         try:
-            pixels[data] = encoder.drawn_pixels(data)
+            pixels[data] = encoder.output_image_pixels(data)
         except ValueError:
             continue
     return dict(zip(pixels, draw(list(pixels.values())), strict=True)) if pixels else {}
@@ -179,9 +179,9 @@ class Encoding:
     """How a split is encoded. Running text is split at ``window`` tokens; a document of another kind may have ``most_tokens``."""
 
     tokenizers: Path
-    most_tokens: int
+    max_tokens: int
     window: int | None = None  # None: most_tokens
-    drop_condition: float = 0.0  # share of generated pictures without a request, for classifier-free guidance
+    condition_dropout: float = 0.0  # share of generated pictures without a request, for classifier-free guidance
     workers: int = 2
 
 
@@ -192,11 +192,11 @@ class _Job:
     codes: Mapping[bytes, Codes]
 
 
-def _jobs(curated: Path, how: Encoding, encoder: Encoder, draw: Draw | None) -> Iterator[_Job]:
+def _jobs(curated: Path, how: Encoding, encoder: Encoder, draw: ImageCodeEncoder | None) -> Iterator[_Job]:
     rng = np.random.default_rng(0)
     for window in _windows(read_documents(curated)):
         codes = _image_codes(window, encoder, draw) if draw else {}
-        asked = (_without_condition(d) if _generated(d) and rng.random() < how.drop_condition else d for d in window)
+        asked = (_without_condition(d) if _generated(d) and rng.random() < how.condition_dropout else d for d in window)
         for some in _groups(asked, lambda some, size: len(some) == JOB or size >= JOB_BYTES):
             needed = {data for document in some for data in _generated(document)}
             yield _Job(how, some, {data: codes[data] for data in needed if data in codes})
@@ -222,7 +222,7 @@ def _encode(job: _Job) -> list[_Result]:
         notes: list[str] = []
         made: list[Example] | str
         try:
-            made = _encoders[folder].encode(document, job.how.most_tokens, job.codes, job.how.window, notes)
+            made = _encoders[folder].encode(document, job.how.max_tokens, job.codes, job.how.window, notes)
         except ValueError as error:
             made = str(error)
         out.append(_Result(document.source, made, notes))
@@ -245,7 +245,7 @@ class _Files:
     folder: Path
     inner: dict[str, tuple[int, ...]]
     stack: ExitStack
-    writers: dict[str, Writer] = field(default_factory=dict)
+    writers: dict[str, ExampleWriter] = field(default_factory=dict)
     dropped: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
 
@@ -259,7 +259,7 @@ class _Files:
         for note in result.notes:
             _count(self.notes, f"{source}: {note}")
         if source not in self.writers:
-            self.writers[source] = self.stack.enter_context(Writer(self.folder / f"{source}.arrow", self.inner))
+            self.writers[source] = self.stack.enter_context(ExampleWriter(self.folder / f"{source}.arrow", self.inner))
         for example in made:
             self.writers[source].add(example)
 
@@ -276,7 +276,7 @@ def encode_split(
     curated: Path,
     out: Path,
     how: Encoding,
-    draw: Draw | None = None,
+    draw: ImageCodeEncoder | None = None,
     advance: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
     """Encodes a split to one Arrow file a source; returns examples and tokens by source, and what was dropped with its reason.

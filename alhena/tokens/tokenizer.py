@@ -1,6 +1,6 @@
 """Text pieces: SentencePiece trained on a sample of the whole corpus (Kudo & Richardson 2018).
 
-Byte fallback means that no text is unknown; digits are split; nothing is normalised, so decoding an encoding returns the text,
+Byte fallback means that no text is unknown; digits are split; nothing is normalized, so decoding an encoding returns the text,
 spaces, tabs and line ends included:
 
 >>> pieces = TextPieces.from_bytes(train(["Alhena reads text.\\n", "Alhena draws.\\n"] * 50, size=300))
@@ -20,7 +20,7 @@ LONGEST = 4000  # bytes of one training sentence
 
 
 def train(texts: Iterable[str], size: int) -> bytes:
-    """A BPE model of at most ``size`` pieces; deterministic. Returns its serialised form (what ``text.model`` holds)."""
+    """A BPE model of at most ``size`` pieces; deterministic. Returns its serialized form (what ``text.model`` holds)."""
     out = io.BytesIO()
     sentences = (text.replace("\n", LINE_END)[: LONGEST // 4] for text in texts if text.strip())
     try:
@@ -52,14 +52,14 @@ def train(texts: Iterable[str], size: int) -> bytes:
     return out.getvalue()
 
 
-class TextPieces:
+class TextTokenizer:
     """A trained SentencePiece model."""
 
     def __init__(self, processor: sentencepiece.SentencePieceProcessor) -> None:
         self._processor = processor
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> TextPieces:
+    def from_bytes(cls, data: bytes) -> TextTokenizer:
         """Raises ValueError when the bytes are no SentencePiece model."""
         processor = sentencepiece.SentencePieceProcessor()
         try:
@@ -87,7 +87,7 @@ class TextPieces:
         return self._processor.decode(list(ids)).replace(LINE_END, "\n")
 
 
-def coverage(pieces: TextPieces, texts: Mapping[str, Sequence[str]]) -> dict[str, float]:
+def coverage(pieces: TextTokenizer, texts: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """Tokens per character of each language's texts: how evenly the pieces serve the languages."""
     return {
         language: sum(len(pieces.encode(text)) for text in some) / max(sum(map(len, some)), 1)

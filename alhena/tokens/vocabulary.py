@@ -1,4 +1,4 @@
-"""One table of id ranges: text pieces, then control tokens, then the image tokeniser's codes.
+"""One table of id ranges: text pieces, then control tokens, then the image tokenizer's codes.
 
     0 ─────────── text ──┬──────── control ────────┬──────── codes ─── size
       SentencePiece      │ <bos> <user> … <time 0> │ code 0 … code K-1

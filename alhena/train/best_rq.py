@@ -44,33 +44,35 @@ class BestRq:
     start: float = 0.06  # chance that a span of noise begins at a vector
     span: int = 10  # vectors of 40 ms
     noise: float = 0.1
-    optimizer: Optimizer = field(default_factory=lambda: Optimizer(rate=3e-3, warmup=50))
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=3e-3, warmup=50))
     seed: int = 0
     save_every: int = 200
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Listener:
+class BestRqParams:
     """What is learned: the encoder, and the scores of the codes that only this training needs."""
 
     audio: conformer.Audio | Usm
     scores: Array  # [E, codes]
 
 
-def weights(c: config.Audio, t: BestRq, width: int) -> Listener:
+def weights(c: config.Audio, t: BestRq, width: int) -> BestRqParams:
     """The specification of every weight, of an encoder for a decoder of that width."""
-    return Listener(model.ears(c).weights(c, width), matrix(0, (c.width, t.codes), ("width", None), gain=0.1))
+    return BestRqParams(
+        model.audio_encoder(c).weights(c, width), matrix(0, (c.width, t.codes), ("width", None), gain=0.1)
+    )
 
 
-def _optimizer(listener: Listener, c: config.Audio, t: BestRq) -> optax.GradientTransformation:
-    return optimizer(t.optimizer, t.steps, weights(c, t, listener.audio.project.shape[-1]))
+def _optimizer(trainable: BestRqParams, c: config.Audio, t: BestRq) -> optax.GradientTransformation:
+    return optimizer(t.optimizer, t.steps, weights(c, t, trainable.audio.project.shape[-1]))
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _State:
-    listener: Listener
+    trainable: BestRqParams
     moments: optax.OptState
 
 
@@ -97,15 +99,20 @@ def spans(key: Array, shape: tuple[int, int], t: BestRq) -> Bool[Array, "X t"]:
 
 
 def loss(
-    listener: Listener, frames: Float[Array, "X T M"], lengths: Int[Array, X], key: Array, c: config.Audio, t: BestRq
+    trainable: BestRqParams,
+    frames: Float[Array, "X T M"],
+    lengths: Int[Array, X],
+    key: Array,
+    c: config.Audio,
+    t: BestRq,
 ) -> Float[Array, ""]:
     """Mean nats of the codes under the noise."""
     where, loud = jax.random.split(key)
     hidden = spans(where, (frames.shape[0], frames.shape[1] // STRIDE), t)
     noise = t.noise * jax.random.normal(loud, frames.shape)
     heard = jnp.where(jnp.repeat(hidden, STRIDE, 1)[..., None], noise, frames)
-    x, valid = model.ears(c).hear(listener.audio, heard, lengths, c, "float32")
-    logits = einsum("...i,io->...o", x, listener.scores)
+    x, valid = model.audio_encoder(c).features(trainable.audio, heard, lengths, c, "float32")
+    logits = einsum("...i,io->...o", x, trainable.scores)
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets(frames, t))
     weight = hidden & valid
     return jnp.sum(nats * weight) / jnp.maximum(weight.sum(), 1)
@@ -116,9 +123,9 @@ def _step(
     state: _State, frames: Array, lengths: Array, step: Array, c: config.Audio, t: BestRq
 ) -> tuple[_State, Float[Array, ""]]:
     key = jax.random.fold_in(jax.random.key(t.seed), step)
-    nats, slopes = jax.value_and_grad(loss)(state.listener, frames, lengths, key, c, t)
-    updates, moments = _optimizer(state.listener, c, t).update(slopes, state.moments, state.listener)
-    return _State(optax.apply_updates(state.listener, updates), moments), nats
+    nats, slopes = jax.value_and_grad(loss)(state.trainable, frames, lengths, key, c, t)
+    updates, moments = _optimizer(state.trainable, c, t).update(slopes, state.moments, state.trainable)
+    return _State(optax.apply_updates(state.trainable, updates), moments), nats
 
 
 class _Sound:
@@ -150,13 +157,13 @@ class _Sound:
         return frames, np.array([example.frame_lengths[chunk] for example, chunk in some])
 
 
-def listen(
+def pretrain_audio_encoder(
     params: conformer.Audio | Usm, c: config.Audio, t: BestRq, sources: Mapping[str, Examples], out: Path
 ) -> tuple[conformer.Audio | Usm, dict[str, Any]]:
     """Trains an encoder on the sound of ``sources``, resuming from checkpoints in ``out``; returns it and measurements."""
     sound = _Sound(sources)
-    listener = Listener(params, normal(jax.random.key(t.seed + 1), c.width, t.codes, gain=0.1))
-    state = _State(listener, _optimizer(listener, c, t).init(listener))
+    trainable = BestRqParams(params, normal(jax.random.key(t.seed + 1), c.width, t.codes, gain=0.1))
+    state = _State(trainable, _optimizer(trainable, c, t).init(trainable))
     data = data_fingerprint(examples.path for examples in sources.values())
     training = training_fingerprint(out, "BEST-RQ", c, replace(t, save_every=0), data)
 
@@ -165,4 +172,4 @@ def listen(
 
     state, nats = run_steps(state, step, Steps("listen", t.steps, t.save_every, out / "checkpoints", training))
     ends = [round(float(np.mean([float(n) for n in some])), 3) for some in (nats[:20], nats[-20:]) if some]
-    return state.listener.audio, {"nats": ends, "chunks_of_sound": sound.chunks}
+    return state.trainable.audio, {"nats": ends, "chunks_of_sound": sound.chunks}

@@ -17,14 +17,14 @@ from rich.table import Table
 from alhena import plots
 from alhena.batch import Modality
 from alhena.recovery.goodput import goodput
-from alhena.train.divergence import growing
+from alhena.train.divergence import growing_norms
 from alhena.train.metrics import FACTS, FILE, read_facts, read_metrics
 
 PLOT = "losses.png"  # of each stage that trains
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingRun:
     """What one training left: its facts, and its log lines of training and of validation."""
 
     folder: Path
@@ -36,11 +36,11 @@ class Trained:
     def warnings(self) -> list[str]:
         """How often steps were skipped, and which norms grow at the end."""
         skipped = self.train[-1].get("skipped", 0)
-        grown = [f"{name} ×{factor}" for name, factor in growing(self.train, self.facts["warmup"]).items()]
+        grown = [f"{name} ×{factor}" for name, factor in growing_norms(self.train, self.facts["warmup"]).items()]
         return [f"{skipped} skipped"] * (skipped > 0) + grown
 
 
-def find(folders: Sequence[Path]) -> list[Trained]:
+def find_runs(folders: Sequence[Path]) -> list[TrainingRun]:
     """Every training under the folders that has logged something. Raises ValueError when there is none."""
     out = []
     for path in sorted({path.parent for folder in folders for path in folder.rglob(FACTS)}):
@@ -48,18 +48,18 @@ def find(folders: Sequence[Path]) -> list[Trained]:
         train = [line for line in lines if line["kind"] == "train"]
         if train:
             held = [line for line in lines if line["kind"] == "validation"]
-            out.append(Trained(path, read_facts(path / FACTS), train, held))
+            out.append(TrainingRun(path, read_facts(path / FACTS), train, held))
     if not out:
         raise ValueError(f"{', '.join(map(str, folders))}: no training has logged anything there ({FILE})")
     return out
 
 
-def _modalities(runs: Sequence[Trained]) -> list[str]:
+def _modalities(runs: Sequence[TrainingRun]) -> list[str]:
     names = [m.name.lower() for m in Modality]
     return [name for name in names if any(name in line["loss_by_modality"] for r in runs for line in r.train)]
 
 
-def table(runs: Sequence[Trained]) -> Table:
+def runs_table(runs: Sequence[TrainingRun]) -> Table:
     """One row a training: last losses in nats per token, by modality and of validation (mean over its sources)."""
     there = _modalities(runs)
     out = Table(box=None)
@@ -80,8 +80,8 @@ def table(runs: Sequence[Trained]) -> Table:
     return out
 
 
-def draw(runs: Sequence[Trained], path: Path) -> None:
-    """Training loss by modality and validation, if any was measured, over steps; one panel each, one colour a training."""
+def plot_losses(runs: Sequence[TrainingRun], path: Path) -> None:
+    """Training loss by modality and validation, if any was measured, over steps; one panel each, one color a training."""
     panels = [*_modalities(runs), *["validation"] * any(r.validation for r in runs)]
     rows, columns = -(-len(panels) // 3), min(len(panels), 3)
     figure = plots.figure(3.5 * columns, 2.7 * rows + 0.5)
@@ -102,7 +102,7 @@ def draw(runs: Sequence[Trained], path: Path) -> None:
     plots.save(figure, path)
 
 
-def _curve(r: Trained, name: str) -> tuple[list[int], list[float]]:
+def _curve(r: TrainingRun, name: str) -> tuple[list[int], list[float]]:
     """Steps and losses of a modality, or of validation as the mean over its sources."""
     if name == "validation":
         return [x["step"] for x in r.validation], [_mean(x) for x in r.validation]

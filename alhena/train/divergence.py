@@ -26,7 +26,7 @@ def _norms(record: Mapping[str, Any]) -> dict[str, float]:
     return {"gradient norm": record["gradient_norm"], **outputs}
 
 
-def growing(records: Sequence[Mapping[str, Any]], warmup: int) -> dict[str, float]:
+def growing_norms(records: Sequence[Mapping[str, Any]], warmup: int) -> dict[str, float]:
     """By how much each norm has grown that is growing now, from the log lines of a training's metrics.
 
     >>> record = lambda n, norm: {"step": n, "gradient_norm": norm, "output_norm_by_modality": {}}
@@ -48,7 +48,7 @@ def growing(records: Sequence[Mapping[str, Any]], warmup: int) -> dict[str, floa
     return out
 
 
-def begins_to_grow(records: Sequence[Mapping[str, Any]], warmup: int) -> dict[str, float]:
+def newly_growing_norms(records: Sequence[Mapping[str, Any]], warmup: int) -> dict[str, float]:
     """What grows with the last of the log lines and did not with the one before: worth a warning."""
-    before = growing(records[:-1], warmup)
-    return {name: factor for name, factor in growing(records, warmup).items() if name not in before}
+    before = growing_norms(records[:-1], warmup)
+    return {name: factor for name, factor in growing_norms(records, warmup).items() if name not in before}

@@ -1,6 +1,6 @@
-"""Trains the image tokeniser on pictures of the corpus, and shows what it can redraw.
+"""Trains the image tokenizer on pictures of the corpus, and shows what it can redraw.
 
-pictures ─ random crops of a few sizes ─ encode, quantise, decode ─ squared and absolute error ─ Adam
+pictures ─ random crops of a few sizes ─ encode, quantize, decode ─ squared and absolute error ─ Adam
 ─► image_tokenizer.safetensors, reconstructions.png, PSNR and use of the codebook
 """
 
@@ -31,7 +31,7 @@ class TrainImageTokenizer:
     steps: int = 2500
     batch: int = 96
     side: int = 32  # crops are square; the network is convolutional, other shapes follow
-    rate: float = 4e-3
+    learning_rate: float = 4e-3
     seed: int = 0
     save_every: int = 500
 
@@ -44,18 +44,22 @@ class _State:
 
 
 def _loss(params: tokenizer.Params, c: config.ImageTokenizer, images: Array) -> Array:
-    """Every other picture is the one before it in other colours: the two trade structures and must still be themselves."""
+    """Every other picture is the one before it in other colors: the two trade structures and must still be themselves."""
     x = images.astype(jnp.float32) / 127.5 - 1
-    structure, colour = jnp.split(tokenizer.levels_of(params, c, x), [len(c.structure)], -1)
+    structure, color = jnp.split(tokenizer.encode_levels(params, c, x), [len(c.structure)], -1)
     traded = structure.reshape(-1, 2, *structure.shape[1:])[:, ::-1].reshape(structure.shape)
-    error = tokenizer.paint(params, c, jnp.concatenate([traded, colour], -1)) - x
+    error = tokenizer.decode_levels(params, c, jnp.concatenate([traded, color], -1)) - x
     return jnp.mean(error**2) + 0.2 * jnp.mean(jnp.abs(error))
 
 
 def _optimizer(t: TrainImageTokenizer) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(1.0),
-        optax.adam(optax.warmup_cosine_decay_schedule(0, t.rate, min(100, t.steps // 5), t.steps, t.rate / 50)),
+        optax.adam(
+            optax.warmup_cosine_decay_schedule(
+                0, t.learning_rate, min(100, t.steps // 5), t.steps, t.learning_rate / 50
+            )
+        ),
     )
 
 
@@ -69,7 +73,7 @@ def _step(state: _State, images: Array, c: config.ImageTokenizer, t: TrainImageT
 def _crops(images: Sequence[np.ndarray], t: TrainImageTokenizer, step: int) -> np.ndarray:
     """The batch of a step: crops at whole cells, so that a picture's own grid is what is learned.
 
-    Every crop stands twice, the second time with its colour channels permuted.
+    Every crop stands twice, the second time with its color channels permuted.
     """
     rng = np.random.default_rng([t.seed, step])
     out = np.zeros((t.batch, t.side, t.side, 3), np.uint8)
@@ -90,20 +94,20 @@ def _digest(images: Sequence[np.ndarray]) -> str:
 
 
 def train(images: Sequence[np.ndarray], c: config.ImageTokenizer, t: TrainImageTokenizer, out: Path) -> dict[str, Any]:
-    """Trains on uint8 images, resuming from checkpoints in ``out``; writes the tokeniser there and returns measurements.
+    """Trains on uint8 images, resuming from checkpoints in ``out``; writes the tokenizer there and returns measurements.
 
     Pictures smaller than a crop are left out. Raises ValueError when none is left.
     """
     usable = [image for image in images if min(image.shape[:2]) >= t.side]
     if not usable:
-        raise ValueError(f"no picture of at least {t.side}x{t.side} pixels to train the image tokeniser on")
+        raise ValueError(f"no picture of at least {t.side}x{t.side} pixels to train the image tokenizer on")
     params = tokenizer.init(jax.random.key(t.seed), c)
     training = training_fingerprint(out, "image tokenizer", c, replace(t, save_every=0), _digest(usable))
 
     def step(state: _State, number: int) -> tuple[_State, Array]:
         return _step(state, _crops(usable, t, number), c, t)
 
-    plan = Steps("image tokeniser", t.steps, t.save_every, out / "checkpoints", training)
+    plan = Steps("image tokenizer", t.steps, t.save_every, out / "checkpoints", training)
     state, _ = run_steps(_State(params, _optimizer(t).init(params)), step, plan)
     tokenizer.save(out, state.params, c)
     return measure(state.params, c, usable)
@@ -128,7 +132,7 @@ def measure(
     }
 
 
-def draw_reconstructions(
+def plot_reconstructions(
     params: tokenizer.Params, c: config.ImageTokenizer, images: Sequence[np.ndarray], path: Path
 ) -> None:
     """A picture of originals (above) and what their codes give back (below)."""

@@ -7,7 +7,7 @@ the vocabulary: a chunk of rows is gathered, what the softmax needs of the other
 scattered back.
 
 The loss is linear in nothing the caller can change, so the gradient is computed going forward and only scaled going back. The
-z-loss keeps the softmax normaliser near one (PaLM, Chowdhery et al. 2022).
+z-loss keeps the softmax normalizer near one (PaLM, Chowdhery et al. 2022).
 """
 
 from __future__ import annotations
@@ -20,9 +20,16 @@ import jax.numpy as jnp
 
 from alhena.batch import Batch, Modality
 from alhena.model import config, model, sharding
-from alhena.model.embedding import Factors, collapse, collapse_part, expand, expand_part, part_ids
+from alhena.model.embedding import (
+    Factors,
+    collapse_gradient,
+    collapse_gradient_shard,
+    expand_logits,
+    expand_logits_shard,
+    shard_ids,
+)
 from alhena.model.layers import rms_norm, softcap
-from alhena.model.linear import dense, outer_sum
+from alhena.model.linear import dense, weight_gradient
 from alhena.shapes import Array, Float, Int
 
 CHUNK = 512
@@ -38,8 +45,8 @@ def _chunk(
     h, e = hidden.astype(dtype), embedding.astype(dtype)
     dims = (((1,), (1,)), ((), ()))
     scores = jax.lax.dot_general(h, e, dims, preferred_element_type=jnp.float32)
-    logits = expand(scores, factors) if axis is None else expand_part(scores, factors, axis)
-    ids = jnp.arange(logits.shape[1]) if axis is None else part_ids(scores.shape[1], factors, axis)
+    logits = expand_logits(scores, factors) if axis is None else expand_logits_shard(scores, factors, axis)
+    ids = jnp.arange(logits.shape[1]) if axis is None else shard_ids(scores.shape[1], factors, axis)
     logits = softcap(logits, cap)
     if axis is not None:
         logits = jnp.where(ids < 0, VOID, logits)
@@ -54,15 +61,17 @@ def _chunk(
     if cap is not None:
         slope = slope * (1 - (logits / cap) ** 2)
     slope = slope * weights[:, None]
-    slope = (collapse(slope, factors) if axis is None else collapse_part(slope, factors, axis)).astype(dtype)
+    slope = (
+        collapse_gradient(slope, factors) if axis is None else collapse_gradient_shard(slope, factors, axis)
+    ).astype(dtype)
     d_hidden = jax.lax.dot_general(slope, e, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-    return loss, nats, d_hidden, outer_sum(slope, h)
+    return loss, nats, d_hidden, weight_gradient(slope, h)
 
 
 def _on_shards(hidden, embedding, targets, weights, dtype: str, cap: float | None, factors: Factors | None):
     """One chip's rows ``[b, l, D]`` and its part of the embedding ``[R/model, D/data]``: the mesh's :func:`_forward`."""
-    data, model = sharding.axis("width"), sharding.axis("vocabulary")
-    others = tuple(axis for axis in sharding.TABLE["batch"] or () if axis != data)
+    data, model = sharding.mesh_axis("width"), sharding.mesh_axis("vocabulary")
+    others = tuple(axis for axis in sharding.RULES["batch"] or () if axis != data)
     table = jax.lax.all_gather(embedding.astype(dtype), data, axis=1, tiled=True)
     rows, group = targets.size, jax.lax.axis_size(model)
     chunks = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n * group <= max(MESH_CHUNK, group))
@@ -86,13 +95,13 @@ def _on_shards(hidden, embedding, targets, weights, dtype: str, cap: float | Non
 
 def _forward(hidden, embedding, targets, weights, dtype: str, cap: float | None, factors: Factors | None):
     """Loss sum, nats of each row, gradients to hidden and embedding: the one place that knows whether there is a mesh."""
-    if not sharding.is_on():
+    if not sharding.has_mesh():
         flat = hidden.reshape(-1, hidden.shape[-1]), embedding, targets.reshape(-1), weights.reshape(-1)
         loss, nats, d_hidden, d_embedding = _on_one_device(*flat, dtype, cap, factors)
         return loss, nats.reshape(targets.shape), d_hidden.reshape(hidden.shape), d_embedding
-    cut = sharding.size("vocabulary")
+    cut = sharding.shard_count("vocabulary")
     if factors and factors[1] % cut:
-        raise ValueError(f"{factors[1]} colours of image codes cannot be cut over {cut} chips: change one or the other")
+        raise ValueError(f"{factors[1]} colors of image codes cannot be cut over {cut} chips: change one or the other")
     rows, table = ("batch", "length"), ("vocabulary", "width")
     local = sharding.on_shards(
         partial(_on_shards, dtype=dtype, cap=cap, factors=factors),
@@ -153,7 +162,7 @@ weighted_loss.defvjp(_save, _scale)
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Tally:
+class LossSums:
     """Sums over a batch, by modality of the target: divide to get nats per weighted token."""
 
     nats: Float[Array, modality]
@@ -161,21 +170,21 @@ class Tally:
     square: Float[Array, modality]  # of the hidden states after the last layer, mean over the width
 
 
-def batch_loss(params: model.Params, c: config.Model, batch: Batch) -> tuple[Float[Array, ""], Tally]:
+def batch_loss(params: model.Params, c: config.Model, batch: Batch) -> tuple[Float[Array, ""], LossSums]:
     """Mean loss per weighted token of a batch, and its tally by modality."""
-    x = model.trunk(params, c, batch)
+    x = model.decoder_output(params, c, batch)
     hidden = rms_norm(x, params.norm)
     total, nats = weighted_loss(
         hidden,
         dense(params.embedding),
         batch.targets,
         batch.weights,
-        c.compute,
-        c.decoder.logit_cap,
+        c.compute_dtype,
+        c.decoder.final_logit_softcap,
         c.code_factors,
     )
     weights, nats = batch.weights.reshape(-1), nats.reshape(-1)
     kinds = jax.nn.one_hot(batch.modality.reshape(-1), len(Modality))
     square = jnp.mean(jax.lax.stop_gradient(x) ** 2, -1).reshape(-1)
-    tally = Tally((weights * nats) @ kinds, weights @ kinds, (weights * square) @ kinds)
+    tally = LossSums((weights * nats) @ kinds, weights @ kinds, (weights * square) @ kinds)
     return total / jnp.maximum(weights.sum(), 1.0), tally

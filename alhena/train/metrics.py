@@ -24,7 +24,7 @@ from alhena.batch import Modality
 from alhena.files import add_line, cut_lines, read_json, read_lines
 from alhena.progress import progress_bar
 from alhena.train.divergence import SPAN
-from alhena.train.loss import Tally
+from alhena.train.loss import LossSums
 
 FILE, FACTS = "metrics.jsonl", "training.json"
 
@@ -52,7 +52,7 @@ def _numbers(values: Iterable[Any]) -> bool:
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
-def by_modality(tallies: list[Tally]) -> dict[str, dict[str, float]]:
+def by_modality(tallies: list[LossSums]) -> dict[str, dict[str, float]]:
     """Nats per weighted token and size of the output of each modality that occurred, from the sums of several batches."""
     nats, weight, square = (
         np.sum([np.asarray(getattr(t, name)) for t in tallies], axis=0) for name in ("nats", "weight", "square")

@@ -42,21 +42,21 @@ def _newton_schulz(x: Float[Array, "n short long"], axis: str | None) -> Float[A
     return jax.lax.fori_loop(0, ROUNDS, improve, x, unroll=ROUNDS if axis is None else 1)
 
 
-def orthogonalise(x: Float[Array, "*n in out"]) -> Float[Array, "*n in out"]:
+def orthogonalize(x: Float[Array, "*n in out"]) -> Float[Array, "*n in out"]:
     """Each matrix of a stack (or the one matrix) made orthogonal, wherever its parts are."""
     flipped = x.shape[-2] > x.shape[-1]
     stack = x.reshape(-1, *x.shape[-2:])
     stack = stack.swapaxes(1, 2) if flipped else stack
-    axis = sharding.axis("hidden") if sharding.is_on() else None
+    axis = sharding.mesh_axis("hidden") if sharding.has_mesh() else None
     cut, n = ("matrices", None, "hidden"), stack.shape[0]
-    room = -n % sharding.size("matrices")
+    room = -n % sharding.shard_count("matrices")
     stack = sharding.constrain(jnp.pad(stack, ((0, room), (0, 0), (0, 0))) if room else stack, *cut)
     stack = sharding.on_shards(partial(_newton_schulz, axis=axis), (cut,), cut)(stack)[:n]
     return (stack.swapaxes(1, 2) if flipped else stack).reshape(x.shape)
 
 
 def scale_by_muon(beta: float) -> optax.GradientTransformation:
-    """Nesterov momentum, orthogonalised and scaled to the size of Adam's updates (Liu et al. 2025)."""
+    """Nesterov momentum, orthogonalized and scaled to the size of Adam's updates (Liu et al. 2025)."""
 
     def start(params: optax.Params) -> Momentum:
         return Momentum(jnp.zeros((), jnp.int32), optax.tree.zeros_like(params))
@@ -68,7 +68,7 @@ def scale_by_muon(beta: float) -> optax.GradientTransformation:
         direction = jax.tree.map(
             lambda m, g: beta * m + (1 - beta) * g, ahead, optax.tree.bias_correction(gradient, beta, count)
         )
-        scaled = jax.tree.map(lambda x: jnp.sqrt(max(x.shape[-2:])) * 0.2 * orthogonalise(x), direction)
+        scaled = jax.tree.map(lambda x: jnp.sqrt(max(x.shape[-2:])) * 0.2 * orthogonalize(x), direction)
         return scaled, Momentum(count, mean)
 
     return optax.GradientTransformation(start, update)

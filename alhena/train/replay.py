@@ -16,10 +16,16 @@ from pathlib import Path
 
 from alhena.model import config, model, sharding
 from alhena.recovery.checkpoint import Checkpoints
-from alhena.recovery.fingerprints import Fingerprint, machine, read_fingerprints, take, value_of
+from alhena.recovery.fingerprints import (
+    Fingerprint,
+    float_of_bits,
+    machine_description,
+    read_fingerprints,
+    take_fingerprint,
+)
 from alhena.train.optimizer import optimizer
-from alhena.train.step import start
-from alhena.train.trainer import Folders, Mixture, Training, advance, fingerprint_of, open_examples
+from alhena.train.step import initial_state
+from alhena.train.trainer import Folders, Mixture, Training, fingerprint_of, open_examples, train_on_next_batch
 
 _PARTS = {
     "batch": "other data were read",
@@ -39,17 +45,19 @@ class Replayed:
     difference: str | None
     recorded: Fingerprint
     replayed: Fingerprint
-    elsewhere: str | None  # on what else the run was recorded
+    recorded_machine: str | None  # on what else the run was recorded
 
     def __str__(self) -> str:
         note = (
-            f"\nIt was recorded elsewhere ({self.elsewhere}), where sums may round otherwise." if self.elsewhere else ""
+            f"\nIt was recorded elsewhere ({self.recorded_machine}), where sums may round otherwise."
+            if self.recorded_machine
+            else ""
         )
         if self.difference is None:
             return f"steps {self.first} to {self.last}: replayed, every fingerprint as recorded{note}"
         was, now = getattr(self.recorded, self.difference), getattr(self.replayed, self.difference)
         if self.difference in ("loss", "gradient_norm"):
-            was, now = f"{value_of(was)!r} ({was})", f"{value_of(now)!r} ({now})"
+            was, now = f"{float_of_bits(was)!r} ({was})", f"{float_of_bits(now)!r} ({now})"
         before = f"; steps {self.first} to {self.last - 1} are as recorded" if self.last > self.first else ""
         return (
             f"step {self.last}: {self.difference} differs, recorded {was}, replayed {now}{before}. "
@@ -66,17 +74,19 @@ def replay(params: model.Params, c: config.Model, t: Training, data: Path, out: 
     if step not in recorded:
         raise ValueError(f"{out}: no fingerprint of step {step}; there are those of {min(recorded)} to {max(recorded)}")
     transform, training = optimizer(t.optimizer, t.steps, model.weights(c)), fingerprint_of(c, t, Folders(data, out))
-    with sharding.on(t.mesh), closing(Checkpoints(out / "checkpoints", training)) as checkpoints:
-        state, mixture = start(params, c, transform), Mixture(open_examples(data), t)
+    with sharding.use_mesh(t.mesh), closing(Checkpoints(out / "checkpoints", training)) as checkpoints:
+        state, mixture = initial_state(params, c, transform), Mixture(open_examples(data), t)
         if any(kept < step for kept in checkpoints.steps()):
             _, state, place = checkpoints.restore(state, upto=step - 1)
             mixture.restore(place)
         first = int(state.step) + 1
         for now in range(first, step + 1):
-            state, batch, sums, measured = advance(state, mixture, c, transform, t.accumulate)
-            replayed = take(now, batch, sums, state, measured).read()
+            state, batch, sums, measured = train_on_next_batch(state, mixture, c, transform, t.gradient_accumulation)
+            replayed = take_fingerprint(now, batch, sums, state, measured).read()
             difference = recorded[now].differs(replayed)
             if difference:
                 break
-    other = ", ".join(f"{key} {value}" for key, value in elsewhere.items()) if elsewhere != machine() else None
+    other = (
+        ", ".join(f"{key} {value}" for key, value in elsewhere.items()) if elsewhere != machine_description() else None
+    )
     return Replayed(first, now, difference, recorded[now], replayed, other)

@@ -30,20 +30,20 @@ from alhena.batch import Batch
 from alhena.files import write_json
 from alhena.model import config, model, sharding
 from alhena.processes import StopSignals
-from alhena.recovery.anomalies import Streak, another_phase
+from alhena.recovery.anomalies import AnomalyStreak, reset_for_new_phase
 from alhena.recovery.checkpoint import Checkpoints
 from alhena.recovery.checksum import checksums
-from alhena.recovery.fingerprints import Fingerprints, Taken, take
+from alhena.recovery.fingerprints import Fingerprints, PendingFingerprint, take_fingerprint
 from alhena.recovery.goodput import Ledger, goodput
 from alhena.recovery.identity import data_fingerprint, run_fingerprint, training_fingerprint
-from alhena.recovery.memory_checkpoint import Replicas, everywhere
+from alhena.recovery.memory_checkpoint import MemoryCheckpoints, gather_from_processes
 from alhena.shapes import Array
-from alhena.tokens.loader import Batches, Shape, once
+from alhena.tokens.loader import Batches, BatchShape, batches_in_order
 from alhena.tokens.store import Examples
-from alhena.train.divergence import SPAN, begins_to_grow
+from alhena.train.divergence import SPAN, newly_growing_norms
 from alhena.train.metrics import FACTS, Metrics, by_modality
 from alhena.train.optimizer import Optimizer, optimizer
-from alhena.train.step import Measured, State, eval_step, start, train_step
+from alhena.train.step import State, StepMetrics, eval_step, initial_state, train_step
 
 
 @dataclass(frozen=True)
@@ -57,26 +57,34 @@ class Phase:
 @dataclass(frozen=True)
 class Training:
     phases: tuple[Phase, ...]
-    shape: Shape
+    shape: BatchShape
     optimizer: Optimizer
     seed: int = 0
     save_every: int = 100
     log_every: int = 10
     evaluate_every: int = 200
-    ignored_weight: float = 0.0  # targets of this loss weight or less are not learned (tuning: those of questions)
+    ignored_loss_weight: float = 0.0  # targets of this loss weight or less are not learned (tuning: those of questions)
     mesh: sharding.Mesh | None = None  # chips to train on; None: one device
-    readers: int = (
+    data_shards: int = (
         1  # each reads its share of the documents and packs its share of the rows; processes divide them among them
     )
-    accumulate: int = 1  # parts of a batch whose gradients are added up in turn, where it does not fit at once
-    copy_every: int = 0  # steps between copies of the state in every host's memory, for meshes of several pods; 0: none
+    gradient_accumulation: int = (
+        1  # parts of a batch whose gradients are added up in turn, where it does not fit at once
+    )
+    memory_checkpoint_every: int = (
+        0  # steps between copies of the state in every host's memory, for meshes of several pods; 0: none
+    )
 
     def __post_init__(self) -> None:
-        if self.shape.rows % self.readers:
-            raise ValueError(f"{self.shape.rows} rows cannot be packed by {self.readers} readers: choose a divisor")
-        if self.accumulate < 1 or self.shape.rows % self.accumulate:
-            raise ValueError(f"{self.shape.rows} rows cannot be cut into {self.accumulate} parts: choose a divisor")
-        if self.copy_every and self.mesh is None:
+        if self.shape.batch_size % self.data_shards:
+            raise ValueError(
+                f"{self.shape.batch_size} rows cannot be packed by {self.data_shards} readers: choose a divisor"
+            )
+        if self.gradient_accumulation < 1 or self.shape.batch_size % self.gradient_accumulation:
+            raise ValueError(
+                f"{self.shape.batch_size} rows cannot be cut into {self.gradient_accumulation} parts: choose a divisor"
+            )
+        if self.memory_checkpoint_every and self.mesh is None:
             raise ValueError(
                 "copy_every: copies are made for a training on a mesh; set Training.mesh, or copy_every to 0"
             )
@@ -87,12 +95,12 @@ class Training:
 
     def identity(self) -> Training:
         """What decides the parameters: without the mesh, and without how often something is saved, copied, logged or measured."""
-        return replace(self, mesh=None, copy_every=0, save_every=0, log_every=0, evaluate_every=0)
+        return replace(self, mesh=None, memory_checkpoint_every=0, save_every=0, log_every=0, evaluate_every=0)
 
-    def with_rows(self, rows: int) -> Training:
+    def with_batch_size(self, rows: int) -> Training:
         """The same tokens in steps of another size."""
-        phases = tuple(replace(phase, steps=round(phase.steps * self.shape.rows / rows)) for phase in self.phases)
-        return replace(self, phases=phases, shape=replace(self.shape, rows=rows))
+        phases = tuple(replace(phase, steps=round(phase.steps * self.shape.batch_size / rows)) for phase in self.phases)
+        return replace(self, phases=phases, shape=replace(self.shape, batch_size=rows))
 
 
 def open_examples(folder: Path) -> dict[str, Examples]:
@@ -109,9 +117,11 @@ class Mixture:
 
     def __init__(self, sources: Mapping[str, Examples], t: Training) -> None:
         processes = jax.process_count() if t.mesh else 1
-        if t.readers % processes:
-            raise ValueError(f"{t.readers} readers cannot be divided among {processes} processes: set Training.readers")
-        share = t.readers // processes
+        if t.data_shards % processes:
+            raise ValueError(
+                f"{t.data_shards} readers cannot be divided among {processes} processes: set Training.readers"
+            )
+        share = t.data_shards // processes
         self._mine = range(share * jax.process_index(), share * (jax.process_index() + 1)) if t.mesh else range(share)
         self._sources, self._t, self._phase, self._done = sources, t, 0, 0
         self._open(0)
@@ -119,16 +129,16 @@ class Mixture:
     def _open(self, phase: int) -> None:
         self._phase, self._done = phase, 0
         t = self._t
-        shape, seed = replace(t.shape, rows=t.shape.rows // t.readers), t.seed + 1000 * phase
+        shape, seed = replace(t.shape, batch_size=t.shape.batch_size // t.data_shards), t.seed + 1000 * phase
         weights = t.phases[phase].weights
-        self._readers = [Batches(self._sources, weights, shape, seed, (k, t.readers)) for k in self._mine]
+        self._readers = [Batches(self._sources, weights, shape, seed, (k, t.data_shards)) for k in self._mine]
 
     def next(self) -> Batch:
         if self._done == self._t.phases[self._phase].steps:
             self._open(self._phase + 1)
         self._done += 1
         batch = jax.tree.map(lambda *rows: np.concatenate(rows), *(next(reader) for reader in self._readers))
-        return replace(batch, weights=batch.weights * (batch.weights > self._t.ignored_weight))
+        return replace(batch, weights=batch.weights * (batch.weights > self._t.ignored_loss_weight))
 
     def begins_phase(self) -> bool:
         """Whether the batch just given is the first of its phase."""
@@ -137,26 +147,30 @@ class Mixture:
     def state(self) -> dict:
         """Of all readers, whichever process they are in."""
         readers = (
-            everywhere([reader.state() for reader in self._readers])
+            gather_from_processes([reader.state() for reader in self._readers])
             if self._t.mesh
             else [[r.state() for r in self._readers]]
         )
         return {"phase": self._phase, "done": self._done, "readers": [state for some in readers for state in some]}
 
     def restore(self, state: Mapping) -> None:
-        if len(state["readers"]) != self._t.readers:
-            raise ValueError(f"the checkpoint is of {len(state['readers'])} readers, the recipe has {self._t.readers}")
+        if len(state["readers"]) != self._t.data_shards:
+            raise ValueError(
+                f"the checkpoint is of {len(state['readers'])} readers, the recipe has {self._t.data_shards}"
+            )
         self._open(state["phase"])
         for k, reader in zip(self._mine, self._readers, strict=True):
             reader.restore(state["readers"][k])
         self._done = state["done"]
 
 
-def validate(params: model.Params, c: config.Model, sources: Mapping[str, Examples], shape: Shape) -> dict[str, float]:
+def validate(
+    params: model.Params, c: config.Model, sources: Mapping[str, Examples], shape: BatchShape
+) -> dict[str, float]:
     """Mean nats per weighted token of a validation split, by source."""
     out = {}
     for name, examples in sources.items():
-        tallies = [eval_step(params, batch, c) for batch in once({name: examples}, shape)]
+        tallies = [eval_step(params, batch, c) for batch in batches_in_order({name: examples}, shape)]
         weight = float(np.sum([t.weight for t in tallies]))
         if weight:
             out[name] = round(float(np.sum([t.nats for t in tallies])) / weight, 4)
@@ -167,11 +181,11 @@ def validate(params: model.Params, c: config.Model, sources: Mapping[str, Exampl
 class _Window:
     """Measurements of the good steps since the last log line."""
 
-    measured: list[Measured] = field(default_factory=list)
+    measured: list[StepMetrics] = field(default_factory=list)
     tokens: int = 0
     since: float = field(default_factory=time.monotonic)
 
-    def add(self, measured: Measured, batch: Batch) -> None:
+    def add(self, measured: StepMetrics, batch: Batch) -> None:
         self.measured.append(measured)
         self.tokens += int((np.asarray(batch.segments) > 0).sum())
 
@@ -229,14 +243,16 @@ def train(
     # JAX hears SIGTERM itself where several processes have to agree on the step to stop after.
     noted = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGTERM, signal.SIGINT)
     checkpoints = Checkpoints(out / "checkpoints", training)
-    with StopSignals(noted) as stop, sharding.on(t.mesh), closing(checkpoints):
+    with StopSignals(noted) as stop, sharding.use_mesh(t.mesh), closing(checkpoints):
         replicas = _replicas(out, training, checkpoints)
-        state = _restored(start(params, c, transform), mixture, checkpoints, replicas if t.copy_every else None)
+        state = _restored(
+            initial_state(params, c, transform), mixture, checkpoints, replicas if t.memory_checkpoint_every else None
+        )
         begin, last = int(state.step), min(t.steps, hooks.stop_after or t.steps)
         ledger.resumed(begin)
         held = open_examples(folders.validation) if folders.validation else {}
         with Metrics(logs_at, title, t.steps, begin) as metrics:
-            logs = _Logs(metrics, Fingerprints(logs_at, begin), ledger, Streak(logs_at / "trouble"))
+            logs = _Logs(metrics, Fingerprints(logs_at, begin), ledger, AnomalyStreak(logs_at / "trouble"))
             steps = _Steps(
                 c, t, transform, mixture, checkpoints, replicas, logs, held, last, _Stop(stop), hooks.on_step
             )
@@ -244,7 +260,7 @@ def train(
             checkpoints.close()
             if not (steps.stop.agreed and logs.streak.length):
                 # What is saved on disk is newer; in a streak of anomalies nothing was saved.
-                replicas.forget()
+                replicas.clear()
             ledger.mark("save", int(state.step))
             metrics.say(str(goodput(logs_at)))
             if stop.received or steps.stop.agreed:
@@ -253,15 +269,15 @@ def train(
     return state.params
 
 
-def _replicas(out: Path, training: str, checkpoints: Checkpoints) -> Replicas:
+def _replicas(out: Path, training: str, checkpoints: Checkpoints) -> MemoryCheckpoints:
     """This process's copies in memory, those of other trainings and of a deleted folder removed."""
     several = jax.process_count() > 1
     own = run_fingerprint(out, training, checkpoints.latest()) if jax.process_index() == 0 else ""
     tell = lambda text: print(f"alhena: {text}", file=sys.stderr, flush=True)  # noqa: E731
-    return Replicas(out, jax.process_index(), everywhere(own)[0] if several else own, tell)
+    return MemoryCheckpoints(out, jax.process_index(), gather_from_processes(own)[0] if several else own, tell)
 
 
-def _restored(state: State, mixture: Mixture, checkpoints: Checkpoints, replicas: Replicas | None) -> State:
+def _restored(state: State, mixture: Mixture, checkpoints: Checkpoints, replicas: MemoryCheckpoints | None) -> State:
     """The newest state that is kept of this training, and ``mixture`` moved there; ``state`` when none is."""
     found = replicas.restore(state, least=checkpoints.latest() or 0) if replicas else None
     if found is None and checkpoints.latest() is not None:
@@ -272,14 +288,14 @@ def _restored(state: State, mixture: Mixture, checkpoints: Checkpoints, replicas
     return found[1]
 
 
-def advance(
+def train_on_next_batch(
     state: State, mixture: Mixture, c: config.Model, transform: optax.GradientTransformation, parts: int
-) -> tuple[State, Batch, Array, Measured]:
+) -> tuple[State, Batch, Array, StepMetrics]:
     """The next batch, its checksums and the step on it: what training does, and a replay again."""
     batch = mixture.next()
     if mixture.begins_phase():
-        state = replace(state, recent=another_phase(state.recent))
-    placed = sharding.place_rows(batch)
+        state = replace(state, recent=reset_for_new_phase(state.recent))
+    placed = sharding.shard_batch(batch)
     sums = checksums(placed)
     state, measured = train_step(state, placed, c, transform, parts)
     return state, batch, sums, measured
@@ -292,28 +308,28 @@ class _Logs:
     metrics: Metrics
     prints: Fingerprints
     ledger: Ledger
-    streak: Streak
-    ahead: deque[Taken] = field(default_factory=deque)
+    streak: AnomalyStreak
+    ahead: deque[PendingFingerprint] = field(default_factory=deque)
     window: _Window = field(default_factory=_Window)
 
     def look(self, keep: int) -> None:
         """Looks at all steps but the last ``keep``: fingerprints, sums of the window, trouble."""
-        while len(self.ahead) > keep and not self.streak.is_long():
+        while len(self.ahead) > keep and not self.streak.needs_rollback():
             taken = self.ahead.popleft()
             self.prints.write(taken.read())
             m, good = taken.measured, bool(taken.measured.good)
-            self.streak.see(taken.step, taken.batch, float(m.loss), float(m.gradient_norm), good)
+            self.streak.observe(taken.step, taken.batch, float(m.loss), float(m.gradient_norm), good)
             if good:
                 self.window.add(m, taken.batch)
 
     def write(self, step: int, skipped: int, warmup: int) -> None:
         if self.window.measured:
             self.metrics.write(step, self.window.report(skipped), by_modality([m.tally for m in self.window.measured]))
-            for name, factor in begins_to_grow([*self.metrics.recent], warmup).items():
+            for name, factor in newly_growing_norms([*self.metrics.recent], warmup).items():
                 self.metrics.say(f"early warning, step {step}: {name} keeps growing, {factor}-fold in {SPAN} log lines")
         self.window = _Window()
 
-    def forget(self, step: int) -> None:
+    def clear(self, step: int) -> None:
         """What came after ``step`` will be done again."""
         self.ahead.clear()
         self.window = _Window()
@@ -364,7 +380,7 @@ class _Steps:
     transform: optax.GradientTransformation
     mixture: Mixture
     checkpoints: Checkpoints
-    replicas: Replicas
+    replicas: MemoryCheckpoints
     logs: _Logs
     held: Mapping[str, Examples]
     last: int
@@ -377,15 +393,17 @@ class _Steps:
         step = first
         while step < self.last and not self.stop.agreed:
             step += 1
-            state, batch, sums, measured = advance(state, self.mixture, self.c, self.transform, self.t.accumulate)
-            logs.ahead.append(take(step, batch, sums, state, measured))
+            state, batch, sums, measured = train_on_next_batch(
+                state, self.mixture, self.c, self.transform, self.t.gradient_accumulation
+            )
+            logs.ahead.append(take_fingerprint(step, batch, sums, state, measured))
             due = self._due(step)
             logs.look(keep=0 if due.any() or step == first + 1 else 1)
-            if logs.streak.is_long():
-                logs.metrics.say(logs.streak.go_back(self.checkpoints.latest()))
+            if logs.streak.needs_rollback():
+                logs.metrics.say(logs.streak.roll_back(self.checkpoints.latest()))
                 step, state, place = self.checkpoints.restore(state)
                 self.mixture.restore(place)
-                logs.forget(step)
+                logs.clear(step)
                 continue
             if step == first + 1:
                 logs.ledger.mark("compile", step)
@@ -401,7 +419,7 @@ class _Steps:
         return _Due(
             writes=step % t.log_every == 0 or ends,
             saves=step % t.save_every == 0 or ends,
-            copies=t.copy_every > 0 and step % t.copy_every == 0,
+            copies=t.memory_checkpoint_every > 0 and step % t.memory_checkpoint_every == 0,
             validates=bool(self.held) and (step % t.evaluate_every == 0 or step == t.steps),
         )
 

@@ -10,12 +10,12 @@ from alhena.align.sft import Tune, training, validation_nats
 from alhena.content import Content, Document, Text
 from alhena.files import copy_atomically
 from alhena.model.weights import save_model
-from alhena.tokens.loader import Batches, Shape, left_out
+from alhena.tokens.loader import Batches, BatchShape, left_out
 from alhena.tokens.store import Examples, write_examples
 from tests.conftest import picture, sound
 
 INNER = {"patches": (192,), "frames": (128, 128)}
-T = Tune(2, Shape(rows=16, tokens=256, patches=256, chunks=2))
+T = Tune(2, BatchShape(batch_size=16, tokens=256, patches=256, chunks=2))
 
 
 def test_long_sounds_and_several_pictures_are_used(encoder, tmp_path):
@@ -55,7 +55,7 @@ def test_the_loss_on_the_split_of_the_run_is_that_of_its_own_tokenizers(tiny, en
         (folder / "image_tokenizer.safetensors").write_bytes(b"the same")
     examples = [e for d in documents for e in encoder.encode(d, 256)]
     write_examples(tokens / "validation" / "some.arrow", examples, INNER)
-    shape = Shape(2, 128, 96, 4)
+    shape = BatchShape(2, 128, 96, 4)
     losses = validation_nats(model, shape)
     assert list(losses) == ["some"]
     assert losses["some"] > 1

@@ -10,10 +10,10 @@ import pytest
 
 from alhena.align.sft import Tune, training, trimmed, widened
 from alhena.batch import Example
-from alhena.tokens.loader import Batches, Shape, left_out
+from alhena.tokens.loader import Batches, BatchShape, left_out
 from alhena.tokens.store import Examples, write_examples
 
-SHAPE = Shape(rows=16, tokens=256, patches=256, chunks=2)
+SHAPE = BatchShape(batch_size=16, tokens=256, patches=256, chunks=2)
 
 
 def example(tokens: int, patches: int = 0, chunks: int = 0) -> Example:
@@ -36,7 +36,7 @@ def stored(folder: Path, **sources: list[Example]) -> dict[str, Examples]:
     return {name: Examples(folder / f"{name}.arrow") for name in sources}
 
 
-def shape_of(folder: Path, shape: Shape = SHAPE) -> Shape:
+def shape_of(folder: Path, shape: BatchShape = SHAPE) -> BatchShape:
     return training(Tune(10, shape), folder, 0.1).shape
 
 
@@ -55,11 +55,11 @@ def test_the_memory_of_a_step_is_bounded(tmp_path):
     """Four times that of the recipe's batch for what grows linearly; sixteen times for attention, which grows with the square."""
     for sizes in ((1024, 0, 0), (4096, 0, 0), (200, 4096, 0), (200, 1000, 20), (3000, 2000, 32)):
         shape = shape_of(tmp_path) if stored(tmp_path, mine=[example(*sizes)] * 3) else SHAPE
-        assert shape.rows >= 1
+        assert shape.batch_size >= 1
         for name, most in SHAPE.budgets.items():
-            assert shape.rows * shape.budgets[name] <= 4 * SHAPE.rows * most
+            assert shape.batch_size * shape.budgets[name] <= 4 * SHAPE.batch_size * most
             # Attention in the audio encoder stays inside a chunk.
-            squared = name == "frames" or shape.rows * shape.budgets[name] ** 2 <= 16 * SHAPE.rows * most**2
+            squared = name == "frames" or shape.batch_size * shape.budgets[name] ** 2 <= 16 * SHAPE.batch_size * most**2
             assert squared
 
 

@@ -55,13 +55,13 @@ def test_a_foreseeable_error_is_one_line(body, words):
 
 
 def test_commands_that_write_exclude_each_other_and_say_who_is_there(tmp_path):
-    from alhena.cli.main import Compress, Corpus, Demo, Evaluate, Pretrain, Tokenise, Tune
+    from alhena.cli.main import Compress, Corpus, Demo, Evaluate, Pretrain, Tokenize, Tune
     from alhena.stages import locked
 
     raw = tmp_path / "raw"
     raw.mkdir()
     with locked(tmp_path):
-        for command in (Demo, Corpus, Tokenise, Pretrain, Tune, Compress, Evaluate):
+        for command in (Demo, Corpus, Tokenize, Pretrain, Tune, Compress, Evaluate):
             with pytest.raises(ValueError, match=rf"another command writes there \(process {os.getpid()}: "):
                 command(tmp_path, "starter:smoke")()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "raw"]

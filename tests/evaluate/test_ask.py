@@ -11,7 +11,7 @@ import pytest
 from alhena.content import Audio, Content, Document, Image, Text, write_documents
 from alhena.evaluate import metrics
 from alhena.evaluate.ask import LEAST_TOKENS, answer_limits, ask_all
-from alhena.evaluate.card import measure, report_card, show
+from alhena.evaluate.card import measure, print_report, report_card
 from alhena.evaluate.held_out import held_out_card
 from alhena.evaluate.results import Line
 from alhena.files import read_json
@@ -47,7 +47,7 @@ def test_the_limit_follows_from_the_longest_reference_of_a_task(encoder):
     some = [question("red"), question("blue"), question(poem, task="poem"), question("a", task="poem")]
     limits = answer_limits(encoder, some)
     assert limits["one"] == LEAST_TOKENS
-    assert limits["poem"] > len(encoder.pieces.encode(poem)) > 100
+    assert limits["poem"] > len(encoder.tokenizer.encode(poem)) > 100
     assert answer_limits(encoder, [question("x" * 50_000)])["one"] == GROWTH[-1]
     drawn = Document((Content("user", (Text("Draw."),)), Content("model", (picture(0, 64, 64),))), "d", "drawing")
     assert answer_limits(encoder, [drawn])["drawing"] >= 64 + 4
@@ -123,7 +123,7 @@ def test_facts_of_a_starter_task_without_its_truth_are_no_error(engine):
     some = [replace(question("red", task=task), facts={"task": task}) for task in ("drawing/digit", "retrieval")]
     measured = measure({"tiny": engine}, some)
     assert len(measured.asked.answered) == 2
-    show(measured.lines, {})
+    print_report(measured.lines, {})
 
 
 def test_intervals_cover_the_rate_of_the_population():

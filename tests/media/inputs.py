@@ -60,7 +60,7 @@ def encoded_sound(samples: np.ndarray, rate: int, form: str, codec: str, layout:
     """float32 [samples], the same in each channel of the layout, by one of FFmpeg's encoders."""
     out = io.BytesIO()
     with av.open(out, "w", format=form) as container:
-        _add_sound(container, container.add_stream(codec, rate=rate, layout=layout), samples, rate)
+        _add_sound(container, container.add_stream(codec, learning_rate=rate, layout=layout), samples, rate)
     return out.getvalue()
 
 
@@ -99,14 +99,14 @@ def clip(
     """Frames of one size as a clip; ``track`` is a sound codec, samples and their rate; ``settings`` are those above."""
     out, s = io.BytesIO(), ClipSettings(**settings)
     with av.open(out, "w", format=form, container_options=dict(s.container)) as container:
-        stream = container.add_stream(codec, rate=s.per_second, options=dict(s.encoder))
+        stream = container.add_stream(codec, learning_rate=s.per_second, options=dict(s.encoder))
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         if s.aspect is not None:
             stream.codec_context.sample_aspect_ratio = s.aspect
         if s.rotation:
             stream.set_display_rotation(s.rotation)
-        sound_stream = container.add_stream(track[0], rate=track[2], layout="mono") if track else None
+        sound_stream = container.add_stream(track[0], learning_rate=track[2], layout="mono") if track else None
         for number, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame.time_base, frame.pts = Fraction(1, 1000), round(1000 * (s.start + number / s.per_second))
@@ -126,7 +126,7 @@ def motion_jpeg(width: int, height: int, times: int) -> bytes:
     """One JPEG picture as a clip of ``times`` frames at 30 a second."""
     out, picture = io.BytesIO(), saved(Pillow.new("RGB", (width, height)), "JPEG")
     with av.open(out, "w", format="mov") as container:
-        stream = container.add_stream("mjpeg", rate=30)
+        stream = container.add_stream("mjpeg", learning_rate=30)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuvj420p"
         _mux_again(container, stream, picture, times, Fraction(1, 30))
     return out.getvalue()
@@ -136,7 +136,7 @@ def silent_matroska(hours: float) -> bytes:
     """Silence as FLAC in Matroska, some 20 bytes for half a second."""
     out = io.BytesIO()
     with av.open(out, "w", format="matroska") as container:
-        stream = container.add_stream("flac", rate=8000, layout="mono")
+        stream = container.add_stream("flac", learning_rate=8000, layout="mono")
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
         frame.sample_rate = 8000
         packet = [*stream.encode(frame), *stream.encode(None)][0]

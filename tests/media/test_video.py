@@ -62,7 +62,7 @@ def muxed(packets: list[bytes]) -> bytes:
     """VP8 packets as WebM, four a second."""
     out = io.BytesIO()
     with av.open(out, "w", format="webm") as container:
-        stream = container.add_stream("libvpx", rate=4)
+        stream = container.add_stream("libvpx", learning_rate=4)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for number, data in enumerate(packets):
             packet = av.Packet(data)
@@ -100,7 +100,7 @@ def test_a_clip_is_turned_upright(degrees: int, expected: str) -> None:
 def test_a_mirrored_clip_is_mirrored_back() -> None:
     out = io.BytesIO()
     with av.open(out, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=4)
+        stream = container.add_stream("libx264", learning_rate=4)
         stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
         stream.set_display_rotation(0, hflip=True)
         container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(), format="rgb24")))

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from alhena.model import model
-from alhena.model.embedding import collapse, expand, lookup, num_rows
-from alhena.model.int4 import quantise
-from alhena.tokens.loader import plain_batch
+from alhena.model.embedding import collapse_gradient, embedding_rows, expand_logits, lookup
+from alhena.model.int4 import quantize
+from alhena.tokens.loader import padded_batch
 from alhena.train.loss import batch_loss
 
 FACTORS = (6, 4)
@@ -21,7 +21,7 @@ VOCABULARY = 10 + 24
 
 @pytest.fixture(scope="module")
 def rows() -> jax.Array:
-    return jax.random.normal(jax.random.key(0), (num_rows(VOCABULARY, FACTORS), 32))
+    return jax.random.normal(jax.random.key(0), (embedding_rows(VOCABULARY, FACTORS), 32))
 
 
 def test_a_code_is_its_structure_plus_its_colour(rows):
@@ -34,18 +34,18 @@ def test_a_code_is_its_structure_plus_its_colour(rows):
 def test_scores_of_rows_expand_to_scores_of_the_table(rows):
     x = jax.random.normal(jax.random.key(1), (3, 5, 32))
     whole = x @ lookup(rows, jnp.arange(VOCABULARY), FACTORS).T
-    np.testing.assert_allclose(expand(x @ rows.T, FACTORS), whole, atol=1e-5)
+    np.testing.assert_allclose(expand_logits(x @ rows.T, FACTORS), whole, atol=1e-5)
 
 
 def test_collapse_is_the_transpose_of_expand():
-    scores = jax.random.normal(jax.random.key(2), (7, num_rows(VOCABULARY, FACTORS)))
+    scores = jax.random.normal(jax.random.key(2), (7, embedding_rows(VOCABULARY, FACTORS)))
     slopes = jax.random.normal(jax.random.key(3), (7, VOCABULARY))
-    (expected,) = jax.vjp(lambda s: expand(s, FACTORS), scores)[1](slopes)
-    np.testing.assert_allclose(collapse(slopes, FACTORS), expected, atol=1e-6)
+    (expected,) = jax.vjp(lambda s: expand_logits(s, FACTORS), scores)[1](slopes)
+    np.testing.assert_allclose(collapse_gradient(slopes, FACTORS), expected, atol=1e-6)
 
 
 def test_a_4_bit_table_is_looked_up_like_its_dequantised_rows(rows):
-    small, ids = quantise(rows, 16, transposed=True), jnp.array([[0, 9, 10], [17, 33, 5]])
+    small, ids = quantize(rows, 16, transposed=True), jnp.array([[0, 9, 10], [17, 33, 5]])
     dense = lookup(small, jnp.arange(VOCABULARY), FACTORS)
     np.testing.assert_allclose(lookup(small, ids, FACTORS), dense[ids], atol=1e-6)
 
@@ -55,7 +55,7 @@ def test_a_model_of_pairs_equals_the_model_of_the_whole_table(tiny, encoder, doc
     params, c = tiny
     table = lookup(params.embedding, jnp.arange(c.vocabulary), c.code_factors)
     whole, one = replace(params, embedding=table), replace(c, code_factors=None)
-    batch = jax.tree.map(jnp.asarray, plain_batch(encoder.encode(documents[1], 256), 64, 128, 2))
+    batch = jax.tree.map(jnp.asarray, padded_batch(encoder.encode(documents[1], 256), 64, 128, 2))
     targets = jnp.where(batch.weights > 0, (batch.targets + 7) % c.vocabulary, batch.targets)  # codes among them
     batch = replace(batch, targets=targets)
     run = jax.jit(jax.value_and_grad(lambda p, c: batch_loss(p, c, batch)[0]), static_argnums=1)

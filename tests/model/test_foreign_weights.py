@@ -27,8 +27,8 @@ def decoder(family: str) -> config.Decoder:
     caps = (2.0, 3.0) if family == "gemma2" else (None, 3.0)
     bases = (1e6, 1e4) if family == "gemma3" else (1e4, None)
     return config.Decoder(
-        8, 2, 2, 4, 8, window=4, global_every=2, qk_norm=d.qk_norm, attention_cap=caps[0], logit_cap=caps[1],
-        rope_base=bases[0], local_rope_base=bases[1], rope_stretch=8.0 if family == "gemma3" else 1.0, query_size=4,
+        8, 2, 2, 4, 8, window=4, global_every=2, qk_norm=d.qk_norm, attention_softcap=caps[0], final_logit_softcap=caps[1],
+        rope_base=bases[0], local_rope_base=bases[1], rope_scaling_factor=8.0 if family == "gemma3" else 1.0, query_pre_attn_scalar=4,
     )  # fmt: skip
 
 
@@ -107,7 +107,10 @@ def test_keys_that_change_nothing_and_the_caps_of_each_family(folder):
         "_name_or_path": "x",
     }
     _, c = gemma.read(folder("gemma3", {**ignored, "attn_logit_softcapping": 50.0}), "gemma3")
-    assert (c.decoder.attention_cap, c.decoder.logit_cap) == (None, 3.0)  # the reference never caps scores here
+    assert (c.decoder.attention_softcap, c.decoder.final_logit_softcap) == (
+        None,
+        3.0,
+    )  # the reference never caps scores here
 
 
 EMBEDDING = np.ones((12, 8), np.float32)
@@ -160,7 +163,7 @@ def test_the_text_half_of_an_image_model_says_what_it_leaves_out(models, folder,
     with caplog.at_level(logging.WARNING):
         params, c = gemma.read(path, "gemma3")
     assert "left out: 1 tensors of multi_modal_projector, 1 tensors of vision_tower" in caplog.text
-    assert c.decoder.logit_cap is None  # the reference ignores it inside a larger model
+    assert c.decoder.final_logit_softcap is None  # the reference ignores it inside a larger model
     np.testing.assert_array_equal(params.embedding, models["gemma3"][0].embedding)
     (path / "config.json").write_text(json.dumps({**around, "model_type": "paligemma"}))
     with pytest.raises(ValueError, match="a model of type 'paligemma' around 'gemma3_text', not gemma3"):
@@ -171,9 +174,9 @@ def test_the_text_half_of_an_image_model_says_what_it_leaves_out(models, folder,
     ("family", "changes", "field"),
     [
         ("gemma", {"window": 4}, "window"),
-        ("gemma", {"logit_cap": 3.0}, "logit_cap"),
-        ("gemma3", {"attention_cap": 3.0}, "attention_cap"),
-        ("gemma2", {"rope_stretch": 2.0}, "rope_stretch"),
+        ("gemma", {"final_logit_softcap": 3.0}, "final_logit_softcap"),
+        ("gemma3", {"attention_softcap": 3.0}, "attention_softcap"),
+        ("gemma2", {"rope_scaling_factor": 2.0}, "rope_scaling_factor"),
         ("gemma2", {"local_rope_base": 7.0}, "local_rope_base"),
     ],
 )

@@ -16,10 +16,10 @@ from alhena.files import write_json
 from alhena.model import config
 from alhena.model import image_tokenizer as tokenizer
 from alhena.train import image_tokenizer as training
-from alhena.train.image_tokenizer import TrainImageTokenizer, draw_reconstructions, train
+from alhena.train.image_tokenizer import TrainImageTokenizer, plot_reconstructions, train
 
 C = config.ImageTokenizer((5, 4), (3,), 16)
-LARGE = config.ImageTokenizer((5, 4), (4, 3), 24, seeing=2, painting=3)  # the family's kind
+LARGE = config.ImageTokenizer((5, 4), (4, 3), 24, encoder_blocks=2, decoder_blocks=3)  # the family's kind
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +41,9 @@ def squares(count: int) -> list[np.ndarray]:
     return images
 
 
-@pytest.mark.parametrize(("structure", "colour"), [((8, 8), (3, 3, 3)), ((8, 5), (5, 5)), ((2,), (9,))])
-def test_codes_are_a_bijection(structure, colour):
-    c = config.ImageTokenizer(structure, colour, 8)
+@pytest.mark.parametrize(("structure", "color"), [((8, 8), (3, 3, 3)), ((8, 5), (5, 5)), ((2,), (9,))])
+def test_codes_are_a_bijection(structure, color):
+    c = config.ImageTokenizer(structure, color, 8)
     assert math.prod(c.factors) == c.num_codes
     values = tokenizer.to_level_values(jnp.arange(c.num_codes), c)
     assert len(np.unique(values, axis=0)) == c.num_codes
@@ -54,11 +54,11 @@ def test_codes_are_a_bijection(structure, colour):
 
 def test_levels_are_whole_bounded_and_let_the_gradient_through():
     z = jnp.linspace(-6, 6, 300).reshape(100, 3)
-    q = np.asarray(tokenizer.quantise(z, C))
+    q = np.asarray(tokenizer.quantize(z, C))
     np.testing.assert_allclose(q, np.round(q), atol=1e-5)
     assert q.min() >= -1e-5
     assert (q.max(0) <= np.array(C.levels) - 1 + 1e-5).all()
-    slope = jax.grad(lambda z: tokenizer.quantise(z, C).sum())(z)
+    slope = jax.grad(lambda z: tokenizer.quantize(z, C).sum())(z)
     smooth = jax.grad(lambda z: (jax.nn.sigmoid(2 * z) * (jnp.array(C.levels) - 1.0)).sum())(z)
     np.testing.assert_allclose(slope, smooth, rtol=1e-5)
 
@@ -76,16 +76,16 @@ def test_any_multiple_of_eight_goes_in_and_comes_out(c, height, width):
 
 def test_the_large_one_looks_as_far_as_its_blocks_and_no_farther():
     params = tokenizer.init(jax.random.key(1), LARGE)
-    levels = jax.jit(lambda x: jax.nn.sigmoid(tokenizer.levels_of(params, LARGE, x)))
+    levels = jax.jit(lambda x: jax.nn.sigmoid(tokenizer.encode_levels(params, LARGE, x)))
     image = jnp.asarray(noise(0, 8, 96), jnp.float32)[None] / 127.5 - 1
     slope = jax.grad(lambda x: levels(x)[0, 0, 0].sum())(image)
     reached = np.asarray(jnp.abs(slope[0]).reshape(8, 12, 8, 3).max((0, 2, 3)) > 0)
-    np.testing.assert_array_equal(reached, np.arange(12) <= LARGE.seeing)
+    np.testing.assert_array_equal(reached, np.arange(12) <= LARGE.encoder_blocks)
 
 
 def test_a_crop_at_whole_cells_has_the_codes_of_the_whole_away_from_its_edges():
     """Of the small one all codes, of the large one all that see nothing but the crop."""
-    whole, far = noise(2, 64, 72), LARGE.seeing
+    whole, far = noise(2, 64, 72), LARGE.encoder_blocks
     for c, edge in ((C, 0), (LARGE, far)):
         params = tokenizer.init(jax.random.key(1), c)
         codes, crop = tokenizer.encode_images(params, c, [whole, whole[8:64, 8:72]])
@@ -120,7 +120,7 @@ def test_files_of_another_tokeniser_are_refused(params, tmp_path):
     with pytest.raises(ValueError, match=r"image_tokenizer.safetensors.*cells is \(192, 16\), expected \(192, 24\)"):
         tokenizer.load(tmp_path)
     write_json(tmp_path / "image_tokenizer.json", {"width": 16})
-    with pytest.raises(ValueError, match="not an image tokeniser's settings"):
+    with pytest.raises(ValueError, match="not an image tokenizer's settings"):
         tokenizer.load(tmp_path)
     (tmp_path / "image_tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"image_tokenizer.json: no such file"):
@@ -138,12 +138,12 @@ def test_it_learns_to_redraw_and_shows_it(tmp_path):
     assert 0 < learned["l1"] < short["l1"] / 1.5
     assert 1 < learned["perplexity"] <= learned["codes_used"] <= C.num_codes
     params, c = tokenizer.load(tmp_path / "long")
-    draw_reconstructions(params, c, images[:3], tmp_path / "shown.png")
+    plot_reconstructions(params, c, images[:3], tmp_path / "shown.png")
     assert (tmp_path / "shown.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_structure_and_colour_are_told_apart(tmp_path):
-    """A square has one structure whatever its colour; with another's colour it is the other one."""
+    """A square has one structure whatever its color; with another's color it is the other one."""
     squares = [np.full((32, 32, 3), 255, np.uint8) for _ in range(3)]
     for channel, square in enumerate(squares):
         square[8:24, 8:24] = 200 * np.eye(3, dtype=np.uint8)[channel]

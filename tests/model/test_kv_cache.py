@@ -22,7 +22,7 @@ def tokens() -> np.ndarray:
 
 
 def make(**settings) -> tuple[model.Params, config.Model]:
-    decoder = config.Decoder(width=32, layers=3, heads=4, head_dim=8, hidden=48, rope_stretch=2.0, **settings)
+    decoder = config.Decoder(width=32, layers=3, heads=4, head_dim=8, hidden=48, rope_scaling_factor=2.0, **settings)
     c = config.Model(50, 1, 2, decoder, None, None)
     return jax.jit(model.init, static_argnums=1)(jax.random.key(0), c), c
 
@@ -31,7 +31,7 @@ def make(**settings) -> tuple[model.Params, config.Model]:
     "settings",
     [
         {"window": 8, "global_every": 3, "kv_heads": 2},
-        {"window": 8, "global_every": 2, "attention_cap": 2.0, "local_rope_base": 100.0},
+        {"window": 8, "global_every": 2, "attention_softcap": 2.0, "local_rope_base": 100.0},
         {"window": 8, "global_every": 9},
         {"window": 200, "global_every": 2},
     ],
@@ -43,7 +43,7 @@ def test_cached_equals_full(settings, tokens):
     prompts = text_batch(tokens[:, : LENGTHS.max()])
     prompts = replace(prompts, segments=prompts.segments * inside, tokens=prompts.tokens * inside)
     hidden, kept = jax.jit(generation.prefill, static_argnums=(1, 3))(params, c, prompts, ROOM)
-    assert sum(leaf.nbytes for leaf in jax.tree.leaves(kept)) == len(LENGTHS) * generation.size(
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(kept)) == len(LENGTHS) * generation.cache_bytes(
         c.decoder, ROOM, "float32"
     )
     decode, rows = jax.jit(generation.decode, static_argnums=1), np.arange(len(LENGTHS))
@@ -55,14 +55,16 @@ def test_cached_equals_full(settings, tokens):
 
 def test_a_cache_takes_the_precision_of_the_model():
     params, c = make()
-    c = replace(c, compute="bfloat16")
+    c = replace(c, compute_dtype="bfloat16")
     _, kept = jax.eval_shape(lambda p: generation.prefill(p, c, text_batch(np.ones((2, 16), int)), 32), params)
-    assert sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept)) == 2 * generation.size(c.decoder, 32)
+    assert sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept)) == 2 * generation.cache_bytes(
+        c.decoder, 32
+    )
 
 
 def test_a_window_bounds_what_is_kept():
     c = config.Decoder(width=8, layers=6, heads=8, head_dim=4, hidden=8, window=10, global_every=3)
     per_token = 2 * 4 * 2  # keys and values of one head, two bytes each
-    assert generation.size(c, 7) == 6 * 7 * per_token
-    assert generation.size(c, 100) == (2 * 100 + 4 * 10) * per_token
-    assert generation.size(replace(c, kv_heads=8), 100) == 8 * generation.size(c, 100)
+    assert generation.cache_bytes(c, 7) == 6 * 7 * per_token
+    assert generation.cache_bytes(c, 100) == (2 * 100 + 4 * 10) * per_token
+    assert generation.cache_bytes(replace(c, kv_heads=8), 100) == 8 * generation.cache_bytes(c, 100)

@@ -1,4 +1,4 @@
-"""int4 = dequantised, packing and error bounds, and 4-bit weights inside the model."""
+"""int4 = dequantized, packing and error bounds, and 4-bit weights inside the model."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alhena.compress.quantize import quantise_model
+from alhena.compress.quantize import quantize_model
 from alhena.model import model
-from alhena.model.int4 import Int4, dequantise, quantise
-from alhena.model.linear import einsum, take
+from alhena.model.int4 import Int4, dequantize, quantize
+from alhena.model.linear import einsum, take_rows
 from alhena.model.weights import load_model, save_model
-from alhena.tokens.loader import plain_batch
+from alhena.tokens.loader import padded_batch
 
 
 def weight(seed: int, *shape: int) -> np.ndarray:
@@ -23,41 +23,41 @@ def weight(seed: int, *shape: int) -> np.ndarray:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_int4_equals_dequantised(dtype):
-    x, w = jnp.asarray(weight(0, 3, 5, 64)), quantise(weight(1, 64, 24), 16)
+    x, w = jnp.asarray(weight(0, 3, 5, 64)), quantize(weight(1, 64, 24), 16)
     spec = "...i,io->...o"
-    np.testing.assert_array_equal(einsum(spec, x, w, dtype), einsum(spec, x, dequantise(w), dtype))
+    np.testing.assert_array_equal(einsum(spec, x, w, dtype), einsum(spec, x, dequantize(w), dtype))
 
 
 def test_int4_embedding_equals_dequantised():
-    x, table = jnp.asarray(weight(0, 7, 32)), quantise(weight(1, 50, 32), 8, transposed=True)
+    x, table = jnp.asarray(weight(0, 7, 32)), quantize(weight(1, 50, 32), 8, transposed=True)
     ids = jnp.array([[0, 49], [7, 7]])
-    np.testing.assert_array_equal(take(table, ids), dequantise(table)[ids])
-    np.testing.assert_array_equal(einsum("...i,oi->...o", x, table), einsum("...i,oi->...o", x, dequantise(table)))
+    np.testing.assert_array_equal(take_rows(table, ids), dequantize(table)[ids])
+    np.testing.assert_array_equal(einsum("...i,oi->...o", x, table), einsum("...i,oi->...o", x, dequantize(table)))
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([2, 4, 16]), st.floats(1e-3, 1e3))
 def test_no_value_moves_further_than_its_step_allows(seed, group, size):
     w = size * weight(seed, 2, 32, 5)
-    q = quantise(w, group)
+    q = quantize(w, group)
     largest = np.abs(w).reshape(2, 32 // group, group, 5).max(2)
-    error = np.abs(np.asarray(dequantise(q)) - w).reshape(2, 32 // group, group, 5).max(2)
+    error = np.abs(np.asarray(dequantize(q)) - w).reshape(2, 32 // group, group, 5).max(2)
     assert (error <= largest * 0.35).all()  # clipped to 0.7 at worst, then half a step
     assert np.mean(error**2) < np.mean(w**2) * 0.1
 
 
 def test_groups_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="groups of 32"):
-        quantise(weight(0, 48, 4), 32)
+        quantize(weight(0, 48, 4), 32)
 
 
 def test_a_4_bit_model_equals_its_dequantised_self(tiny, encoder, documents, tmp_path):
     params, c = tiny
-    small = quantise_model(params, model.weights(c), 8)
+    small = quantize_model(params, model.weights(c), 8)
     plain = jax.tree.map(
-        lambda w: dequantise(w) if isinstance(w, Int4) else w, small, is_leaf=lambda w: isinstance(w, Int4)
+        lambda w: dequantize(w) if isinstance(w, Int4) else w, small, is_leaf=lambda w: isinstance(w, Int4)
     )
-    batch = jax.tree.map(jnp.asarray, plain_batch([e for d in documents for e in encoder.encode(d, 256)], 64, 64, 4))
+    batch = jax.tree.map(jnp.asarray, padded_batch([e for d in documents for e in encoder.encode(d, 256)], 64, 64, 4))
     forward = jax.jit(model.forward, static_argnums=1)
     np.testing.assert_allclose(forward(small, c, batch), forward(plain, c, batch), atol=1e-5)
     save_model(tmp_path, small, c, {})

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from alhena.model import generation, model
-from alhena.tokens.loader import plain_batch
+from alhena.tokens.loader import padded_batch
 
 forward = jax.jit(model.forward, static_argnums=1)
 prefill = jax.jit(generation.prefill, static_argnums=(1, 3))
@@ -28,7 +28,7 @@ def hidden(tiny, batch):
 
 def pack(some, tokens=256, patches=128, chunks=8):
     """Several examples in one row, as the loader packs them."""
-    single = plain_batch(some, tokens, patches, chunks)
+    single = padded_batch(some, tokens, patches, chunks)
     rows = {}
     for name, room in (("tokens", tokens), ("patches", patches), ("frames", chunks)):
         fields = {"tokens": ("tokens", "targets", "weights", "modality", "segments", "positions")}
@@ -49,7 +49,7 @@ def test_packed_equals_separate(tiny, encoder, documents):
     some = examples(encoder, documents)
     row, starts = pack(some)
     together = hidden(tiny, row)[0]
-    alone = hidden(tiny, plain_batch(some, 64, 64, 4))
+    alone = hidden(tiny, padded_batch(some, 64, 64, 4))
     for i, example in enumerate(some):
         n = len(example.tokens)
         np.testing.assert_allclose(together[starts[i] : starts[i] + n], alone[i, :n], **CLOSE)
@@ -60,7 +60,7 @@ def test_cached_equals_full(tiny, encoder, documents, window):
     params, c = tiny
     c = replace(c, decoder=replace(c.decoder, window=window, global_every=2))
     some = examples(encoder, documents)
-    batch = plain_batch(some, 64, 64, 4)
+    batch = padded_batch(some, 64, 64, 4)
     full = np.asarray(forward(params, c, jax.tree.map(jnp.asarray, batch)))
     lengths = np.array([len(e.tokens) for e in some])
     cut = lengths - 4  # the last four tokens are text and are decoded one by one
@@ -75,7 +75,7 @@ def test_cached_equals_full(tiny, encoder, documents, window):
 
 
 def test_no_token_sees_what_comes_later(tiny, encoder, documents):
-    batch = plain_batch(examples(encoder, documents)[:1], 64, 0, 0)
+    batch = padded_batch(examples(encoder, documents)[:1], 64, 0, 0)
     changed = replace(batch, tokens=np.where(np.arange(64) >= 8, 5, batch.tokens).astype(np.int32))
     before, after = hidden(tiny, batch), hidden(tiny, changed)
     np.testing.assert_array_equal(before[0, :8], after[0, :8])
@@ -83,7 +83,7 @@ def test_no_token_sees_what_comes_later(tiny, encoder, documents):
 
 
 def test_every_medium_changes_the_answer(tiny, encoder, documents):
-    batch = plain_batch(examples(encoder, documents)[3:], 64, 64, 4)
+    batch = padded_batch(examples(encoder, documents)[3:], 64, 64, 4)
     base = hidden(tiny, batch)
     louder = replace(batch, frames=batch.frames + 0.5)
     brighter = replace(batch, patches=255 - batch.patches)
@@ -93,7 +93,7 @@ def test_every_medium_changes_the_answer(tiny, encoder, documents):
 
 
 def test_padding_of_a_sound_is_never_heard(tiny, encoder, documents):
-    batch = plain_batch(examples(encoder, documents)[2:3], 64, 0, 4)
+    batch = padded_batch(examples(encoder, documents)[2:3], 64, 0, 4)
     inside = np.arange(batch.frames.shape[2])[None, None] < batch.frame_lengths[..., None]
     noisy = replace(batch, frames=np.where(inside[..., None], batch.frames, 9.0).astype(np.float32))
     np.testing.assert_array_equal(hidden(tiny, batch), hidden(tiny, noisy))

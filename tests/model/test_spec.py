@@ -1,4 +1,4 @@
-"""A weight is declared once: what is initialised, sharded, trained, counted, quantized and stored follows from its specification."""
+"""A weight is declared once: what is initialized, sharded, trained, counted, quantized and stored follows from its specification."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from alhena.compress.quantize import quantise_model
+from alhena.compress.quantize import quantize_model
 from alhena.model import config, image_tokenizer, model, spec
 from alhena.model.linear import Int4
 from alhena.model.spec import Normal, WeightSpec, matrix, stacked, vector, within
@@ -55,7 +55,7 @@ def weights() -> Whole:
     adapter = Adapter(
         norm=vector(8, 0.5),
         side=matrix(0, (8, 16), ("width", "hidden"), gain=0.5, quantize=True),
-        positions=WeightSpec((4, 8), (None, None), Normal(1), "adam", decay=True),
+        positions=WeightSpec((4, 8), (None, None), Normal(1), "adam", decay_fraction=True),
     )
     return Whole(within(3, stacked(2, adapter)), matrix(0, (8, 4), ("width", None)))
 
@@ -76,7 +76,7 @@ def test_a_weight_declared_once_is_initialised_counted_sharded_trained_quantized
     moments = [part for part in jax.tree.leaves(parts["optimizer"]) if part == PartitionSpec(None, "data", "model")]
     assert len(moments) == 1 and parts["step"] == PartitionSpec()  # Muon keeps one moment, Adam would keep two
 
-    small = quantise_model(params, specs, 4)
+    small = quantize_model(params, specs, 4)
     assert isinstance(small.adapter.side, Int4) and not isinstance(small.adapter.positions, Int4)
     for tree, names in ((params, {"adapter.side"}), (small, {"adapter.side.packed", "adapter.side.scales"})):
         assert names <= spec.named(tree).keys()
@@ -87,9 +87,13 @@ def test_a_weight_declared_once_is_initialised_counted_sharded_trained_quantized
 def test_the_optimizer_does_what_the_specification_says_whatever_a_weight_is_called():
     """``positions`` decays and is Adam's, ``side`` is Muon's; with no gradient nothing but decay moves a weight."""
     specs = weights()
-    specs = replace(specs, adapter=replace(specs.adapter, side=replace(specs.adapter.side, decay=False)))
+    specs = replace(specs, adapter=replace(specs.adapter, side=replace(specs.adapter.side, decay_fraction=False)))
     params = spec.init(jax.random.key(0), specs)
-    transform = optimizer(Optimizer(rate=1.0, warmup=1, weight_decay=0.25, schedule="cosine", floor=1.0), 10, specs)
+    transform = optimizer(
+        Optimizer(learning_rate=1.0, warmup=1, weight_decay=0.25, schedule="cosine", final_learning_rate_fraction=1.0),
+        10,
+        specs,
+    )
     zero = jax.tree.map(jnp.zeros_like, params)
     _, state = transform.update(zero, transform.init(params), params)  # the first rate of a warm-up is 0
     updates, _ = transform.update(zero, state, params)
@@ -104,11 +108,11 @@ def test_a_wrong_declaration_fails_at_once():
     with pytest.raises(ValueError, match="no logical axis is named 'hiden'"):
         matrix(0, (8, 16), ("width", "hiden"))
     with pytest.raises(ValueError, match=r"shape \(8, 16\) has 1 logical axes"):
-        WeightSpec((8, 16), ("width",), Normal(0), "muon", decay=True)
+        WeightSpec((8, 16), ("width",), Normal(0), "muon", decay_fraction=True)
     with pytest.raises(ValueError, match="no matrix: Muon"):
-        WeightSpec((8,), (None,), Normal(0), "muon", decay=True)
+        WeightSpec((8,), (None,), Normal(0), "muon", decay_fraction=True)
     with pytest.raises(ValueError, match="optimizer group 'muno'"):
-        WeightSpec((8, 8), (None, None), Normal(0), "muno", decay=True)  # type: ignore[arg-type]
+        WeightSpec((8, 8), (None, None), Normal(0), "muno", decay_fraction=True)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="unexpected keyword argument 'down'"):  # a declaration without a field
         Adapter(norm=vector(8), side=vector(8), positions=vector(8), down=vector(8))  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'side'"):  # a field without one
@@ -142,7 +146,7 @@ def test_arrays_are_those_of_the_specifications(name):
 def test_a_decoder_of_any_kind_is_quantized(name):
     c = CONFIGS[name]
     params, specs = model.init(jax.random.key(0), c), model.weights(c)
-    small = jax.tree.leaves(quantise_model(params, specs, 8), is_leaf=lambda w: isinstance(w, Int4))
+    small = jax.tree.leaves(quantize_model(params, specs, 8), is_leaf=lambda w: isinstance(w, Int4))
     four_bit = [name for name, w in zip(spec.named(specs), small, strict=True) if isinstance(w, Int4)]
     assert four_bit == [
         "embedding",
@@ -151,7 +155,7 @@ def test_a_decoder_of_any_kind_is_quantized(name):
 
 
 def test_random_weights_of_a_model_have_keys_of_their_own():
-    image = config.ImageTokenizer((8, 5), (3,), 16, seeing=2)
+    image = config.ImageTokenizer((8, 5), (3,), 16, encoder_blocks=2)
     for specs in (*map(model.weights, CONFIGS.values()), image_tokenizer.weights(image)):
         drawn = {n: (s.scope, s.initializer.key) for n, s in spec.named(specs).items() if hasattr(s.initializer, "key")}
         shared = {key for key, count in Counter(drawn.values()).items() if count > 1}
@@ -166,6 +170,6 @@ def test_muon_trains_the_matrices_of_linear_layers_and_nothing_else(recipe):
     for name, s in spec.named(model.weights(c)).items():
         no_matrix = len(s.shape) - ("layers" in s.axes) < 2
         other = name in ("embedding", "vision.places.rows", "vision.places.columns", "audio.layers.depthwise")
-        assert (s.group, s.decay) == (("adam", False) if no_matrix or other else ("muon", True)), name
+        assert (s.group, s.decay_fraction) == (("adam", False) if no_matrix or other else ("muon", True)), name
         large = s.size > 2**24 and len([n for n in s.shape if n > 64]) > 1
         assert not large or any(axis not in (None, "layers") for axis in s.axes), f"{name} {s.shape} is not sharded"

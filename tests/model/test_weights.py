@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from alhena.compress.quantize import quantise_model
+from alhena.compress.quantize import quantize_model
 from alhena.files import read_json, write_json
 from alhena.model import config, image_tokenizer, model
 from alhena.model.tensors import open_file
@@ -116,7 +116,7 @@ def test_a_wrong_field_of_a_configuration_is_named(tiny, tmp_path, values, messa
         ({"audio": {"width": 16}}, r"audio\.layers: missing"),
         ({"budget": {"image_tokens": 64}}, r"budget\.frame_tokens: missing"),
         ({"budget": {"image_tokens": 10**9}}, r"budget: Budget\.image_tokens is 1000000000"),
-        ({"colour": 1}, r"colour: unexpected field"),
+        ({"color": 1}, r"color: unexpected field"),
     ],
 )
 def test_a_wrong_field_of_a_vocabulary_is_named(encoder, tmp_path, values, message):
@@ -151,7 +151,7 @@ def test_damaged_text_pieces_are_named(encoder, tmp_path, data):
     ],
 )
 def test_a_wrong_array_is_named(tiny, tmp_path, name, array, message):
-    save_model(tmp_path, quantise_model(tiny[0], model.weights(tiny[1]), 16), tiny[1], {})
+    save_model(tmp_path, quantize_model(tiny[0], model.weights(tiny[1]), 16), tiny[1], {})
     arrays = {**load_file(tmp_path / "weights.safetensors"), name: array}
     write_arrays(tmp_path / "weights.safetensors", {name: a for name, a in arrays.items() if a is not None})
     with pytest.raises(ValueError, match=message):

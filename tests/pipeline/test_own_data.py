@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from alhena.cli.main import Check, Evaluate, Tune, model_folder
-from alhena.compress.quantize import quantise_model
+from alhena.compress.quantize import quantize_model
 from alhena.content import Content, Document, Text, write_documents
 from alhena.files import read_json, seal_folder, write_atomically
 from alhena.model import config, image_tokenizer, model
@@ -35,7 +35,7 @@ def run(tmp_path, encoder, tiny) -> Path:
     params, c = tiny
     folder = tmp_path / "run"
     write_model(folder / "models" / "assistant", encoder, params, c)
-    write_model(folder / "models" / "nano", encoder, quantise_model(params, model.weights(c), 8), c)
+    write_model(folder / "models" / "nano", encoder, quantize_model(params, model.weights(c), 8), c)
     for answer in ("red", "blue"):
         contents = Content("user", (Text("What colour?"),)), Content("model", (Text(answer),))
         some = [Document(contents, f"{answer}{i}", "mine") for i in range(40)]
@@ -51,7 +51,7 @@ def tune(run: Path, data: str, **more) -> Path:
 
 def test_other_data_is_never_taken_for_the_same(run, capsys):
     smoke, mine = starter.smoke().tune, run / "models" / "mine"
-    t = replace(smoke, steps=2, weights=None, optimizer=replace(smoke.optimizer, rate=0.01))
+    t = replace(smoke, steps=2, weights=None, optimizer=replace(smoke.optimizer, learning_rate=0.01))
     earlier = tuning_stage(run, run / "models" / "assistant", run.parent / "blue", "mine", t)
 
     def work() -> dict:
@@ -85,7 +85,7 @@ def test_data_base_and_settings_are_told_apart(run):
     of = lambda base, data, t: tuning_stage(run, base, data, "mine", t).fingerprint  # noqa: E731
     others = [
         of(assistant, blue, t), of(nano, red, t), of(assistant, red, replace(t, steps=7)), of(assistant, red, replace(t, seed=7)),
-        of(assistant, red, replace(t, optimizer=replace(t.optimizer, rate=0.7))),
+        of(assistant, red, replace(t, optimizer=replace(t.optimizer, learning_rate=0.7))),
     ]  # fmt: skip
     assert len({of(assistant, red, t), *others}) == 6
     assert of(assistant, red, t) == of(assistant, red, t)

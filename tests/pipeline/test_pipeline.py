@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from alhena.files import read_json
-from alhena.pipeline import STAGES, travel
+from alhena.pipeline import STAGES, run_pipeline
 from recipes import starter
 from tests.conftest import picture
 
@@ -40,7 +40,7 @@ def test_every_stage_leaves_its_artefact(smoke):
 
 def test_a_finished_journey_is_not_repeated(smoke):
     before = {path: path.stat().st_mtime_ns for path in smoke.rglob("*") if path.is_file()}
-    travel(starter.smoke(), smoke)
+    run_pipeline(starter.smoke(), smoke)
     assert {path: path.stat().st_mtime_ns for path in smoke.rglob("*") if path.is_file()} == before
     assert len(STAGES) == 8
 
@@ -57,7 +57,7 @@ def test_your_own_data_goes_the_same_way(smoke, tmp_path):
     assert "not JSON" in done.stdout
     more = ("--recipe", "starter:smoke")
     tuned = alhena(
-        "tune", smoke, *more, "--data", tmp_path / "curated", "--name", "mine", "--steps", 25, "--rate", 0.02
+        "tune", smoke, *more, "--data", tmp_path / "curated", "--name", "mine", "--steps", 25, "--learning-rate", 0.02
     )
     assert tuned.returncode == 0, tuned.stderr
     done = alhena("evaluate", smoke, *more, "--data", tmp_path / "curated", "--name", "mine")

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import pytest
 
 from alhena.planning.hlo import parse
-from alhena.planning.simulator import Speeds, Totals, Walk
+from alhena.planning.simulator import Simulator, Speeds, Totals
 
 SPEEDS = Speeds(flops=1e9, hbm=1e30, transfer=lambda t: t.sent / 1e6)
 
 
 def walk(text: str, chips_per_pod: int = 4, visited: float = 1.0) -> Totals:
-    return Walk(parse(text), SPEEDS, chips_per_pod, visited).total()
+    return Simulator(parse(text), SPEEDS, chips_per_pod, visited).total()
 
 
 def test_products_in_a_loop_count_as_often_as_it_runs():
@@ -68,8 +68,8 @@ ENTRY %main (x: f32[1000], w: f32[100,100]) -> f32[4000] {
 def test_groups_are_read_in_every_way_they_are_written(groups, between):
     total = walk(COLLECTIVES.replace("GROUPS", groups))
     sent = {"all-gather": 3 / 4 * 16_000, "all-reduce": 2 * 3 / 4 * 4_000}
-    assert (total.between if between else total.inside) == sent
-    assert (total.inside if between else total.between) == {}
+    assert (total.between_pods if between else total.within_pod) == sent
+    assert (total.within_pod if between else total.between_pods) == {}
     assert total.largest == {"all-gather": 16_000, "all-reduce": 4_000}
 
 
@@ -144,9 +144,9 @@ ENTRY %main (h: bf16[2,8192,2560], d: bf16[65536,2560], x: bf16[2560,65536], y: 
 def test_collectives_as_the_tpu_compiler_writes_them():
     """A gather that three fusions name is one, behind the product of the second; what is summed and sliced is a scatter."""
     speeds = Speeds(flops=1e12, hbm=1e30, transfer=lambda t: t.sent / 1e9)
-    total = Walk(parse(TRUE), speeds, 16).total()
+    total = Simulator(parse(TRUE), speeds, 16).total()
     tokens, padded, product = 2 * 32768 * 2560 * 2, 33088 * 2560 * 2, 2 * 2560 * 2560 * 65536
-    assert total.inside == {"all-gather": 3 / 4 * tokens, "reduce-scatter": 3 / 4 * padded}
+    assert total.within_pod == {"all-gather": 3 / 4 * tokens, "reduce-scatter": 3 / 4 * padded}
     assert total.flops == product
     assert product / 1e12 > 3 / 4 * tokens / 1e9  # so the gather is hidden, the scatter is not
     assert total.seconds == pytest.approx(product / 1e12 + 3 / 4 * padded / 1e9)
@@ -188,7 +188,7 @@ ENTRY %main (m: s8[1,64,64], q: bf16[2,5,32768,128], k: bf16[2,1,32768,128], s: 
 def test_products_of_the_attention_kernels():
     """Forward scores and sums of values; backward each kernel has the scores again: five products become seven."""
     one = 2 * (2 * 5 * 32768) * 32768 * 128
-    assert walk(KERNELS, visited=0.5).flops == 0.5 * (2 + 4 + 3) * one
+    assert walk(KERNELS, computed_share=0.5).flops == 0.5 * (2 + 4 + 3) * one
 
 
 def test_a_loop_without_a_bound_and_text_that_is_no_program_are_refused():

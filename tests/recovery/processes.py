@@ -14,11 +14,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from alhena.model.sharding import Mesh, with_pods_left
+from alhena.model.sharding import Mesh, surviving_mesh
 from alhena.model.weights import load_model
-from alhena.recovery.memory_checkpoint import memory_of
-from alhena.recovery.supervisor import join
-from alhena.tokens.loader import Shape
+from alhena.recovery.memory_checkpoint import memory_folder
+from alhena.recovery.supervisor import initialize_distributed
+from alhena.tokens.loader import BatchShape
 from alhena.train.optimizer import Optimizer
 from alhena.train.trainer import Folders, Hooks, Phase, Training, train
 
@@ -26,17 +26,17 @@ PHASES = (Phase(6, {"a": 1.0, "b": 1.0}), Phase(4, {"b": 1.0}))
 
 
 def main() -> None:
-    join()
+    initialize_distributed()
     model, data, out = map(Path, sys.argv[1:4])
     t = Training(
         PHASES,
-        Shape(4, 128, 96, 4),
+        BatchShape(4, 128, 96, 4),
         Optimizer(warmup=2),
         save_every=4,
         log_every=2,
-        mesh=with_pods_left(Mesh(pod=2), jax.device_count()),
-        readers=2,
-        copy_every=1,
+        mesh=surviving_mesh(Mesh(pod=2), jax.device_count()),
+        data_shards=2,
+        memory_checkpoint_every=1,
     )
 
     def die(step: int) -> None:
@@ -46,7 +46,7 @@ def main() -> None:
             if jax.process_index() == int(process) and step == int(when) and not marker.exists():
                 marker.touch()
                 if lost:
-                    shutil.rmtree(memory_of(out, int(process)))
+                    shutil.rmtree(memory_folder(out, int(process)))
                 os.kill(os.getpid(), signal.SIGKILL)
 
     params = train(*load_model(model), t, Folders(data, out), "processes", Hooks(on_step=die))

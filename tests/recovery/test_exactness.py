@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from alhena.files import add_line, read_lines
-from alhena.recovery.anomalies import IN_A_ROW, WINDOW, judge, nothing_yet
+from alhena.recovery.anomalies import ROLLBACK_AFTER, WINDOW, check_step, no_recent_steps
 from alhena.recovery.checkpoint import Checkpoints
 from alhena.recovery.checksum import checksums
 from alhena.recovery.fingerprints import read_fingerprints
@@ -80,7 +80,12 @@ def test_a_replay_finds_every_fingerprint_as_recorded(tiny, data, whole):
     # checkpoints of steps 6 and 8 are kept: 8 is replayed from 6, 7 too, 5 from the beginning and across the change of mixture
     for last, first in ((8, 7), (7, 7), (5, 1)):
         replayed = replay(copy(params), c, TRAINING, data, folder, last)
-        assert (replayed.first, replayed.last, replayed.difference, replayed.elsewhere) == (first, last, None, None)
+        assert (replayed.first, replayed.last, replayed.difference, replayed.recorded_machine) == (
+            first,
+            last,
+            None,
+            None,
+        )
     with pytest.raises(ValueError, match=r"no fingerprint of step 9; there are those of 1 to 8"):
         replay(params, c, TRAINING, data, folder, 9)
 
@@ -176,7 +181,7 @@ def test_trouble_that_stays_stops_the_training_and_saves_the_batch(tiny, data, t
 
 
 def test_trouble_before_the_first_checkpoint_stops_at_once(tiny, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "train_step", poisoned(dict.fromkeys(range(1, 2 + IN_A_ROW), 1)))
+    monkeypatch.setattr(trainer, "train_step", poisoned(dict.fromkeys(range(1, 2 + ROLLBACK_AFTER), 1)))
     with pytest.raises(ValueError, match=r"in step 1, and 2 more .* no checkpoint to go back to"):
         train(copy(tiny[0]), tiny[1], TRAINING, Folders(data, tmp_path / "run"), "run")
 
@@ -184,7 +189,7 @@ def test_trouble_before_the_first_checkpoint_stops_at_once(tiny, data, tmp_path,
 def test_a_spike_is_what_the_definition_says():
     rng = np.random.default_rng(0)
     losses, norms = 2 + 0.1 * rng.normal(size=WINDOW), 0.5 + 0.05 * rng.normal(size=WINDOW)
-    recent, once = nothing_yet(), jax.jit(judge)
+    recent, once = no_recent_steps(), jax.jit(check_step)
     for n, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
         assert bool(once(recent, loss, norm)[0])
         assert bool(once(recent, 100.0, norm)[0])  # nothing is a spike yet
@@ -202,7 +207,7 @@ def test_a_spike_is_what_the_definition_says():
 
 
 def test_a_hard_example_is_no_spike_where_all_is_learned():
-    recent, once = nothing_yet(), jax.jit(judge)
+    recent, once = no_recent_steps(), jax.jit(check_step)
     for _ in range(WINDOW):
         recent = once(recent, 0.002, 0.01)[1]
     assert bool(once(recent, 0.4, 0.9)[0])  # two hundred times the usual

@@ -15,8 +15,8 @@ from alhena.files import read_lines
 from alhena.model.weights import save_model
 from alhena.recovery.fingerprints import read_fingerprints
 from alhena.recovery.goodput import goodput
-from alhena.recovery.memory_checkpoint import memory_of
-from alhena.recovery.supervisor import COORDINATOR, PROCESSES, join, supervise
+from alhena.recovery.memory_checkpoint import memory_folder
+from alhena.recovery.supervisor import COORDINATOR, PROCESSES, initialize_distributed, supervise
 
 WORKER = Path(__file__).with_name("processes.py")
 
@@ -46,7 +46,7 @@ def test_killed_twice_two_processes_end_as_one_that_nobody_killed(command, tmp_p
     assert (
         starts[0] == 0 and starts[1] in (2, 3) and starts[2] in (6, 7)
     )  # checkpoints are at 4 and 8: copies were used
-    assert not memory_of(out, 0).exists() and goodput(out) is not None
+    assert not memory_folder(out, 0).exists() and goodput(out) is not None
     alone = tmp_path / "one"
     flags = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     subprocess.run([*command, str(alone)], env=flags, check=True, capture_output=True)
@@ -123,4 +123,4 @@ def test_half_an_environment_is_refused(monkeypatch):
     monkeypatch.setenv(COORDINATOR, "127.0.0.1:1")
     monkeypatch.setenv(PROCESSES, "two")
     with pytest.raises(ValueError, match="ALHENA_PROCESSES and ALHENA_PROCESS must be numbers"):
-        join()
+        initialize_distributed()

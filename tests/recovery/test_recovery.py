@@ -18,7 +18,7 @@ from alhena.model import config, model
 from alhena.model.sharding import Mesh
 from alhena.recovery.fingerprints import read_fingerprints
 from alhena.recovery.goodput import goodput
-from alhena.recovery.memory_checkpoint import Replicas, memory_of
+from alhena.recovery.memory_checkpoint import MemoryCheckpoints, memory_folder
 from alhena.tokens.store import Examples
 from alhena.train import compare, trainer
 from alhena.train import image_tokenizer as image_training
@@ -27,7 +27,7 @@ from alhena.train.metrics import read_metrics
 from alhena.train.trainer import Folders, Hooks, fingerprint_of, train
 from tests.train.test_training import TRAINING, copy, equal
 
-COPIED = replace(TRAINING, mesh=Mesh(), copy_every=1, save_every=100)
+COPIED = replace(TRAINING, mesh=Mesh(), memory_checkpoint_every=1, save_every=100)
 
 
 class Killed(BaseException):
@@ -65,8 +65,8 @@ def test_copies_of_another_seed_or_rate_are_never_restored(small, data, tmp_path
     out = Folders(data, tmp_path / "out")
     with pytest.raises(Killed):
         train(begin(small), small, COPIED, out, "first", killed_after(3))
-    assert len(list(memory_of(out.out, 0).glob("*.copy"))) == 2
-    other = replace(COPIED, seed=1, optimizer=replace(COPIED.optimizer, rate=1e-4))
+    assert len(list(memory_folder(out.out, 0).glob("*.copy"))) == 2
+    other = replace(COPIED, seed=1, optimizer=replace(COPIED.optimizer, learning_rate=1e-4))
     found = train(begin(small), small, other, out, "second")
     assert starts(out.out) == [0, 0]
     assert "copies of another training removed (2)" in capfd.readouterr().err
@@ -86,14 +86,14 @@ def test_copies_are_restored_until_the_run_folder_is_deleted(small, data, tmp_pa
     assert starts(out.out) == [0]
     shutil.rmtree(out.out)
     told: list[str] = []
-    Replicas(tmp_path / "another", 0, "x", told.append)
-    assert len(told) == 1 and "which was deleted" in told[0] and not memory_of(out.out, 0).exists()
+    MemoryCheckpoints(tmp_path / "another", 0, "x", told.append)
+    assert len(told) == 1 and "which was deleted" in told[0] and not memory_folder(out.out, 0).exists()
 
 
 def test_copies_that_are_damaged_or_of_another_mesh_do_not_displace_new_ones(tmp_path, memory):
     with jax.set_mesh(jax.make_mesh((1, 1), ("pod", "data"))):
         place = lambda x: jax.device_put(x, jax.NamedSharding(jax.sharding.get_mesh(), jax.P()))  # noqa: E731
-        copies = Replicas(tmp_path, 0, "x", pytest.fail)
+        copies = MemoryCheckpoints(tmp_path, 0, "x", pytest.fail)
         for step in (7, 8):
             copies.save(step, {"a": place(np.zeros(step))}, None)
         assert copies.restore({"a": place(np.zeros(3))}) is None
@@ -110,7 +110,7 @@ def test_checkpoints_of_another_training_are_refused(small, data, tmp_path):
     shutil.copy(data / "a.arrow", tmp_path / "other" / "b.arrow")
     others = {
         "seed": (replace(TRAINING, seed=1), out),
-        "rate": (replace(TRAINING, optimizer=replace(TRAINING.optimizer, rate=1e-4)), out),
+        "rate": (replace(TRAINING, optimizer=replace(TRAINING.optimizer, learning_rate=1e-4)), out),
         "data": (TRAINING, replace(out, data=tmp_path / "other")),
     }
     for t, folders in others.values():
@@ -125,7 +125,9 @@ def test_checkpoints_of_another_training_are_refused(small, data, tmp_path):
 def test_the_fingerprint_knows_the_stage_and_the_data_and_not_the_mesh(small, data, tmp_path):
     out = Folders(data, tmp_path)
     own = fingerprint_of(small, TRAINING, out)
-    assert fingerprint_of(small, replace(TRAINING, mesh=Mesh(pod=2), copy_every=5, save_every=3), out) == own
+    assert (
+        fingerprint_of(small, replace(TRAINING, mesh=Mesh(pod=2), memory_checkpoint_every=5, save_every=3), out) == own
+    )
     shutil.copytree(data, tmp_path / "data")
     assert fingerprint_of(small, TRAINING, replace(out, data=tmp_path / "data")) == own
     content = bytearray((tmp_path / "data" / "a.arrow").read_bytes())
@@ -141,7 +143,7 @@ def test_a_signal_saves_and_ends_and_the_rest_is_the_same_bit_for_bit(small, dat
     c = replace(small, decoder=replace(small.decoder, hidden=40))
     params, before = begin(c), [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     out = Folders(data, tmp_path / "cut")
-    advance, sent = trainer.advance, []
+    advance, sent = trainer.train_on_next_batch, []
 
     def interrupted(*args):
         if not sent:
@@ -239,4 +241,4 @@ def test_facts_of_a_run_that_are_no_facts_are_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(GOOD["metrics.jsonl"] + "\n")
     write_json(tmp_path / "training.json", {"title": "x"})
     with pytest.raises(ValueError, match=r"training\.json: it has no field 'parameters'"):
-        compare.find([tmp_path])
+        compare.find_runs([tmp_path])

@@ -46,7 +46,7 @@ def make_ours(folder: Path) -> None:
     from alhena.tokens.encode import Encoder
     from alhena.tokens.vocabulary import Vocabulary
 
-    pieces = tokenizer.TextPieces.from_bytes(tokenizer.train(["What colour is it? red\n", "x 12 y 34;"] * 30, 300))
+    pieces = tokenizer.TextTokenizer.from_bytes(tokenizer.train(["What colour is it? red\n", "x 12 y 34;"] * 30, 300))
     vision, audio = config.Vision(8, 1, 2, 8, side=8), config.Usm(8, 1, 2, 8, mels=8, chunk=32, channels=(2, 2))
     encoder = Encoder(pieces, Vocabulary(pieces.size, 64), vision, audio)
     v = encoder.vocabulary

@@ -10,15 +10,15 @@ import pytest
 
 from alhena.files import read_json, write_json
 from alhena.model import model
-from alhena.scaling.ladder import Grid, climb, fit_ladder, scaled, shortened, suggest
-from alhena.scaling.laws import BESIROGLU, HOFFMANN, Law, Rung, bootstrap, fit
+from alhena.scaling.ladder import Grid, fit_ladder, scaled, suggest, train_ladder, with_steps
+from alhena.scaling.laws import BESIROGLU, HOFFMANN, Rung, ScalingLaw, bootstrap, fit
 from alhena.train.trainer import Folders
 from tests.train.test_training import TRAINING
 
-SMALL = Law(1.2, 60.0, 90.0, 0.35, 0.3)
+SMALL = ScalingLaw(1.2, 60.0, 90.0, 0.35, 0.3)
 
 
-def rungs_of(law: Law, budgets: np.ndarray, noise: float = 0.0) -> list[Rung]:
+def rungs_of(law: ScalingLaw, budgets: np.ndarray, noise: float = 0.0) -> list[Rung]:
     """An IsoFLOP ladder of losses by a known law."""
     rng = np.random.default_rng(0)
     pairs = [(n, c / (6 * n)) for c in budgets for n in c**0.5 * np.geomspace(0.02, 0.3, 5)]
@@ -59,9 +59,9 @@ def test_chinchilla():
 def test_the_optimum_is_one_also_in_use(law):
     n, d = law.optimum(1e20)
     assert all(law.loss(n, d) < law.loss(n * f, d / f) for f in (0.8, 0.99, 1.01, 1.25))
-    assert law.optimum_in_use(1e20, 0) == pytest.approx((n, d))
+    assert law.inference_optimum(1e20, 0) == pytest.approx((n, d))
     served = 30 * d
-    small, long = law.optimum_in_use(1e20, served)
+    small, long = law.inference_optimum(1e20, served)
     assert small < n < long
     assert law.loss(small, long) == pytest.approx(law.loss(n, d))
     cost = lambda size: 6 * size * law.tokens_for(law.loss(n, d), size) + 2 * size * served  # noqa: E731
@@ -87,18 +87,18 @@ def test_a_scaled_model_is_a_model(tiny):
 
 
 def test_a_rung_keeps_the_phases_in_proportion():
-    t = shortened(TRAINING, 40)
+    t = with_steps(TRAINING, 40)
     assert [phase.steps for phase in t.phases] == [20, 20]
     assert t.steps == t.save_every == 40
     with pytest.raises(ValueError, match="a rung of 7 steps"):
-        shortened(TRAINING, 7)
+        with_steps(TRAINING, 7)
 
 
 def test_the_ladder_trains_each_rung_once_and_the_fit_is_drawn(tiny, data, tmp_path):
     c = replace(tiny[1], vision=None, audio=None, decoder=replace(tiny[1].decoder, layers=1))
     n = model.count(jax.eval_shape(lambda: model.init(jax.random.key(0), c)))
-    budget = 6.0 * n * 20 * TRAINING.shape.rows * TRAINING.shape.tokens
-    ladder = lambda: climb(c, TRAINING, Folders(data, tmp_path, data), Grid([budget, 1.5 * budget], [1.0]))  # noqa: E731
+    budget = 6.0 * n * 20 * TRAINING.shape.batch_size * TRAINING.shape.tokens
+    ladder = lambda: train_ladder(c, TRAINING, Folders(data, tmp_path, data), Grid([budget, 1.5 * budget], [1.0]))  # noqa: E731
     rungs = ladder()
     assert [(r.parameters, r.tokens) for r in rungs] == [(n, steps * 256) for steps in (20, 30)]
     assert 0 < rungs[1].loss < rungs[0].loss < np.log(c.vocabulary)

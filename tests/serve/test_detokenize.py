@@ -33,7 +33,7 @@ def reference(tokens: list[int], encoder, stop: tuple[str, ...]) -> tuple[list[P
             i += 4 + rows * columns
             continue
         end = next((j for j in range(i, len(tokens)) if tokens[j] >= v.num_text), len(tokens))
-        text, stopped = cut(encoder.pieces.decode(tokens[i:end]), stop)
+        text, stopped = cut(encoder.tokenizer.decode(tokens[i:end]), stop)
         parts += [Text(text)] if text else []
         if stopped or (end < len(tokens) and tokens[end] == v.end):
             return parts, True
@@ -44,7 +44,7 @@ def reference(tokens: list[int], encoder, stop: tuple[str, ...]) -> tuple[list[P
 @st.composite
 def answers(draw, encoder):
     """Runs of words, of any characters and of stray bytes, with pictures between them, and perhaps an end."""
-    v, pieces = encoder.vocabulary, encoder.pieces
+    v, pieces = encoder.vocabulary, encoder.tokenizer
     bytes_ = [i for i in range(v.num_text) if pieces.byte(i) is not None]
     word = st.text("circle red .\n漢字é🙂", max_size=8).map(pieces.encode)
     stray = st.lists(st.sampled_from(bytes_), max_size=6)
@@ -61,7 +61,7 @@ def test_deltas_joined_are_the_whole_answer_at_every_split(encoder):
     @given(answers(encoder), st.lists(st.text("cirle d漢\n", min_size=1, max_size=4), max_size=3).map(tuple))
     def check(tokens, stop):
         whole, finished = reference(tokens, encoder, stop)
-        state, deltas = Detokenizer(encoder.pieces, encoder.vocabulary, drawn, stop), []
+        state, deltas = Detokenizer(encoder.tokenizer, encoder.vocabulary, drawn, stop), []
         for token in tokens:
             shown = "".join(p.text for p in deltas if isinstance(p, Text))
             # What is shown is never taken back.
@@ -76,19 +76,19 @@ def test_deltas_joined_are_the_whole_answer_at_every_split(encoder):
 
 
 def test_unfinished_characters_and_stops_are_held_back(encoder):
-    state = Detokenizer(encoder.pieces, encoder.vocabulary, drawn, ("red circle",))
-    tokens = encoder.pieces.encode("漢")
+    state = Detokenizer(encoder.tokenizer, encoder.vocabulary, drawn, ("red circle",))
+    tokens = encoder.tokenizer.encode("漢")
     assert len(tokens) > 2
     assert join(part for token in tokens[:-1] for part in state.feed(token)) == ()
     assert state.feed(tokens[-1]) == [Text("漢")]
-    assert join(part for token in encoder.pieces.encode("red circ") for part in state.feed(token)) == (Text(" "),)
+    assert join(part for token in encoder.tokenizer.encode("red circ") for part in state.feed(token)) == (Text(" "),)
     assert state.flush() == [Text("red circ")]
 
 
 def test_a_picture_that_is_cut_off_is_left_out(encoder):
     v = encoder.vocabulary
-    state = Detokenizer(encoder.pieces, v, drawn)
-    tokens = [*encoder.pieces.encode("red"), v.control("<boi_out>"), v.rows(2), v.columns(2), v.code(1)]
+    state = Detokenizer(encoder.tokenizer, v, drawn)
+    tokens = [*encoder.tokenizer.encode("red"), v.control("<boi_out>"), v.rows(2), v.columns(2), v.code(1)]
     assert join(part for token in tokens for part in state.feed(token)) == (Text("red"),)
     assert state.flush() == []
     assert state.count == len(tokens)

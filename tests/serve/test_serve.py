@@ -19,7 +19,7 @@ from alhena.serve import image_grammar
 from alhena.serve.engine import MOST_OUTPUT, Answer, Engine, _run
 from alhena.serve.sampler import Sampling, sample
 from alhena.serve.sampler import settings as rows_of
-from alhena.tokens.loader import plain_batch
+from alhena.tokens.loader import padded_batch
 from alhena.tokens.vocabulary import Vocabulary
 from tests.conftest import picture, sound
 
@@ -121,7 +121,7 @@ def test_guided_codes_are_those_of_the_guided_logits_of_whole_rows(engine):
     codes = np.flatnonzero([v.is_code(t) for t in written])
     assert len(codes) == 60
     written = written[: codes[-1] + 1]
-    batch, places = plain_batch(asked, 128, 64, 0), []
+    batch, places = padded_batch(asked, 128, 64, 0), []
     for row, example in enumerate(asked):
         start = len(example.tokens)
         batch.tokens[row, start : start + len(written)] = written

@@ -14,8 +14,8 @@ from alhena.content import Content, Document, Image, Text, write_documents
 from alhena.media import encode_png
 from alhena.model import config, image_tokenizer
 from alhena.tokens import tokenize
-from alhena.tokens.loader import Shape, once
-from alhena.tokens.store import Examples, Writer, write_examples
+from alhena.tokens.loader import BatchShape, batches_in_order
+from alhena.tokens.store import Examples, ExampleWriter, write_examples
 
 INNER = {"patches": (192,), "frames": (128, 128)}
 
@@ -103,7 +103,7 @@ def test_windows_change_nothing_and_one_bad_picture_is_dropped(encoder, document
     def draw(images: list[np.ndarray]) -> list[np.ndarray]:
         return [image[::8, ::8, 0].astype(np.int32) % 64 for image in images]
 
-    how = tokenize.Encoding(tmp_path / "tokens", 256, drop_condition=0.5, workers=1)
+    how = tokenize.Encoding(tmp_path / "tokens", 256, condition_dropout=0.5, workers=1)
     whole = tokenize.encode_split(tmp_path / "data", tmp_path / "whole", how, draw)
     monkeypatch.setattr(tokenize, "WINDOW_PICTURES", 2)
     monkeypatch.setattr(tokenize, "JOB_BYTES", 5000)
@@ -120,7 +120,7 @@ def test_windows_change_nothing_and_one_bad_picture_is_dropped(encoder, document
 
 def test_a_file_of_examples_is_whole_or_absent(encoder, documents, tmp_path):
     (example,) = encoder.encode(documents[1], 256)
-    with pytest.raises(RuntimeError, match="stopped"), Writer(tmp_path / "a.arrow", INNER) as writer:
+    with pytest.raises(RuntimeError, match="stopped"), ExampleWriter(tmp_path / "a.arrow", INNER) as writer:
         writer.add(example)
         raise RuntimeError("stopped")
     assert list(tmp_path.iterdir()) == []
@@ -129,7 +129,7 @@ def test_a_file_of_examples_is_whole_or_absent(encoder, documents, tmp_path):
 def test_record_batches_are_bounded_by_bytes(encoder, documents, tmp_path):
     (example,) = encoder.encode(documents[2], 256)
     size = sum(array.nbytes for array in vars(example).values())
-    with Writer(tmp_path / "a.arrow", INNER, most_bytes=2 * size) as writer:
+    with ExampleWriter(tmp_path / "a.arrow", INNER, most_bytes=2 * size) as writer:
         for _ in range(7):
             writer.add(example)
             assert writer.waiting < 2 * size
@@ -151,7 +151,7 @@ def test_a_split_is_read_as_it_is_given(encoder, documents, tmp_path):
 
     examples = [encoder.encode(document, 256)[0] for document in documents] * 25
     write_examples(tmp_path / "a.arrow", examples, INNER)
-    batches = once({"a": Counting(Path(tmp_path / "a.arrow"))}, Shape(2, 128, 96, 4))
+    batches = batches_in_order({"a": Counting(Path(tmp_path / "a.arrow"))}, BatchShape(2, 128, 96, 4))
     next(batches)
     assert 0 < Counting.read < 50
     list(batches)

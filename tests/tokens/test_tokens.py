@@ -11,7 +11,7 @@ from alhena.content import Content, Document, Image, Text
 from alhena.model import config
 from alhena.tokens.audio_features import HOP, chunk, log_mel
 from alhena.tokens.images import fit, patchify
-from alhena.tokens.loader import Batches, Shape, once, plain_batch
+from alhena.tokens.loader import Batches, BatchShape, batches_in_order, padded_batch
 from alhena.tokens.store import Examples, write_examples
 
 VISION, AUDIO = config.Vision(16, 1, 2, 16), config.Audio(16, 1, 2, 16)
@@ -20,7 +20,7 @@ VISION, AUDIO = config.Vision(16, 1, 2, 16), config.Audio(16, 1, 2, 16)
 @settings(max_examples=150, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\u2028\u2581"), max_size=60))
 def test_decoding_an_encoding_gives_the_text(encoder, text):
-    assert encoder.pieces.decode(encoder.pieces.encode(text)) == text
+    assert encoder.tokenizer.decode(encoder.tokenizer.encode(text)) == text
 
 
 def test_running_text_is_split_and_nothing_is_lost(encoder):
@@ -29,7 +29,7 @@ def test_running_text_is_split_and_nothing_is_lost(encoder):
     assert len(examples) > 3
     assert max(len(e.tokens) for e in examples) <= 64
     words = [t for e in examples for t in e.tokens.tolist() if t < encoder.vocabulary.num_text]
-    assert encoder.pieces.decode(words) == text
+    assert encoder.tokenizer.decode(words) == text
 
 
 def test_only_answers_weigh_more_than_questions(encoder, documents):
@@ -37,7 +37,7 @@ def test_only_answers_weigh_more_than_questions(encoder, documents):
     for document in documents:
         (example,) = encoder.encode(document, 256)
         learned = example.targets[example.weights > encoder.budget.question_weight].tolist()
-        assert encoder.pieces.decode(learned[:-1]) == "red"
+        assert encoder.tokenizer.decode(learned[:-1]) == "red"
         assert learned[-1] == v.end
 
 
@@ -47,9 +47,9 @@ def test_a_drawing_becomes_a_whole_grid(encoder, documents):
     grid = np.arange(24).reshape(4, 6)
     (example,) = encoder.encode(document, 256, codes={pixels.data: grid})
     start = example.tokens.tolist().index(v.control("<boi_out>"))
-    wanted = [v.rows(4), v.columns(6), *(v.code(k) for k in range(24)), v.control("<eoi_out>"), v.end]
+    wanted = [v.batch_size(4), v.columns(6), *(v.code(k) for k in range(24)), v.control("<eoi_out>"), v.end]
     assert example.tokens.tolist()[start + 1 :] == wanted
-    with pytest.raises(ValueError, match="no image tokeniser"):
+    with pytest.raises(ValueError, match="no image tokenizer"):
         encoder.encode(document, 256)
 
 
@@ -116,7 +116,7 @@ def sources(encoder, documents, tmp_path):
     return {name: Examples(tmp_path / f"{name}.arrow") for name in "ab"}
 
 
-SHAPE = Shape(rows=2, tokens=128, patches=96, chunks=4)
+SHAPE = BatchShape(batch_size=2, tokens=128, patches=96, chunks=4)
 
 
 def same(a, b):
@@ -148,7 +148,7 @@ def test_resumed_batches_equal_uninterrupted(sources):
 def test_packed_rows_hold_whole_examples_in_order(encoder, sources):
     v = encoder.vocabulary
     batch = next(Batches(sources, {"a": 1.0, "b": 1.0}, SHAPE, seed=0))
-    for row in range(SHAPE.rows):
+    for row in range(SHAPE.batch_size):
         images = (batch.tokens[row] == v.control("<img>")) & (batch.segments[row] > 0)
         assert images.sum() == (batch.patch_images[row] > 0).sum() // 4
         assert (batch.tokens[row] == v.control("<aud>")).sum() == sum(
@@ -164,7 +164,7 @@ def test_packed_rows_hold_whole_examples_in_order(encoder, sources):
 
 
 def test_once_gives_each_example_once(sources):
-    total = sum(int((batch.positions[batch.segments > 0] == 0).sum()) for batch in once(sources, SHAPE))
+    total = sum(int((batch.positions[batch.segments > 0] == 0).sum()) for batch in batches_in_order(sources, SHAPE))
     assert total == len(sources["a"]) + len(sources["b"])
 
 
@@ -175,13 +175,13 @@ def test_lengths_are_those_of_the_examples(sources, name):
 
 
 def test_what_does_not_fit_is_counted_or_refused(encoder, documents, sources):
-    small = Shape(rows=2, tokens=128, patches=96, chunks=0)
+    small = BatchShape(batch_size=2, tokens=128, patches=96, chunks=0)
     batches = Batches(sources, {"a": 1.0, "b": 1.0}, small, seed=0)
     assert batches.too_long == {"a": 0, "b": len(sources["b"])}
     with pytest.raises(ValueError, match="of which there is no data"):
         Batches(sources, {"c": 1.0}, SHAPE, seed=0)
     with pytest.raises(ValueError, match="a prompt of"):
-        plain_batch(encoder.encode(documents[1], 256), 8, 64, 0)
+        padded_batch(encoder.encode(documents[1], 256), 8, 64, 0)
 
 
 def test_image_bytes_that_lie_are_an_error(encoder):

@@ -29,7 +29,7 @@ from alhena.planning import hlo
 from alhena.recovery.checkpoint import Checkpoints
 from alhena.train.loss import batch_loss
 from alhena.train.optimizer import Optimizer, optimizer
-from alhena.train.step import start, train_step
+from alhena.train.step import initial_state, train_step
 
 ROWS, TOKENS, PATCHES, FACTORS = 8, 32, 8, (8, 16)
 VOCABULARY = 64 + 8 * 16 - (8 + 16)  # 64 rows; those of image codes are on several chips, not all their own
@@ -38,7 +38,7 @@ CONFIG = config.Model(
     1,
     2,
     # More layers than are unrolled: the loop over them is what must not gather the stack.
-    config.Decoder(width=16, layers=14, heads=4, head_dim=8, hidden=24, logit_cap=3.0, remat=True),
+    config.Decoder(width=16, layers=14, heads=4, head_dim=8, hidden=24, final_logit_softcap=3.0, remat=True),
     config.Vision(width=16, layers=2, heads=2, hidden=16, patch=2, remat=True),
     config.Audio(width=16, layers=2, heads=2, hidden=16, remat=True),
     FACTORS,
@@ -90,10 +90,10 @@ def stacks_gathered(text: str) -> list[str]:
 
 def measure(shape: Mesh, params: model.Params, batch: Batch, one: tuple) -> dict[str, Any]:
     """Loss and gradients on a mesh against those of one device."""
-    with sharding.on(shape):
+    with sharding.use_mesh(shape):
         args = (
-            sharding.place(params, spec.shardings(params, SPECS)),
-            sharding.place(batch, sharding.batch_specs(batch)),
+            sharding.shard(params, spec.shardings(params, SPECS)),
+            sharding.shard(batch, sharding.batch_specs(batch)),
         )
         compiled = LOSS.lower(*args).compile()
         loss, gradient = compiled(*args)
@@ -113,13 +113,13 @@ def kept(tree: Any) -> bool:
 
 def measure_step(shape: Mesh, params: model.Params, batch: Batch) -> dict[str, Any]:
     """Two whole training steps, optimizer included, on a mesh against one device; the first, of a warm-up, changes no parameter."""
-    one = start(jax.tree.map(jnp.copy, params), CONFIG, TRANSFORM)
+    one = initial_state(jax.tree.map(jnp.copy, params), CONFIG, TRANSFORM)
     for _ in range(2):
         one, _ = train_step(one, batch, CONFIG, TRANSFORM)
-    with sharding.on(shape), TemporaryDirectory() as folder:
+    with sharding.use_mesh(shape), TemporaryDirectory() as folder:
         born = kept(model.init(jax.random.key(0), CONFIG))  # in parts, never whole
-        state = start(jax.tree.map(jnp.copy, params), CONFIG, TRANSFORM)
-        rows = sharding.place(batch, sharding.batch_specs(batch))
+        state = initial_state(jax.tree.map(jnp.copy, params), CONFIG, TRANSFORM)
+        rows = sharding.shard(batch, sharding.batch_specs(batch))
         compiled = train_step.lower(state, rows, CONFIG, TRANSFORM).compile()
         after, _ = compiled(state, rows)
         saved = Checkpoints(Path(folder), "one")
@@ -143,7 +143,7 @@ def main() -> None:
     found: dict[str, Any] = {name: measure(shape, params, batch, one) for name, shape in MESHES.items()}
     found["step"] = measure_step(Mesh(2, 2, 2), params, batch)
     # A table that cuts the stack itself: the loop then needs all of it at once, and the search above has to find that.
-    sharding.TABLE |= {"layers": "model", "heads": None, "hidden": None}
+    sharding.RULES |= {"layers": "model", "heads": None, "hidden": None}
     jax.clear_caches()
     found["wrong_table"] = measure(Mesh(data=4, model=2), params, batch, one)
     print(json.dumps(found))

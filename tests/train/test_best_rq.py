@@ -14,11 +14,13 @@ from alhena.batch import Example
 from alhena.model import config
 from alhena.model.encoders import conformer, usm
 from alhena.tokens.store import Examples, write_examples
-from alhena.train.best_rq import BestRq, Listener, listen, loss, spans, targets
+from alhena.train.best_rq import BestRq, BestRqParams, loss, pretrain_audio_encoder, spans, targets
 from alhena.train.optimizer import Optimizer
 
 C = config.Audio(width=32, layers=1, heads=2, hidden=64, mels=16, chunk=64)
-T = BestRq(steps=60, chunks=8, codes=32, start=0.1, span=4, optimizer=Optimizer(rate=1e-2, warmup=5), save_every=20)
+T = BestRq(
+    steps=60, chunks=8, codes=32, start=0.1, span=4, optimizer=Optimizer(learning_rate=1e-2, warmup=5), save_every=20
+)
 
 
 def sounds(count: int) -> np.ndarray:
@@ -61,21 +63,21 @@ def test_noise_covers_whole_spans_and_about_the_expected_share():
 def test_only_what_is_under_the_noise_and_valid_is_scored(c):
     """A wrong score elsewhere costs nothing: the loss of a listener without knowledge is that of its scores at those places alone."""
     ears = (usm if isinstance(c, config.Usm) else conformer).init(jax.random.key(0), c, 8)
-    listener = Listener(ears, np.zeros((32, T.codes), np.float32))
+    trainable = BestRqParams(ears, np.zeros((32, T.codes), np.float32))
     frames, lengths = sounds(8).astype(np.float32), np.full(8, 64)
     key = jax.random.key(3)
-    assert float(loss(listener, frames, lengths, key, c, T)) == pytest.approx(np.log(T.codes), rel=1e-5)
-    nothing = loss(listener, frames, 0 * lengths, key, c, T)
+    assert float(loss(trainable, frames, lengths, key, c, T)) == pytest.approx(np.log(T.codes), rel=1e-5)
+    nothing = loss(trainable, frames, 0 * lengths, key, c, T)
     assert float(nothing) == 0
 
 
 def test_it_learns_and_resumed_equals_uninterrupted(sources, tmp_path):
     begin = conformer.init(jax.random.key(0), C, 8)
     copy = lambda: jax.tree.map(lambda x: x.copy(), begin)  # noqa: E731
-    whole, facts = listen(copy(), C, T, sources, tmp_path / "whole")
+    whole, facts = pretrain_audio_encoder(copy(), C, T, sources, tmp_path / "whole")
     assert facts["nats"][1] < 0.7 * facts["nats"][0]
-    listen(copy(), C, T, sources, tmp_path / "cut")
+    pretrain_audio_encoder(copy(), C, T, sources, tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / str(T.steps))  # as if it had been killed before the end
-    again, _ = listen(copy(), C, T, sources, tmp_path / "cut")
+    again, _ = pretrain_audio_encoder(copy(), C, T, sources, tmp_path / "cut")
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(a, b)

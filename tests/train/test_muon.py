@@ -1,4 +1,4 @@
-"""Our Muon is optax's, number for number; what ours adds is where a matrix is when it is orthogonalised (test_sharded.py)."""
+"""Our Muon is optax's, number for number; what ours adds is where a matrix is when it is orthogonalized (test_sharded.py)."""
 
 from __future__ import annotations
 

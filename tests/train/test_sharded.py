@@ -15,7 +15,7 @@ from alhena.model import model, sharding, spec
 from alhena.model.attention import causal_attention
 from alhena.train.loss import weighted_loss
 from alhena.train.optimizer import Optimizer, optimizer
-from alhena.train.step import start
+from alhena.train.step import initial_state
 
 CLOSE = 1e-5  # float32, relative to the largest value
 
@@ -50,7 +50,7 @@ def test_no_weight_stack_is_gathered_whole(measured):
 def test_every_array_of_the_state_has_logical_axes(tiny):
     params, c = tiny
     specs = model.weights(c)
-    state = start(params, c, optimizer(Optimizer(), 10, specs))
+    state = initial_state(params, c, optimizer(Optimizer(), 10, specs))
     for tree in (params, state):
         axes = spec.logical_axes(tree, specs)
         pairs = jax.tree.leaves(jax.tree.map(lambda leaf, axes: (leaf.ndim, len(axes)), tree, axes))
@@ -81,5 +81,5 @@ def test_heads_and_colours_that_cannot_be_cut_are_refused():
     with jax.sharding.use_abstract_mesh(four):
         with pytest.raises(ValueError, match="6 query heads cannot be cut over 4 chips"):
             jax.eval_shape(causal_attention, x, x, x, ids)
-        with pytest.raises(ValueError, match="6 colours of image codes cannot be cut over 4 chips"):
+        with pytest.raises(ValueError, match="6 colors of image codes cannot be cut over 4 chips"):
             jax.eval_shape(lambda x: weighted_loss(x, x[0], ids, rows, "float32", None, (2, 6)), x[:, :, 0])

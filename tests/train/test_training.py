@@ -17,10 +17,10 @@ import pytest
 
 from alhena.files import read_json
 from alhena.model import config, model
-from alhena.tokens.loader import Shape, plain_batch
+from alhena.tokens.loader import BatchShape, padded_batch
 from alhena.train.loss import Z_LOSS, batch_loss, weighted_loss
 from alhena.train.optimizer import Optimizer, optimizer
-from alhena.train.step import accumulated, slope, start, train_step
+from alhena.train.step import accumulated_gradient, initial_state, loss_and_gradient, train_step
 from alhena.train.trainer import Folders, Hooks, Phase, Training, train
 
 
@@ -49,18 +49,18 @@ def test_packed_loss_is_the_mean_of_separate_losses(tiny, encoder, documents):
     loss_of = jax.jit(batch_loss, static_argnums=1)
     total, weight = 0.0, 0.0
     for example in examples:
-        _, tally = loss_of(*tiny, jax.tree.map(jnp.asarray, plain_batch([example], 64, 64, 4)))
+        _, tally = loss_of(*tiny, jax.tree.map(jnp.asarray, padded_batch([example], 64, 64, 4)))
         total, weight = total + float(tally.nats.sum()), weight + float(tally.weight.sum())
-    _, tally = loss_of(*tiny, jax.tree.map(jnp.asarray, plain_batch(examples, 64, 64, 4)))
+    _, tally = loss_of(*tiny, jax.tree.map(jnp.asarray, padded_batch(examples, 64, 64, 4)))
     assert float(tally.nats.sum()) / float(tally.weight.sum()) == pytest.approx(total / weight, rel=1e-5)
 
 
 def test_a_step_with_a_broken_gradient_changes_nothing(tiny, encoder, documents):
     params, c = tiny
     transform = optimizer(Optimizer(), 10, model.weights(c))
-    batch = jax.tree.map(jnp.asarray, plain_batch(encoder.encode(documents[0], 256), 64, 0, 0))
+    batch = jax.tree.map(jnp.asarray, padded_batch(encoder.encode(documents[0], 256), 64, 0, 0))
     bad = replace(batch, weights=batch.weights * jnp.nan)
-    state, measured = train_step(start(jax.tree.map(jnp.copy, params), c, transform), bad, c, transform)
+    state, measured = train_step(initial_state(jax.tree.map(jnp.copy, params), c, transform), bad, c, transform)
     assert not np.isfinite(measured.loss)
     jax.tree.map(np.testing.assert_array_equal, state.params, params)
     assert int(state.step) == 1
@@ -70,19 +70,19 @@ def test_four_parts_of_two_rows_are_a_batch_of_eight(encoder, documents):
     """Parts of very different loss weight, one of none: the step is that of the whole batch."""
     c = config.Model(encoder.vocabulary.size, 1, 2, config.Decoder(16, 2, 2, 8, 24), None, None)
     params = model.init(jax.random.key(0), c)
-    batch = plain_batch(encoder.encode(documents[0], 256) * 8, 32, 0, 0)
+    batch = padded_batch(encoder.encode(documents[0], 256) * 8, 32, 0, 0)
     noise = np.random.default_rng(0).random(batch.weights.shape, np.float32)
     rows = np.array([1, 0, 0.1, 1, 1, 0, 2, 0.3], np.float32)  # parts are of rows 0 and 4, 1 and 5, …
     batch = replace(batch, weights=batch.weights * noise * rows[:, None])
-    whole = jax.jit(slope, static_argnums=1)(params, c, batch)
-    parts = jax.jit(accumulated, static_argnums=(1, 3))(params, c, batch, 4)
+    whole = jax.jit(loss_and_gradient, static_argnums=1)(params, c, batch)
+    parts = jax.jit(accumulated_gradient, static_argnums=(1, 3))(params, c, batch, 4)
     for a, b in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6 * max(1, float(jnp.abs(b).max())))
     assert float(jnp.abs(whole[1].layers.gate).max()) > 1e-5
 
 
 PHASES = (Phase(4, {"a": 1.0, "b": 1.0}), Phase(4, {"b": 1.0}))
-TRAINING = Training(PHASES, Shape(2, 128, 96, 4), Optimizer(warmup=2), save_every=2, log_every=2, evaluate_every=4)
+TRAINING = Training(PHASES, BatchShape(2, 128, 96, 4), Optimizer(warmup=2), save_every=2, log_every=2, evaluate_every=4)
 
 
 def equal(a: model.Params, b: model.Params) -> None:

@@ -20,12 +20,12 @@ from alhena.corpus.starter.splits import HELD_OUT_PAIRS, TRAIN_PAIRS, Pair, Spli
 
 
 def draw_digit(rng: np.random.Generator, split: Split, digit: int) -> np.ndarray:
-    """uint8 [32, 32, 3]: a centred dark digit on white."""
+    """uint8 [32, 32, 3]: a centered dark digit on white."""
     return shade(ink(rng, split, digit, (30, SIDE)), 255, rng.uniform(0, 30))
 
 
 def draw_shape(rng: np.random.Generator, pair: Pair) -> np.ndarray:
-    """uint8 [32, 32, 3]: one centred shape on white."""
+    """uint8 [32, 32, 3]: one centered shape on white."""
     x, y = SIDE / 2 + rng.uniform(-1, 1, 2)
     return paint(SIDE, SIDE, [Figure(*pair, x, y, rng.uniform(25, 28))])
 

@@ -1,6 +1,6 @@
 """Audio: a conformer on chunks of log-mel frames, attention inside fixed chunks (USM, Zhang et al. 2023; Gulati et al. 2020).
 
-    frames [B, C, T, M] ─ two stride-2 convolutions ─ [B·C, T/4, E] ─ conformer layers ─ stack neighbours ─► [B, C, T/8, D]
+    frames [B, C, T, M] ─ two stride-2 convolutions ─ [B·C, T/4, E] ─ conformer layers ─ stack neighbors ─► [B, C, T/8, D]
 
 A chunk knows how many of its frames are valid; the vectors of the valid ones, in order, are the sound's soft tokens.
 """
@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from alhena.model import config, sharding, spec
-from alhena.model.attention import attend
-from alhena.model.layers import rms_norm, rope, rope_table, through
+from alhena.model.attention import dense_attention
+from alhena.model.layers import rms_norm, rope, rope_table, run_layers
 from alhena.model.linear import einsum
 from alhena.model.spec import Normal, WeightSpec, matrix, stacked, vector
 from alhena.shapes import Array, Bool, Float, Int, pytree
@@ -95,14 +95,14 @@ def init(key: Array, c: config.Audio, width: int) -> Audio:
 
 
 def _halve(x: Float[Array, "X T E"], w: Float[Array, "W O"], dtype: str) -> Float[Array, "X T/2 O"]:
-    """A stride-2 convolution over three neighbours, as one matrix product."""
+    """A stride-2 convolution over three neighbors, as one matrix product."""
     padded = jnp.pad(x, ((0, 0), (1, 0), (0, 0)))
     windows = jnp.concatenate([padded[:, 0:-1:2], padded[:, 1::2], x[:, 1::2]], -1)
     return einsum("...i,io->...o", windows, w, dtype)
 
 
 def _depthwise(x: Float[Array, "X T E"], w: Float[Array, "k E"]) -> Float[Array, "X T E"]:
-    """Each channel convolved with its own kernel, centred (the light convolution)."""
+    """Each channel convolved with its own kernel, centered (the light convolution)."""
     k, T = w.shape[0], x.shape[1]
     padded = jnp.pad(x, ((0, 0), (k // 2, k - 1 - k // 2), (0, 0)))
     return sum((padded[:, i : i + T] * w[i] for i in range(1, k)), padded[:, :T] * w[0])
@@ -119,7 +119,7 @@ def _layer(w: Layers, x: Float[Array, "X T E"], valid: Bool[Array, "X T"], table
     qkv = einsum("...i,io->...o", rms_norm(x, w.attention_norm), w.qkv, dtype).reshape(X, T, 3 * c.heads, -1)
     q, k, v = jnp.split(qkv, 3, axis=2)
     q, k, v = (a.astype(dtype) for a in (rope(q, table), rope(k, table), v))
-    heads = attend(q, k, v, jnp.broadcast_to(valid[:, None, :], (X, T, T)))
+    heads = dense_attention(q, k, v, jnp.broadcast_to(valid[:, None, :], (X, T, T)))
     x = x + einsum("...i,io->...o", heads.reshape(X, T, E), w.output, dtype)
     value, gate = jnp.split(einsum("...i,io->...o", rms_norm(x, w.convolution_norm), w.convolution_in, dtype), 2, -1)
     h = jnp.where(valid[:, :, None], value * jax.nn.sigmoid(gate), 0)
@@ -129,7 +129,7 @@ def _layer(w: Layers, x: Float[Array, "X T E"], valid: Bool[Array, "X T"], table
     return rms_norm(x, w.last_norm)
 
 
-def hear(
+def features(
     params: Audio, frames: Float[Array, "X T M"], lengths: Int[Array, " X"], c: config.Audio, dtype: str
 ) -> tuple[Float[Array, "X t E"], Bool[Array, "X t"]]:
     """A vector for every four frames of each chunk, and whether it is of valid ones (zero where not)."""
@@ -142,7 +142,7 @@ def hear(
     valid = inside[:, ::4]
     table = rope_table(jnp.arange(T // 4)[None], c.width // c.heads, 1_000.0)
 
-    x = through(params.layers, _layer_weights(c), x, lambda w, x: _layer(w, x, valid, table, c, dtype), c, dtype)
+    x = run_layers(params.layers, _layer_weights(c), x, lambda w, x: _layer(w, x, valid, table, c, dtype), c, dtype)
     return jnp.where(valid[:, :, None], x, 0), valid
 
 
@@ -151,6 +151,6 @@ def encode(
 ) -> tuple[Float[Array, "B A D"], Bool[Array, "B A"]]:
     """Chunks to A = C·T / (4·stack) vectors a row, and which of them are valid."""
     B, C, T, M = frames.shape
-    x, valid = hear(params, frames.reshape(B * C, T, M), lengths.reshape(-1), c, dtype)
+    x, valid = features(params, frames.reshape(B * C, T, M), lengths.reshape(-1), c, dtype)
     vectors = einsum("...i,io->...o", x.reshape(B, C * T // c.frames_per_token, -1), params.project, dtype)
     return vectors, valid[:, :: c.stack].reshape(B, -1)

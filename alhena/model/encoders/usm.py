@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from alhena.model import config, sharding, spec
-from alhena.model.attention import FAR
+from alhena.model.attention import MASKED
 from alhena.model.encoders.conformer import depthwise
-from alhena.model.layers import rms_norm, softcap, through
+from alhena.model.layers import rms_norm, run_layers, softcap
 from alhena.model.linear import einsum
 from alhena.model.spec import matrix, stacked, vector
 from alhena.shapes import Array, Bool, Float, Int, pytree
@@ -158,7 +158,7 @@ def _attend(w: Layers, qkv: Float[Array, "X T QKV"], valid: Bool[Array, "X T"], 
     by_distance = jnp.einsum("xuwnh,fnh->xunwf", q, far, preferred_element_type=jnp.float32)
     index = jnp.clip(apart, 0, past + c.right)
     scores = scores + jnp.take_along_axis(by_distance, jnp.broadcast_to(index, scores.shape), -1)
-    scores = jnp.where(seen[:, :, None], softcap(scores, c.cap), FAR)
+    scores = jnp.where(seen[:, :, None], softcap(scores, c.cap), MASKED)
     weights = jax.nn.softmax(scores, -1).astype(dtype)
     out = jnp.einsum("xunwc,xucnh->xuwnh", weights, v, preferred_element_type=jnp.float32)
     return out.reshape(X, blocks * c.block, -1)[:, :T]
@@ -184,7 +184,7 @@ def _layer(w: Layers, x: Float[Array, "X T E"], valid: Bool[Array, "X T"], c: co
     return rms_norm(x, w.last_norm)
 
 
-def hear(
+def features(
     params: Usm, frames: Float[Array, "X T M"], lengths: Int[Array, " X"], c: config.Usm, dtype: str
 ) -> tuple[Float[Array, "X t E"], Bool[Array, "X t"]]:
     """A vector for every four frames of each sound, and whether it is of valid ones (zero where not)."""
@@ -195,7 +195,7 @@ def hear(
     x = einsum("...i,io->...o", x.reshape(*x.shape[:2], -1), params.subsampled, dtype)
     valid = inside[:, ::4]
 
-    x = through(params.layers, _layer_weights(c), x, lambda w, x: _layer(w, x, valid, c, dtype), c, dtype)
+    x = run_layers(params.layers, _layer_weights(c), x, lambda w, x: _layer(w, x, valid, c, dtype), c, dtype)
     return jnp.where(valid[..., None], x, 0), valid
 
 
@@ -204,6 +204,6 @@ def encode(
 ) -> tuple[Float[Array, "B A D"], Bool[Array, "B A"]]:
     """Chunks to A = C·T / (4·stack) vectors a row, and which of them are valid."""
     B, C, T, M = frames.shape
-    x, valid = hear(params, frames.reshape(B * C, T, M), lengths.reshape(-1), c, dtype)
+    x, valid = features(params, frames.reshape(B * C, T, M), lengths.reshape(-1), c, dtype)
     x, valid = x[:, :: c.stack], valid[:, :: c.stack]
     return einsum("...i,io->...o", x.reshape(B, -1, c.width), params.project, dtype), valid.reshape(B, -1)

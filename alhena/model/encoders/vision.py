@@ -2,7 +2,7 @@
 
     patches [B, P, Q] ─ stem ─ + row and column embedding ─ layers (a patch sees the patches of its image) ─ join ─► [B, P/pool², D]
 
-Patches come pool-window first, so the neighbours of a window are neighbours in memory: the stem sees a window whole (an MLP over its
+Patches come pool-window first, so the neighbors of a window are neighbors in memory: the stem sees a window whole (an MLP over its
 pixels: the early convolution of Xiao et al. 2021, for packed patches), and joining is a reshape and one product, which keeps where in
 the window a thing was (a mean, as in PaliGemma's later sizes, does not; docs/results.md has the difference). Nothing is padded to a
 square (NaViT, Dehghani et al. 2023; ViT, Dosovitskiy et al. 2020).
@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from alhena.model import config, sharding, spec
-from alhena.model.attention import attend
-from alhena.model.layers import gated, rms_norm, through
+from alhena.model.attention import dense_attention
+from alhena.model.layers import gated, rms_norm, run_layers
 from alhena.model.linear import einsum
 from alhena.model.spec import WeightSpec, matrix, stacked, vector
 from alhena.shapes import Array, Bool, Float, Int, Shaped, pytree
@@ -177,7 +177,7 @@ def _layer(w: Layers, x: Float[Array, "B P E"], mask: Bool[Array, "B P P"], c: c
     qkv = _product(_norm(x, w.attention_norm, b.attention_norm), w.qkv, b.qkv, dtype).astype(dtype)
     q, k, v = jnp.split(qkv.reshape(B, P, 3 * c.heads, -1), 3, axis=2)
     k, v = (sharding.constrain(a, "batch", None, None, None) for a in (k, v))
-    heads = jax.checkpoint(attend)(q, k, v, mask).reshape(B, P, -1)
+    heads = jax.checkpoint(dense_attention)(q, k, v, mask).reshape(B, P, -1)
     x = x + _product(heads, w.output, b.output, dtype)
     h = _norm(x, w.mlp_norm, b.mlp_norm)
     up = _product(h, w.up, b.up, dtype)
@@ -198,7 +198,7 @@ def features(
     x = sharding.constrain(x, "batch", "length", None)
     mask = sharding.constrain(images[:, :, None] == images[:, None, :], "batch", "length", None)
 
-    x = through(params.layers, _layer_weights(c), x, lambda w, x: _layer(w, x, mask, c, dtype), c, dtype)
+    x = run_layers(params.layers, _layer_weights(c), x, lambda w, x: _layer(w, x, mask, c, dtype), c, dtype)
     return _norm(x, params.norm, params.norm_bias)
 
 

@@ -209,13 +209,13 @@ def configured(stored: Mapping[str, Any], family: Family, path: Path) -> tuple[c
             global_every=_global_every(text, family, path),
             rope_base=base,
             local_rope_base=local,
-            rope_stretch=stretch,
+            rope_scaling_factor=stretch,
             qk_norm=family == "gemma3",
             post_norm=later,
-            query_size=text.query_pre_attn_scalar if later else None,
+            query_pre_attn_scalar=text.query_pre_attn_scalar if later else None,
             # The reference never caps scores in Gemma 3, nor logits where its text model is part of a larger one.
-            attention_cap=text.attn_logit_softcapping if family == "gemma2" else None,
-            logit_cap=text.final_logit_softcapping if later and tied is None else None,
+            attention_softcap=text.attn_logit_softcapping if family == "gemma2" else None,
+            final_logit_softcap=text.final_logit_softcapping if later and tied is None else None,
         )
         c = config.Model(text.vocab_size, image_token=-1, audio_token=-1, decoder=d, vision=None, audio=None)
     except ValueError as error:
@@ -239,7 +239,7 @@ def _said(d: config.Decoder) -> config.Decoder:
         window=None if everywhere else d.window,
         global_every=1 if everywhere else min(d.global_every, d.layers + 1),
         local_rope_base=None if everywhere else d.local_rope_base or d.rope_base,
-        query_size=float(d.query_size or d.head_dim),
+        query_pre_attn_scalar=float(d.query_pre_attn_scalar or d.head_dim),
         remat=False,
     )
 
@@ -255,16 +255,20 @@ def described(c: config.Model) -> dict[str, Any]:
         "num_attention_heads": d.heads, "num_key_value_heads": d.kv_heads, "intermediate_size": d.hidden,
         "rope_theta": d.rope_base,
     }  # fmt: skip
-    stretched = {"rope_type": "linear", "factor": d.rope_stretch} if d.rope_stretch != 1 else {"rope_type": "default"}
+    stretched = (
+        {"rope_type": "linear", "factor": d.rope_scaling_factor}
+        if d.rope_scaling_factor != 1
+        else {"rope_type": "default"}
+    )
     if family == "gemma":
-        out |= {"rope_scaling": stretched} if d.rope_stretch != 1 else {}
+        out |= {"rope_scaling": stretched} if d.rope_scaling_factor != 1 else {}
     else:
         kinds = ["full_attention" if far else "sliding_attention" for far in is_global(d)]
         window = d.window or out["max_position_embeddings"]
-        scalar = d.query_size or d.head_dim
+        scalar = d.query_pre_attn_scalar or d.head_dim
         scalar = int(scalar) if scalar == int(scalar) else scalar  # the reference expects an integer
         out |= {"sliding_window": window, "layer_types": kinds, "query_pre_attn_scalar": scalar}
-        out |= {"attn_logit_softcapping": d.attention_cap, "final_logit_softcapping": d.logit_cap}
+        out |= {"attn_logit_softcapping": d.attention_softcap, "final_logit_softcapping": d.final_logit_softcap}
     if family == "gemma3":
         near = {"rope_type": "default", "rope_theta": d.local_rope_base or d.rope_base}
         out |= {"rope_local_base_freq": near["rope_theta"], "sliding_window_pattern": d.global_every}
