@@ -49,11 +49,11 @@ def _sum(x: Shaped[Array, ...]) -> UInt32[Array, ""]:
 
 
 @jax.jit
-def checksums(tree: Any) -> UInt32[Array, leaves]:
+def checksums(tree: Any) -> UInt32[Array, " leaves"]:
     """One word for each array of a pytree, in the order of ``jax.tree.leaves``."""
     return jnp.stack([_sum(jnp.asarray(leaf)) for leaf in jax.tree.leaves(tree)])
 
 
-def combined(words: UInt32[Array, leaves] | np.ndarray) -> str:
+def combined(words: UInt32[Array, " leaves"] | np.ndarray) -> str:
     """Several words as one, in eight hexadecimal digits."""
     return hashlib.blake2b(np.asarray(words, "<u4").tobytes(), digest_size=4).hexdigest()

@@ -84,10 +84,10 @@ class _Going:
 
     hidden: Float[Array, "B D"]
     cache: Cache
-    positions: Int[Array, B]
+    positions: Int[Array, " B"]
     grammar: image_grammar.Grammar  # [R]
     written: Int[Array, "R n"]
-    done: Bool[Array, R]
+    done: Bool[Array, " R"]
     step: Int[Array, ""]
 
 
@@ -107,13 +107,13 @@ class _Options:
     """How the next tokens of R rows are chosen, and how many there may be."""
 
     settings: Settings
-    guidance: Float[Array, R]
+    guidance: Float[Array, " R"]
     forced: Int[Array, "R 3"]  # the first token, and those of a grid's rows and columns; 0: the model's choice
-    limits: Int[Array, R]
+    limits: Int[Array, " R"]
     image_out_codes: int = field(metadata={"static": True})  # the most of one picture
 
 
-def _choose(params: model.Params, c: config.Model, v: Vocabulary, g: _Going, options: _Options) -> Int[Array, R]:
+def _choose(params: model.Params, c: config.Model, v: Vocabulary, g: _Going, options: _Options) -> Int[Array, " R"]:
     """The next token of each row; grammar, guidance and forced tokens applied."""
     logits, rows = model.logits(params, c, g.hidden), g.done.shape[0]
     if logits.shape[0] > rows:

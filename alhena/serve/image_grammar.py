@@ -37,9 +37,9 @@ for _phase, _kind in (
 class Grammar:
     """Where each row stands."""
 
-    phase: Int[Array, B]
-    rows: Int[Array, B]  # of the open grid
-    left: Int[Array, B]  # codes still to come
+    phase: Int[Array, " B"]
+    rows: Int[Array, " B"]  # of the open grid
+    left: Int[Array, " B"]  # codes still to come
 
 
 def start(rows: int) -> Grammar:
@@ -72,7 +72,7 @@ def allowed(g: Grammar, v: Vocabulary, most_codes: int) -> Bool[Array, "B V"]:
     return mask & ~tall[None] & ~too_many
 
 
-def advance(g: Grammar, token: Int[Array, B], v: Vocabulary) -> Grammar:
+def advance(g: Grammar, token: Int[Array, " B"], v: Vocabulary) -> Grammar:
     """The state after a token that was allowed."""
     rows = jnp.where(g.phase == ROWS, token - v.rows(1) + 1, g.rows)
     left = jnp.where(g.phase == COLUMNS, rows * (token - v.columns(1) + 1), g.left - (g.phase == CODES))

@@ -45,10 +45,10 @@ class Sampling:
 class Settings:
     """The numbers of :class:`Sampling`, one of each a row."""
 
-    temperature: Float[Array, B]
-    top_k: Int[Array, B]
-    top_p: Float[Array, B]
-    seed: Int[Array, B]
+    temperature: Float[Array, " B"]
+    top_k: Int[Array, " B"]
+    top_p: Float[Array, " B"]
+    seed: Int[Array, " B"]
 
 
 def settings(samplings: list[Sampling]) -> Settings:
@@ -60,7 +60,7 @@ def settings(samplings: list[Sampling]) -> Settings:
     )
 
 
-def _row(logits: Float[Array, V], s: Settings, step: Int[Array, ""]) -> Int[Array, ""]:
+def _row(logits: Float[Array, " V"], s: Settings, step: Int[Array, ""]) -> Int[Array, ""]:
     """Keeps the ``top_k`` likeliest, then the fewest that reach ``top_p``, then draws."""
     scaled = logits / jnp.maximum(s.temperature, 1e-4)
     order = jnp.argsort(-scaled)
@@ -73,7 +73,7 @@ def _row(logits: Float[Array, V], s: Settings, step: Int[Array, ""]) -> Int[Arra
     return jnp.where(s.temperature > 0, drawn, jnp.argmax(logits)).astype(jnp.int32)
 
 
-def sample(logits: Float[Array, "B V"], s: Settings, step: Int[Array, ""]) -> Int[Array, B]:
+def sample(logits: Float[Array, "B V"], s: Settings, step: Int[Array, ""]) -> Int[Array, " B"]:
     """One token a row; the ``step``-th draw of a row depends on its own seed, never on its neighbors.
 
     Rows that are all greedy take a short way without sorting.

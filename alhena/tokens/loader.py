@@ -51,7 +51,7 @@ class BatchShape:
     def fits(self, example: Example) -> bool:
         return all(len(getattr(example, name)) <= most for name, most in self.budgets.items())
 
-    def fitting(self, examples: Examples) -> Int[np.ndarray, kept]:
+    def fitting(self, examples: Examples) -> Int[np.ndarray, " kept"]:
         """Numbers of the examples that fit, by their lengths alone."""
         return np.flatnonzero(np.all([examples.lengths(name) <= most for name, most in self.budgets.items()], 0))
 

@@ -109,7 +109,7 @@ class Examples:
         """Behind a field's first axis."""
         return self._inner.get(name, (2,) if name == "patch_positions" else ())
 
-    def lengths(self, name: str) -> Int[np.ndarray, examples]:
+    def lengths(self, name: str) -> Int[np.ndarray, " examples"]:
         """Of a field's first axis, in every example; no example is read for it."""
         one = np.dtype(_DTYPES.get(name, np.int32)).itemsize * math.prod(self._shape(name))
         sizes = [pc.binary_length(batch.column(name)).to_numpy() // one for batch in self._batches]

@@ -101,7 +101,7 @@ def spans(key: Array, shape: tuple[int, int], t: BestRq) -> Bool[Array, "X t"]:
 def loss(
     trainable: BestRqParams,
     frames: Float[Array, "X T M"],
-    lengths: Int[Array, X],
+    lengths: Int[Array, " X"],
     key: Array,
     c: config.Audio,
     t: BestRq,

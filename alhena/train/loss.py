@@ -137,12 +137,12 @@ def _on_one_device(hidden, embedding, targets, weights, dtype: str, cap: float |
 def weighted_loss(
     hidden: Float[Array, "*rows D"],
     embedding: Float[Array, "R D"],
-    targets: Int[Array, "*rows"],
-    weights: Float[Array, "*rows"],
+    targets: Int[Array, " *rows"],
+    weights: Float[Array, " *rows"],
     dtype: str,
     cap: float | None = None,
     factors: Factors | None = None,
-) -> tuple[Float[Array, ""], Float[Array, "*rows"]]:
+) -> tuple[Float[Array, ""], Float[Array, " *rows"]]:
     """Σ weight·(nats + z-loss), and the nats of each row of some weight (for reports: no gradient flows through them)."""
     loss, nats, _, _ = _forward(hidden, embedding, targets, weights, dtype, cap, factors)
     return loss, nats
@@ -165,9 +165,9 @@ weighted_loss.defvjp(_save, _scale)
 class LossSums:
     """Sums over a batch, by modality of the target: divide to get nats per weighted token."""
 
-    nats: Float[Array, modality]
-    weight: Float[Array, modality]
-    square: Float[Array, modality]  # of the hidden states after the last layer, mean over the width
+    nats: Float[Array, " modality"]
+    weight: Float[Array, " modality"]
+    square: Float[Array, " modality"]  # of the hidden states after the last layer, mean over the width
 
 
 def batch_loss(params: model.Params, c: config.Model, batch: Batch) -> tuple[Float[Array, ""], LossSums]:

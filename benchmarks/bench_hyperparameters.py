@@ -1,9 +1,9 @@
-"""Is each knob of the optimizer worth having? Short trainings of the starter, one thing changed at a time, the same documents for all.
+"""Is each hyperparameter of the optimizer worth having? Short trainings of the starter, one thing changed at a time, the same documents for all.
 
-    python benchmarks/bench_knobs.py [runs/starter]          needs the run's encoded corpus (alhena tokenize); finished ones are kept
+    python benchmarks/bench_hyperparameters.py [runs/starter]          needs the run's encoded corpus (alhena tokenize); finished ones are kept
 
 Prints and writes the validation loss (nats a weighted token, mean over sources by the mixture's weights) after the same number of token
-places: benchmarks/results/knobs.json, and docs/knobs.png beside it. Two seeds of the recipe as it is give the noise.
+places: benchmarks/results/hyperparameters.json, and docs/hyperparameters.png beside it. Two seeds of the recipe as it is give the noise.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ Make = Callable[[Optimizer, int, Any], optax.GradientTransformation]
 class Bench:
     folder: Annotated[Path, tyro.conf.Positional] = Path("runs/starter")
     steps: int = 240  # of 16 rows
-    out: Path = HERE / "results" / "knobs.json"
-    plot: Path = HERE.parent / "docs" / "knobs.png"
+    out: Path = HERE / "results" / "hyperparameters.json"
+    plot: Path = HERE.parent / "docs" / "hyperparameters.png"
 
 
 def adamw(rate: float) -> Make:
