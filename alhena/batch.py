@@ -14,10 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-import jax
 import numpy as np
 
-from alhena.shapes import Array, Float, Int, Shaped
+from alhena.shapes import Array, Float, Int, Shaped, pytree
 
 
 class Modality(IntEnum):
@@ -45,7 +44,7 @@ class Example:
     frame_lengths: np.ndarray  # int32 [c], valid frames of each chunk
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Batch:
     """Rows of packed examples, static shapes. Field for field the packed :class:`Example`, plus segments and positions."""

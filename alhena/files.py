@@ -98,7 +98,7 @@ def _checked(value: Any, kinds: Mapping[str, type]) -> dict[str, Any]:
     return value
 
 
-def read_json(path: Path, **kinds: type) -> Any:
+def read_json(path: Path, **kinds: Any) -> Any:
     """The value of a JSON file; with ``kinds``, an object that has these fields with values of these types.
 
     Raises ValueError that names the file when it is missing, no JSON, or lacks a field.
@@ -115,7 +115,7 @@ def read_json(path: Path, **kinds: type) -> Any:
         raise ValueError(f"{path}: {error}; delete it and run its stage again") from None
 
 
-def read_lines(path: Path, **kinds: type) -> list[dict[str, Any]]:
+def read_lines(path: Path, **kinds: Any) -> list[dict[str, Any]]:
     """The records of a log of JSON lines, each with the fields ``kinds`` and values of these types; no log is an empty one.
 
     A last line that a killed process was writing is left out. Raises ValueError that names file and line of any other damage.

@@ -78,7 +78,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def bounded(owner: object, **limits: tuple[float, float]) -> None:
+def bounded(owner: object, **limits: Any) -> None:
     """Raises ValueError for a field that lies outside its limits, both ends allowed; None is no number and passes."""
     for name, (low, high) in limits.items():
         value = getattr(owner, name)

@@ -14,10 +14,17 @@ Array aliases (from jaxtyping) are re-exported so that a module needs one import
 'B L D'
 """
 
-from typing import Any, TypeVar, no_type_check
+from typing import TYPE_CHECKING, Any, TypeVar, no_type_check
 
 import jax
-from jaxtyping import Array, Bool, Float, Int, Int8, Shaped, UInt8, UInt32
+import numpy as np
+from jaxtyping import Bool, Float, Int, Int8, Shaped, UInt8, UInt32
+
+if TYPE_CHECKING:
+    from jax import Array
+else:
+    # Functions of jax.numpy take NumPy's arrays too. What a type checker may rely on are the attributes of JAX's.
+    Array = jax.Array | np.ndarray
 
 __all__ = ["Array", "Bool", "Float", "Int", "Int8", "Shaped", "UInt8", "UInt32", "pytree"]
 

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alhena.shapes import Array, Float, Int, UInt8
+from alhena.shapes import Array, Float, Int, UInt8, pytree
 
 SHRINK = np.linspace(0.7, 1.0, 13, dtype=np.float32)  # of the scale that just reaches the largest value
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Int4:
     """A 4-bit matrix. ``transposed`` says that the stored matrix is ``[in, out]`` of an ``[out, in]`` weight (the embedding)."""

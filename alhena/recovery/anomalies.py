@@ -20,14 +20,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save
 
 from alhena.batch import Batch
 from alhena.files import write_atomically
-from alhena.shapes import Array, Bool, Float, Int
+from alhena.shapes import Array, Bool, Float, Int, pytree
 
 WINDOW = 64
 ROLLBACK_AFTER = 3
@@ -35,7 +34,7 @@ DEVIATIONS, LEAST = (16.0, 32.0), (0.5, 4.0)  # of the loss and of the gradient 
 NEAR_ZERO = (0.5, 1.0)  # where a training has learned all, the next hard example is many times the usual and no spike
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class RecentSteps:
     """Loss and gradient norm of the last good steps, as a ring; part of the training state, so that resuming is exact."""

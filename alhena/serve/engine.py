@@ -29,7 +29,7 @@ from alhena.model.weights import load_model, read_config
 from alhena.serve import image_grammar
 from alhena.serve.detokenize import Detokenizer, join
 from alhena.serve.sampler import Sampling, Settings, sample, settings
-from alhena.shapes import Array, Bool, Float, Int
+from alhena.shapes import Array, Bool, Float, Int, pytree
 from alhena.tokens.encode import Encoder
 from alhena.tokens.images import code_grid
 from alhena.tokens.loader import padded_batch
@@ -77,7 +77,7 @@ class Answer:
     answer_tokens: int
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class _Going:
     """Generation under way: R rows are R answers, or with guidance 2·R rows, the second half unconditioned."""
@@ -101,7 +101,7 @@ def _begin(params: model.Params, c: config.Model, slots: int, batch: Batch, rows
     )
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class _Options:
     """How the next tokens of R rows are chosen, and how many there may be."""

@@ -10,11 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alhena.shapes import Array, Bool, Int
+from alhena.shapes import Array, Bool, Int, pytree
 from alhena.tokens.vocabulary import MAX_GRID, Vocabulary
 
 TEXT, ROWS, COLUMNS, CODES, CLOSE = range(5)
@@ -32,7 +31,7 @@ for _phase, _kind in (
     _ALLOWED[_phase, _kind] = True
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Grammar:
     """Where each row stands."""

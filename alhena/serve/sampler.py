@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from alhena.shapes import Array, Float, Int
+from alhena.shapes import Array, Float, Int, pytree
 
 DRAWING = 3.0  # guidance where a picture is asked for
 
@@ -40,7 +40,7 @@ class Sampling:
                 raise ValueError(f"{name} is {getattr(self, name)}, which is out of its range")
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Settings:
     """The numbers of :class:`Sampling`, one of each a row."""

@@ -27,7 +27,7 @@ from alhena.model.encoders.usm import Usm
 from alhena.model.linear import einsum
 from alhena.model.spec import matrix, normal
 from alhena.recovery.identity import data_fingerprint, training_fingerprint
-from alhena.shapes import Array, Bool, Float, Int
+from alhena.shapes import Array, Bool, Float, Int, pytree
 from alhena.tokens.store import Examples
 from alhena.train.optimizer import Optimizer, optimizer
 from alhena.train.small_training import Steps, run_steps
@@ -49,7 +49,7 @@ class BestRq:
     save_every: int = 200
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class BestRqParams:
     """What is learned: the encoder, and the scores of the codes that only this training needs."""
@@ -69,7 +69,7 @@ def _optimizer(trainable: BestRqParams, c: config.Audio, t: BestRq) -> optax.Gra
     return optimizer(t.optimizer, t.steps, weights(c, t, trainable.audio.project.shape[-1]))
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class _State:
     trainable: BestRqParams

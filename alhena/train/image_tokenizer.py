@@ -22,7 +22,7 @@ from alhena import plots
 from alhena.model import config
 from alhena.model import image_tokenizer as tokenizer
 from alhena.recovery.identity import training_fingerprint
-from alhena.shapes import Array
+from alhena.shapes import Array, pytree
 from alhena.train.small_training import Steps, run_steps
 
 
@@ -36,7 +36,7 @@ class TrainImageTokenizer:
     save_every: int = 500
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class _State:
     params: tokenizer.Params

@@ -30,7 +30,7 @@ from alhena.model.embedding import (
 )
 from alhena.model.layers import rms_norm, softcap
 from alhena.model.linear import dense, weight_gradient
-from alhena.shapes import Array, Float, Int
+from alhena.shapes import Array, Float, Int, pytree
 
 CHUNK = 512
 MESH_CHUNK = 2048  # larger: each chunk adds to the whole gradient of the embedding
@@ -160,7 +160,7 @@ def _scale(dtype, cap, factors, saved, slopes):
 weighted_loss.defvjp(_save, _scale)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class LossSums:
     """Sums over a batch, by modality of the target: divide to get nats per weighted token."""

@@ -13,11 +13,11 @@ import optax
 from alhena.batch import Batch
 from alhena.model import config, model, sharding, spec
 from alhena.recovery.anomalies import RecentSteps, check_step, no_recent_steps
-from alhena.shapes import Array, Bool, Float, Int
+from alhena.shapes import Array, Bool, Float, Int, pytree
 from alhena.train.loss import LossSums, batch_loss
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class State:
     step: Int[Array, ""]
@@ -26,7 +26,7 @@ class State:
     recent: RecentSteps
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class StepMetrics:
     loss: Float[Array, ""]

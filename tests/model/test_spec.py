@@ -18,6 +18,7 @@ from alhena.model import config, image_tokenizer, model, spec
 from alhena.model.linear import Int4
 from alhena.model.spec import Normal, WeightSpec, matrix, stacked, vector, within
 from alhena.model.weights import read_tree, write_tree
+from alhena.shapes import pytree
 from alhena.train.optimizer import Optimizer, optimizer
 from recipes import nano_1, nano_2, pro, starter, two_pods, ultra
 
@@ -35,7 +36,7 @@ CONFIGS = {
 # ── a module that only this test knows: a field, and a line ────────────────────────────────────────────────────
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Adapter:
     norm: Any
@@ -44,7 +45,7 @@ class Adapter:
     bias: Any = None
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclass(frozen=True)
 class Whole:
     adapter: Adapter

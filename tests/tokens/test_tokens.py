@@ -47,7 +47,7 @@ def test_a_drawing_becomes_a_whole_grid(encoder, documents):
     grid = np.arange(24).reshape(4, 6)
     (example,) = encoder.encode(document, 256, codes={pixels.data: grid})
     start = example.tokens.tolist().index(v.control("<boi_out>"))
-    wanted = [v.batch_size(4), v.columns(6), *(v.code(k) for k in range(24)), v.control("<eoi_out>"), v.end]
+    wanted = [v.rows(4), v.columns(6), *(v.code(k) for k in range(24)), v.control("<eoi_out>"), v.end]
     assert example.tokens.tolist()[start + 1 :] == wanted
     with pytest.raises(ValueError, match="no image tokenizer"):
         encoder.encode(document, 256)
