@@ -23,7 +23,7 @@ RECIPE = "starter:smoke"
 
 def write_model(folder: Path, encoder, params, c) -> None:
     encoder.save(folder)
-    painter = config.ImageTokenizer(structure=(4, 4), colour=(2, 2), width=16)
+    painter = config.ImageTokenizer(structure=(4, 4), color=(2, 2), width=16)
     image_tokenizer.save(folder, image_tokenizer.init(jax.random.key(0), painter), painter)
     save_model(folder, params, c, {"name": folder.name, "parameters": 1})
     seal_folder(folder, [path.name for path in folder.iterdir()])

@@ -23,7 +23,7 @@ def write_tiny(folder: Path, encoder: Encoder, tiny: tuple[model.Params, config.
     folder.mkdir(parents=True)
     save_model(folder, *tiny, {"name": "tiny"})
     encoder.save(folder)
-    drawn = config.ImageTokenizer(structure=(4, 4), colour=(4,), width=16)
+    drawn = config.ImageTokenizer(structure=(4, 4), color=(4,), width=16)
     image_tokenizer.save(folder, image_tokenizer.init(jax.random.key(1), drawn), drawn)
     return folder
 

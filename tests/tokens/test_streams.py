@@ -82,7 +82,7 @@ def test_pictures_are_sampled_and_large_ones_scaled(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("seeing", [0, 1])
 def test_a_picture_has_the_same_codes_in_any_company(seeing):
-    c = config.ImageTokenizer((4, 4), (3,), width=16, seeing=seeing)
+    c = config.ImageTokenizer((4, 4), (3,), width=16, encoder_blocks=seeing)
     params = image_tokenizer.init(jax.random.key(0), c)
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (32, 16 + 8 * (i % 3), 3), dtype=np.uint8) for i in range(12)]
