@@ -1,12 +1,12 @@
-"""Example (one encoded document) and Batch (rows of packed examples): three ragged streams, linked by order alone.
+"""Example (one encoded document) and Batch (packed examples): three ragged streams, linked by order alone.
 
     tokens   │ doc 1 ····<img><img>··· │ doc 2 ··<aud>··<img>·· │ pad │     [B, L]
     patches  │ p p p p   p p p p       │ p p p p                │ pad │     [B, P, Q]   four patches pool into one <img>
     frames   │                         │ chunk                  │ pad │     [B, C, T, M] the k-th valid output is the k-th <aud>
 
-Within a row the k-th ``<img>`` placeholder takes the k-th pooled patch vector, the k-th ``<aud>`` the k-th valid audio vector:
-order is the only link, so packing needs no pointers. Segments are numbered from 1 within a row; 0 is padding. Documents of one
-row never see each other.
+Within a sequence the k-th ``<img>`` placeholder takes the k-th pooled patch vector, the k-th ``<aud>`` the k-th valid audio vector:
+order is the only link, so packing needs no pointers. Segments are numbered from 1 within a sequence; 0 is padding. Documents of one
+sequence do not attend to each other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from alhena.shapes import Array, Float, Int, Shaped, pytree
 
 
 class Modality(IntEnum):
-    """What a target is conditioned on; losses are reported by it."""
+    """The modality that a target is conditioned on; losses are reported by it."""
 
     TEXT = 0
     IMAGE = 1
@@ -31,32 +31,46 @@ class Modality(IntEnum):
 
 @dataclass(frozen=True)
 class Example:
-    """One document, encoded (numpy arrays, no batch dimension)."""
+    """One encoded document: NumPy arrays without a batch dimension."""
 
-    tokens: np.ndarray  # int32 [l]
-    targets: np.ndarray  # int32 [l], tokens shifted left by one
-    weights: np.ndarray  # float32 [l], loss weight of each target (0 where nothing is to be learned)
-    modality: np.ndarray  # int32 [l], Modality of each target
-    patches: np.ndarray  # uint8 [p, patch·patch·3]; p is a multiple of pool², pool windows are consecutive
-    patch_positions: np.ndarray  # int32 [p, 2], row and column in patches
-    patch_images: np.ndarray  # int32 [p], which image of the document, from 1
-    frames: np.ndarray  # float16 [c, T, M], log-mel in chunks of T frames
-    frame_lengths: np.ndarray  # int32 [c], valid frames of each chunk
+    # int32
+    tokens: Int[np.ndarray, " L"]
+    # int32, tokens shifted left by one
+    targets: Int[np.ndarray, " L"]
+    # float32, loss weight of each target; 0 where it is not learned
+    weights: Float[np.ndarray, " L"]
+    # int32, Modality of each target
+    modality: Int[np.ndarray, " L"]
+    # uint8; P is a multiple of pool², the patches of a pooling window are consecutive
+    patches: Shaped[np.ndarray, "P Q"]
+    # int32, row and column in the grid of patches
+    patch_positions: Int[np.ndarray, "P 2"]
+    # int32, index of the image in the document, from 1
+    patch_images: Int[np.ndarray, " P"]
+    # float16, log-mel in chunks of T frames
+    frames: Float[np.ndarray, "C T M"]
+    # int32, valid frames of each chunk
+    frame_lengths: Int[np.ndarray, " C"]
 
 
 @pytree
 @dataclass(frozen=True)
 class Batch:
-    """Rows of packed examples, static shapes. Field for field the packed :class:`Example`, plus segments and positions."""
+    """Packed examples with static shapes: the fields of :class:`Example`, plus segments and positions."""
 
     tokens: Int[Array, "B L"]
     targets: Int[Array, "B L"]
     weights: Float[Array, "B L"]
     modality: Int[Array, "B L"]
-    segments: Int[Array, "B L"]  # 0 is padding
-    positions: Int[Array, "B L"]  # from 0 within each segment
-    patches: Shaped[Array, "B P Q"]  # uint8
+    # 0 is padding
+    segments: Int[Array, "B L"]
+    # from 0 within each segment
+    positions: Int[Array, "B L"]
+    # uint8
+    patches: Shaped[Array, "B P Q"]
     patch_positions: Int[Array, "B P 2"]
-    patch_images: Int[Array, "B P"]  # 0 is padding; unique within a row
+    # 0 is padding; unique within a sequence
+    patch_images: Int[Array, "B P"]
     frames: Float[Array, "B C T M"]
-    frame_lengths: Int[Array, "B C"]  # 0 is padding
+    # 0 is padding
+    frame_lengths: Int[Array, "B C"]

@@ -1,13 +1,13 @@
-"""The one legend of dimension letters, used in einsums, in annotations and as suffixes (``x_BLD``).
+"""Legend of dimension letters, used in einsums, in annotations and as suffixes (``x_BLD``).
 
-    B  batch (rows)            P  patches in a row            K  key/value heads
-    L  tokens in a row         Q  values in a patch (p·p·3)   H  head dimension
-    S  slots in a KV cache     C  audio chunks in a row       F  hidden width of an MLP
-    D  model width             T  log-mel frames in a chunk   V  vocabulary
-    N  query heads             M  mel bins                    E  width of an encoder
-    G  groups of a quantized dimension                        Z  image codes
+    B  batch size                     P  patches per sequence          K  key/value heads
+    L  sequence length, in tokens     Q  values per patch (p·p·3)      H  head dimension
+    S  slots of a KV cache            C  audio chunks per sequence     F  hidden width of an MLP
+    D  model width                    T  log-mel frames per chunk      V  vocabulary size
+    N  query heads                    M  mel bins                      E  width of an encoder
+    R  rows of the embedding table    I, O  inputs and outputs of a matmul
 
-Array aliases (from jaxtyping) are re-exported so that a module needs one import:
+Array types of jaxtyping are re-exported, so that a module needs one import:
 
 >>> from alhena.shapes import Float, Array
 >>> Float[Array, "B L D"].dim_str
@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int, Int8, Shaped, UInt8, UInt32
 if TYPE_CHECKING:
     from jax import Array
 else:
-    # Functions of jax.numpy take NumPy's arrays too. What a type checker may rely on are the attributes of JAX's.
+    # Functions of jax.numpy accept NumPy arrays too. Type checkers may only rely on the attributes of jax.Array.
     Array = jax.Array | np.ndarray
 
 __all__ = ["Array", "Bool", "Float", "Int", "Int8", "Shaped", "UInt8", "UInt32", "pytree"]
@@ -34,7 +34,7 @@ Class = TypeVar("Class", bound=type[Any])
 def pytree(dataclass: Class) -> Class:
     """Registers a frozen dataclass of arrays as a pytree.
 
-    Trees of its form hold other leaves too (shapes, shardings, specifications, what JAX puts in while it transforms functions), so
-    the annotations of its fields, which say what it holds in use, are not checked when one is made.
+    Trees of this structure hold other leaves too: shapes, shardings, specifications, placeholders of JAX transformations.
+    Hence the annotations of its fields, which describe its arrays, are not checked when an instance is made.
     """
     return jax.tree_util.register_dataclass(no_type_check(dataclass))

@@ -1,11 +1,11 @@
-"""The attention kernels that vendors ship, each with what it can do; :func:`fitting` chooses, and is the only place that does.
+"""Attention kernels that vendors ship, each with its features; :func:`choose_kernel` is the only place that chooses one.
 
-                           segments   window   cap   lengths            numbers
+                           segments   window   cap   lengths            dtypes
     TPU   splash attention    yes      yes     yes   multiples of 128   float32, bfloat16
     GPU   cuDNN               no       yes     no    any                bfloat16, float16, heads of up to 128
 
-What none of them can do exactly is done by :func:`alhena.model.attention.blockwise`, which every platform compiles. Splash
-attention is FlashAttention that skips blocks of a static mask (``jax.experimental.pallas.ops.tpu.splash_attention``).
+All other cases use :func:`alhena.model.attention.blockwise_attention`, which every platform compiles. Splash attention is
+FlashAttention that skips blocks of a static mask (``jax.experimental.pallas.ops.tpu.splash_attention``).
 """
 
 from __future__ import annotations
@@ -22,27 +22,33 @@ from alhena.model import sharding
 from alhena.shapes import Array, Float, Int
 
 LANES = 128
-Kernel = Callable[..., Array]  # of q, k, v, segments and options
+# Called with q, k, v, segments and options.
+Kernel = Callable[..., Array]
 
 
 @dataclass(frozen=True)
 class AttentionOptions:
-    """What causal attention computes, beside its operands."""
+    """Static options of causal attention."""
 
-    window: int | None = None  # a query sees that many positions, its own among them; None: all up to its own
-    scale: float | None = None  # multiplies the scores; None: H^-½
-    cap: float | None = None  # scores s become cap·tanh(s / cap)
-    packed: bool = True  # False: a row is one document and padding behind it, whose outputs nobody reads
+    # A query attends to that many positions, its own included; None: all up to its own.
+    window: int | None = None
+    # Multiplies the scores; None: H^-½.
+    scale: float | None = None
+    # Scores s become cap·tanh(s / cap).
+    cap: float | None = None
+    # False: a sequence is one document followed by padding, whose outputs are not used.
+    packed: bool = True
 
     def scale_for(self, head_dim: int) -> float:
+        """The factor of the scores for heads of this size."""
         return head_dim**-0.5 if self.scale is None else self.scale
 
 
 def choose_kernel(q: Float[Array, "B L N H"], options: AttentionOptions) -> Kernel | None:
-    """The kernel for queries like these on the platform that is compiled for, or None.
+    """The kernel for these queries on the target platform, or None.
 
-    The platform is that of the mesh in use, which may be one that is only compiled for, or else this process's own. Without a
-    mesh several devices get none: kernels cannot be divided among devices unless told how.
+    The platform is that of the current mesh, which may be abstract (for ahead-of-time compilation), or else that of this process.
+    Without a mesh several devices get none: a kernel is partitioned only by an explicit ``shard_map``.
     """
     device = sharding.device()
     if device is None and jax.device_count() > 1:
@@ -64,7 +70,8 @@ def splash(
     options: AttentionOptions,
     interpret: bool = False,
 ) -> Float[Array, "B L N H"]:
-    """Splash attention of every row. ``interpret`` runs it anywhere, slowly."""
+    """Splash attention of every sequence. ``interpret`` runs it on any platform, slowly."""
+    # Imported here: the TPU library takes seconds to import, and only a TPU runs it.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as library
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -100,8 +107,8 @@ def cudnn(
     segments: Int[Array, "B L"],
     options: AttentionOptions,
 ) -> Float[Array, "B L N H"]:
-    """cuDNN's FlashAttention. It knows no segments: rows hold one document each, and padding comes behind it."""
-    near = None if options.window is None else (options.window - 1, 0)
+    """cuDNN's FlashAttention. It has no segments: each sequence is one document followed by padding."""
+    window = None if options.window is None else (options.window - 1, 0)
     scale = options.scale_for(q.shape[-1])
     attention = partial(jax.nn.dot_product_attention, scale=scale, is_causal=True, implementation="cudnn")
-    return attention(q, k, v, local_window_size=near).astype(jnp.float32)
+    return attention(q, k, v, local_window_size=window).astype(jnp.float32)

@@ -1,6 +1,6 @@
-"""Shapes of a model, as frozen dataclasses. Everything derivable is a property and never typed in twice.
+"""Model configurations as frozen dataclasses. Derived values are properties.
 
-Configurations are read from files too, so each checks its own fields: a ValueError names the field, what it is and what it can be.
+Configurations are read from files too, so each checks its own fields: a ValueError names the field, its value and what is allowed.
 """
 
 from __future__ import annotations
@@ -12,39 +12,51 @@ from typing import Any
 
 from alhena.schema import bounded, shown
 
-CODES_STRIDE = 8  # pixels per image code, each way
-SIZES = (1, 2**20)  # of widths, hidden sizes and counts of heads
-DEPTHS = (1, 2**12)  # of layers
-COMPUTE = ("float32", "bfloat16", "float16")
+# Pixels per image code along each side.
+CODES_STRIDE = 8
+# Bounds of widths, hidden sizes and numbers of heads.
+SIZES = (1, 2**20)
+# Bounds of numbers of layers.
+DEPTHS = (1, 2**12)
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 
 
-def _divides(owner: object, part: str, whole: str) -> None:
-    if getattr(owner, whole) % getattr(owner, part):
-        name = type(owner).__name__
-        raise ValueError(f"{name}.{part} is {getattr(owner, part)}; it must divide {whole}, {getattr(owner, whole)}")
+def _check_divides(settings: object, divisor: str, dividend: str) -> None:
+    """Raises ValueError when one field does not divide another."""
+    divided, by = getattr(settings, dividend), getattr(settings, divisor)
+    if divided % by:
+        raise ValueError(f"{type(settings).__name__}.{divisor} is {by}; it must divide {dividend}, {divided}")
 
 
 @dataclass(frozen=True)
 class Decoder:
+    """A decoder-only Transformer (alhena/model/decoder.py)."""
+
     width: int
     layers: int
     heads: int
     head_dim: int
     hidden: int
     kv_heads: int = 1
-    window: int | None = None  # sliding window of the local layers, in tokens; None: every layer is global
-    global_every: int = 1  # with a window: each n-th layer is global, the others local
+    # Sliding window of the local layers, in tokens; None: every layer is global.
+    window: int | None = None
+    # With a window: each n-th layer is global, the others local.
+    global_every: int = 1
     rope_base: float = 10_000.0
-    local_rope_base: float | None = None  # of the layers with a window; None: the same
-    rope_scaling_factor: float = (
-        1.0  # positions of the global layers are divided by it (linear scaling, Chen et al. 2023)
-    )
+    # RoPE base of the local layers; None: the same.
+    local_rope_base: float | None = None
+    # Positions of the global layers are divided by it (linear scaling, Chen et al. 2023).
+    rope_scaling_factor: float = 1.0
     qk_norm: bool = True
-    post_norm: bool = True  # a norm behind each sub-layer as well as before it
-    query_pre_attn_scalar: float | None = None  # scores are divided by its square root; None: head_dim
-    attention_softcap: float | None = None  # scores s become cap·tanh(s / cap)
+    # A norm after each sub-layer as well as before it.
+    post_norm: bool = True
+    # Scores are divided by its square root; None: head_dim.
+    query_pre_attn_scalar: float | None = None
+    # Scores s become cap·tanh(s / cap).
+    attention_softcap: float | None = None
     final_logit_softcap: float | None = None
-    remat: bool = False  # training keeps only what enters each layer and computes the rest again, going back
+    # Rematerialization: training saves only the input of each layer, the backward pass computes the rest again.
+    remat: bool = False
 
     def __post_init__(self) -> None:
         positive = (1e-6, 1e12)
@@ -57,18 +69,19 @@ class Decoder:
             attention_softcap=positive,
             final_logit_softcap=positive,
         )
-        _divides(self, "kv_heads", "heads")
+        _check_divides(self, "kv_heads", "heads")
         if self.head_dim % 2:
             raise ValueError(f"Decoder.head_dim is {self.head_dim}; rotary positions need an even number")
 
     @property
     def attention_scale(self) -> float:
+        """Factor of the attention scores."""
         return (self.query_pre_attn_scalar or self.head_dim) ** -0.5
 
 
 @dataclass(frozen=True)
 class Vision:
-    """ViT on packed patches of any number of images; ``pool``² neighbouring patches become one soft token."""
+    """ViT on packed patches of any number of images; ``pool``² neighboring patches become one soft token."""
 
     width: int
     layers: int
@@ -76,24 +89,27 @@ class Vision:
     hidden: int
     patch: int = 8
     pool: int = 2
-    side: int = 128  # most rows and columns of patches
-    plain: bool = False  # SigLIP's layers and positions (alhena/model/encoders/vision.py)
+    # Maximum rows and columns of the grid of patches.
+    side: int = 128
+    # SigLIP's layers and positions (alhena/model/encoders/vision.py).
+    plain: bool = False
     remat: bool = False
 
     def __post_init__(self) -> None:
         bounded(self, width=SIZES, layers=DEPTHS, heads=SIZES, hidden=SIZES, patch=(1, 256), pool=(1, 64))
         bounded(self, side=(1, 2**13))
-        _divides(self, "heads", "width")
+        _check_divides(self, "heads", "width")
         if self.width % 4:
             raise ValueError(f"Vision.width is {self.width}; its positions need a multiple of 4")
 
     @property
     def patch_values(self) -> int:
+        """Numbers in a patch."""
         return self.patch * self.patch * 3
 
     @property
     def pixels_per_token(self) -> int:
-        """Side of the square of pixels behind one soft token."""
+        """Side of the square of pixels that one soft token encodes."""
         return self.patch * self.pool
 
 
@@ -107,36 +123,41 @@ class Audio:
     hidden: int
     kernel: int = 5
     mels: int = 128
-    chunk: int = 128  # frames of 10 ms; attention stays inside a chunk
+    # Frames of 10 ms per chunk; attention is inside a chunk.
+    chunk: int = 128
     stack: int = 2
     remat: bool = False
 
     def __post_init__(self) -> None:
         bounded(self, width=SIZES, layers=DEPTHS, heads=SIZES, hidden=SIZES, kernel=(1, 2**12), mels=(1, 2**12))
         bounded(self, chunk=(4, 2**20), stack=(1, 2**10))
-        _divides(self, "heads", "width")
-        _divides(self, "frames_per_token", "chunk")
+        _check_divides(self, "heads", "width")
+        _check_divides(self, "frames_per_token", "chunk")
 
     @property
     def frames_per_token(self) -> int:
         return 4 * self.stack
 
     def tokens(self, frames: int) -> int:
-        """Soft tokens of a chunk with that many valid frames."""
+        """Number of soft tokens of a chunk with that many valid frames."""
         return math.ceil(frames / self.frames_per_token)
 
 
 @dataclass(frozen=True)
 class Usm(Audio):
-    """The conformer of the Universal Speech Model (alhena/model/encoders/usm.py): attention to what is near, in sounds of any length."""
+    """The conformer of the Universal Speech Model (alhena/model/encoders/usm.py): local attention, audio of any length."""
 
     chunk: int = 1024
     stack: int = 4
-    channels: tuple[int, int] = (128, 32)  # of the two convolutions
-    block: int = 12  # queries that share a window of keys
-    left: int = 13  # vectors that a query sees, its own among them
-    right: int = 0  # and of those after it
-    cap: float = 50.0  # scores s become cap·tanh(s / cap)
+    # Of the two convolutions.
+    channels: tuple[int, int] = (128, 32)
+    # Queries that share a window of keys.
+    block: int = 12
+    # Vectors that a query attends to: up to its own, and after it.
+    left: int = 13
+    right: int = 0
+    # Scores s become cap·tanh(s / cap).
+    cap: float = 50.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -148,7 +169,7 @@ class Usm(Audio):
 
 
 def audio_class(settings: Any) -> type[Audio]:
-    """Which audio encoder stored settings describe, by the field that only one has."""
+    """Class of the audio encoder that stored settings describe, by a field that only one class has."""
     return Usm if isinstance(settings, Mapping) and "channels" in settings else Audio
 
 
@@ -156,15 +177,16 @@ def audio_class(settings: Any) -> type[Audio]:
 class ImageTokenizer:
     """Convolutional autoencoder with finite scalar quantization: the levels give the codebook, one code per 8×8 pixels.
 
-    ``structure`` says what there is to see in a cell whatever its colors, ``color`` in which colors. With ``encoder_blocks`` 0 the encoder
-    sees each cell alone; each residual block of it looks one cell further.
+    ``structure`` holds the levels that encode the shapes in a cell, ``color`` those that encode its colors. The receptive field of the
+    encoder is one cell, plus one cell on each side for every residual block.
     """
 
     structure: tuple[int, ...]
     color: tuple[int, ...]
     width: int
-    encoder_blocks: int = 0  # residual blocks of the encoder
-    decoder_blocks: int = 2  # and of the decoder
+    # Numbers of residual blocks.
+    encoder_blocks: int = 0
+    decoder_blocks: int = 2
 
     def __post_init__(self) -> None:
         bounded(self, width=(1, 2**16), encoder_blocks=(0, 2**8), decoder_blocks=(0, 2**8))
@@ -174,20 +196,23 @@ class ImageTokenizer:
             raise ValueError(f"ImageTokenizer: {self.num_codes} codes; at most {2**20} can be read")
 
     @property
-    def least_bytes(self) -> int:
-        """What the weights take in a file at the very least: the largest of them, 16 bits each."""
+    def min_bytes(self) -> int:
+        """Lower bound of the size of the weights in a file: the largest of them, 16 bits each."""
         return 2 * 9 * self.width**2 * max(self.encoder_blocks, self.decoder_blocks)
 
     @property
     def levels(self) -> tuple[int, ...]:
+        """Number of levels of each dimension of the latent vector."""
         return self.structure + self.color
 
     @property
     def factors(self) -> tuple[int, int]:
+        """Numbers of structures and of colors."""
         return math.prod(self.structure), math.prod(self.color)
 
     @property
     def num_codes(self) -> int:
+        """Size of the codebook."""
         return math.prod(self.levels)
 
 
@@ -196,27 +221,34 @@ class Model:
     """A natively multimodal decoder."""
 
     vocabulary: int
-    image_token: int  # id of <img>, the placeholder of one vision vector
-    audio_token: int  # id of <aud>, the placeholder of one audio vector
+    # Id of <img>, the placeholder of one vision vector.
+    image_token: int
+    # Id of <aud>, the placeholder of one audio vector.
+    audio_token: int
     decoder: Decoder
-    vision: Vision | None  # None: a model that reads no images
+    # None: no vision encoder.
+    vision: Vision | None
+    # None: no audio encoder.
     audio: Audio | None
-    code_factors: tuple[int, int] | None = None  # structures and colors of the image codes (alhena/model/embedding.py)
-    compute_dtype: str = "float32"  # dtype of matmul operands; results are accumulated in float32
+    # Numbers of structures and colors of the image codes (alhena/model/embedding.py).
+    code_factors: tuple[int, int] | None = None
+    # Dtype of matmul operands; results are accumulated in float32.
+    compute_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         bounded(self, vocabulary=(1, 2**24))
         bounded(self, image_token=(-1, self.vocabulary - 1), audio_token=(-1, self.vocabulary - 1))
-        if self.compute_dtype not in COMPUTE:
-            raise ValueError(f"Model.compute is {shown(self.compute_dtype)}; one of {', '.join(COMPUTE)} is needed")
+        if self.compute_dtype not in COMPUTE_DTYPES:
+            allowed = ", ".join(COMPUTE_DTYPES)
+            raise ValueError(f"Model.compute_dtype is {shown(self.compute_dtype)}; one of {allowed} is needed")
         if self.code_factors is not None:
             A, B = self.code_factors
             if A < 1 or B < 1 or self.vocabulary < A * B:
                 raise ValueError(f"Model.code_factors is {shown((A, B))}; their product must be 1 to {self.vocabulary}")
 
     @property
-    def least_bytes(self) -> int:
-        """What the weights take in a file at the very least: the largest of them, 4 bits each (of encoders 16)."""
+    def min_bytes(self) -> int:
+        """Lower bound of the size of the weights in a file: the largest of them, 4 bits each (16 in the encoders)."""
         d, codes = self.decoder, math.prod(self.code_factors or (0,))
         nibbles = d.layers * d.width * (3 * d.hidden + 2 * d.heads * d.head_dim) + (self.vocabulary - codes) * d.width
         encoders = [e.layers * e.width * (3 * e.width + 2 * e.hidden) for e in (self.vision, self.audio) if e]

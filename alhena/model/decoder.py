@@ -25,7 +25,8 @@ from alhena.model.linear import Weight, einsum
 from alhena.model.spec import matrix, stacked, vector
 from alhena.shapes import Array, Float, Int, pytree
 
-UNROLL_UP_TO = 12  # few layers run faster unrolled on a CPU; many compile faster scanned
+# A few layers run faster unrolled on a CPU; many compile faster scanned.
+MAX_UNROLLED = 12
 
 
 @pytree
@@ -40,7 +41,7 @@ class Layers:
     query_norm: Array | None  # [H]; None: no QK-norm
     key_norm: Array | None  # [H]
     output: Weight  # [N·H, D]
-    attention_post_norm: Array | None  # None: no norm behind the sub-layer
+    attention_post_norm: Array | None  # None: no norm after the sub-layer
     mlp_norm: Array
     gate: Weight  # [D, F]
     up: Weight  # [D, F]
@@ -49,7 +50,7 @@ class Layers:
 
 
 def weights(c: config.Decoder) -> Layers:
-    """The specification of every weight."""
+    """Specifications of the weights."""
     D, H, F = c.width, c.head_dim, c.hidden
     linear = partial(matrix, quantize=True)
     post_norm = vector(D, -1 + 1 / np.sqrt(2 * c.layers)) if c.post_norm else None
@@ -79,44 +80,53 @@ def _norm(x: Float[Array, "... D"], scale: Float[Array, " D"] | None) -> Float[A
     return x if scale is None else rms_norm(x, scale)
 
 
-def _tables(positions: Int[Array, "B L"], c: config.Decoder) -> tuple[Array, Array]:
-    """Rotary tables of the global and of the local layers."""
-    far = rope_table(positions / c.rope_scaling_factor, c.head_dim, c.rope_base)
-    return far, far if c.window is None else rope_table(positions, c.head_dim, c.local_rope_base or c.rope_base)
+def _rope_tables(
+    positions: Int[Array, "B L"], c: config.Decoder
+) -> tuple[Float[Array, "B L H"], Float[Array, "B L H"]]:
+    """RoPE tables of the global and of the local layers."""
+    global_table = rope_table(positions / c.rope_scaling_factor, c.head_dim, c.rope_base)
+    if c.window is None:
+        return global_table, global_table
+    return global_table, rope_table(positions, c.head_dim, c.local_rope_base or c.rope_base)
 
 
-def _product(x: Float[Array, "... I"], w: Weight, dtype: str) -> Float[Array, "... O"]:
+def _matmul(x: Float[Array, "... I"], w: Weight, dtype: str) -> Float[Array, "... O"]:
     return einsum("...i,io->...o", x, w, dtype)
 
 
-def _projections(w: Layers, x: Float[Array, "B L D"], table: Float[Array, "B L H"], c: config.Decoder, dtype: str):
+def _projections(
+    w: Layers, x: Float[Array, "B L D"], table: Float[Array, "B L H"], c: config.Decoder, dtype: str
+) -> tuple[Float[Array, "B L N H"], Float[Array, "B L K H"], Float[Array, "B L K H"]]:
+    """Queries, keys and values of one layer, with QK-norm and RoPE."""
     B, L, _ = x.shape
     weights, heads = (w.query, w.key, w.value), (c.heads, c.kv_heads, c.kv_heads)
-    sides = tuple("heads" if n > 1 else None for n in heads)
-    some = sharding.column_parallel(partial(_product, dtype=dtype), x, weights, sides, dtype)
-    q, k, v = (a.reshape(B, L, n, c.head_dim) for a, n in zip(some, heads, strict=True))
+    axes = tuple("heads" if n > 1 else None for n in heads)
+    projected = sharding.column_parallel(partial(_matmul, dtype=dtype), x, weights, axes, dtype)
+    q, k, v = (a.reshape(B, L, n, c.head_dim) for a, n in zip(projected, heads, strict=True))
     q, k = _norm(q, w.query_norm), _norm(k, w.key_norm)
     return rope(q, table), rope(k, table), v
 
 
 def _mlp(w: Layers, x: Float[Array, "B L D"], dtype: str) -> Float[Array, "B L D"]:
-    product = partial(_product, dtype=dtype)
-    gate, up = sharding.column_parallel(product, rms_norm(x, w.mlp_norm), (w.gate, w.up), ("hidden", "hidden"), dtype)
-    return x + _norm(sharding.row_parallel(product, gated(gate, up), w.down, dtype), w.mlp_post_norm)
+    """The MLP sub-layer with its residual connection."""
+    matmul = partial(_matmul, dtype=dtype)
+    gate, up = sharding.column_parallel(matmul, rms_norm(x, w.mlp_norm), (w.gate, w.up), ("hidden", "hidden"), dtype)
+    return x + _norm(sharding.row_parallel(matmul, gated(gate, up), w.down, dtype), w.mlp_post_norm)
 
 
 def _attention_out(
     w: Layers, x: Float[Array, "B L D"], heads: Float[Array, "B L N H"], dtype: str
 ) -> Float[Array, "B L D"]:
+    """Output projection of the attention sub-layer with its residual connection."""
     B, L = x.shape[:2]
-    out = sharding.row_parallel(partial(_product, dtype=dtype), heads.reshape(B, L, -1), w.output, dtype)
+    out = sharding.row_parallel(partial(_matmul, dtype=dtype), heads.reshape(B, L, -1), w.output, dtype)
     return x + _norm(out, w.attention_post_norm)
 
 
 @pytree
 @dataclass(frozen=True)
 class Packing:
-    """Which document each token of a row belongs to (0: padding), and its position in it."""
+    """The segment (document) of each token, 0 for padding, and its position in the segment."""
 
     segments: Int[Array, "B L"]
     positions: Int[Array, "B L"]
@@ -130,33 +140,30 @@ def run(
     dtype: str,
     slots: int | None = None,
 ) -> tuple[Float[Array, "B L D"], kv_cache.Cache]:
-    """All layers over whole rows. With ``slots``, rows hold one prompt each, whose keys and values are kept in a cache of that size."""
+    """All layers over complete sequences. With ``slots`` each sequence is one prompt, written to a new cache of that size."""
     segments = packing.segments
-    far, near = _tables(packing.positions, c)
+    global_table, local_table = _rope_tables(packing.positions, c)
     last = jnp.maximum((segments > 0).sum(1) - 1, 0)
     cache = () if slots is None else kv_cache.empty_cache(c, x.shape[0], slots, dtype)
     options = AttentionOptions(c.window, c.attention_scale, c.attention_softcap, packed=slots is None)
+    # With rematerialization the inputs of the layers are the saved residuals: they take no more bytes than ``dtype``.
+    carry_dtype = dtype if c.remat else x.dtype
 
-    kept = (
-        dtype if c.remat else x.dtype
-    )  # going back, what enters the layers is all there is of them: at most numbers of ``dtype``
-
-    def layer(carried, inputs):
-        (x, cache), (w, see_all, places) = carried, inputs
+    def layer(carry: tuple[Array, kv_cache.Cache], inputs: tuple[Layers, Array, Array]):
+        (x, cache), (w, global_layer, index) = carry, inputs
         x = x.astype(jnp.float32)
-        table = jnp.where(see_all, far, near)
+        table = jnp.where(global_layer, global_table, local_table)
         q, k, v = _projections(w, rms_norm(x, w.attention_norm), table, c, dtype)
-        cache = tuple(kv_cache.write_prompt(kept, places[i], k, v, last) for i, kept in enumerate(cache))
+        cache = tuple(kv_cache.write_prompt(kind, index[i], k, v, last) for i, kind in enumerate(cache))
         q, k, v = (a.astype(dtype) for a in (q, k, v))
-        heads = causal_attention(q, k, v, segments, options, see_all)
-        return (_mlp(w, _attention_out(w, x, heads, dtype), dtype).astype(kept), cache), None
+        heads = causal_attention(q, k, v, segments, options, global_layer)
+        return (_mlp(w, _attention_out(w, x, heads, dtype), dtype).astype(carry_dtype), cache), None
 
     if c.remat:
         layer = jax.checkpoint(layer, prevent_cse=False)
-    unroll = c.layers if c.layers <= UNROLL_UP_TO else 1
-    x, cache = jax.lax.scan(
-        layer, (x.astype(kept), cache), (layers, is_global(c), kv_cache.layer_slots(c)), unroll=unroll
-    )[0]
+    unroll = c.layers if c.layers <= MAX_UNROLLED else 1
+    inputs = layers, is_global(c), kv_cache.cache_index(c)
+    (x, cache), _ = jax.lax.scan(layer, (x.astype(carry_dtype), cache), inputs, unroll=unroll)
     return x.astype(jnp.float32), cache
 
 
@@ -168,19 +175,17 @@ def step(
     c: config.Decoder,
     dtype: str,
 ) -> tuple[Float[Array, "B D"], kv_cache.Cache]:
-    """One token a row through all layers, against (and into) the cache."""
-    far, near = _tables(positions[:, None], c)
+    """All layers over one token per sequence, which is written to the cache and attends to it."""
+    global_table, local_table = _rope_tables(positions[:, None], c)
 
-    def layer(carried, inputs):
-        (x, cache), (w, see_all, places) = carried, inputs
-        table = jnp.where(see_all, far, near)
+    def layer(carry: tuple[Array, kv_cache.Cache], inputs: tuple[Layers, Array, Array]):
+        (x, cache), (w, global_layer, index) = carry, inputs
+        table = jnp.where(global_layer, global_table, local_table)
         q, k, v = _projections(w, rms_norm(x, w.attention_norm), table, c, dtype)
-        cache = tuple(
-            kv_cache.write_token(kept, places[i], k[:, 0], v[:, 0], positions) for i, kept in enumerate(cache)
-        )
-        looks = [partial(kv_cache.attend_cached, kept, places[i], q, positions, c) for i, kept in enumerate(cache)]
-        heads = looks[0]() if len(looks) == 1 else jax.lax.cond(see_all, *looks)
+        cache = tuple(kv_cache.write_token(kind, index[i], k[:, 0], v[:, 0], positions) for i, kind in enumerate(cache))
+        attend = [partial(kv_cache.attend_cached, kind, index[i], q, positions, c) for i, kind in enumerate(cache)]
+        heads = attend[0]() if len(attend) == 1 else jax.lax.cond(global_layer, *attend)
         return (_mlp(w, _attention_out(w, x, heads, dtype), dtype), cache), None
 
-    (x, cache), _ = jax.lax.scan(layer, (x[:, None], cache), (layers, is_global(c), kv_cache.layer_slots(c)))
+    (x, cache), _ = jax.lax.scan(layer, (x[:, None], cache), (layers, is_global(c), kv_cache.cache_index(c)))
     return x[:, 0], cache

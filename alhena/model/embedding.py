@@ -1,15 +1,16 @@
-"""Image codes in the vocabulary: each is a pair (structure, color), its embedding the sum of theirs, its score too.
+"""Factorized image codes in the vocabulary: a code is a pair (structure, color), its embedding and its logit are sums over the pair.
 
-    code k = structure + A·color       ids      0 … text … │ code 0 … code A·B-1        [V]
-                                        rows     0 … text … │ structure 0..A-1 │ color 0..B-1        [R]
+    code k = structure + A·color       ids      0 … text … │ code 0 … code A·B-1                        [V]
+                                       rows     0 … text … │ structure 0..A-1 │ color 0..B-1            [R]
 
-A model that has drawn red circles and blue stars has then learned every part of a red star, though it may never have met the codes
-of one: with a row of its own for each code it cannot draw it (docs/results.md). Factorized vocabularies of this kind are in
-Open-MAGVIT2 (Luo et al. 2024). Without factors every id has its own row.
+A model trained on red circles and blue stars has then trained both factors of a red star, though it may never have seen its codes:
+with one row per code it cannot generate it (docs/results.md). Open-MAGVIT2 (Luo et al. 2024) has factorized vocabularies of this kind.
+Without factors every id has its own row.
 
-On a mesh the rows are cut over n chips, wherever text ends. Chip i scores its own rows and the codes of its share of the colors:
+On a mesh the rows are sharded over n chips, at any boundary. A chip computes the logits of its own rows, and of the codes of its share
+of the colors, for which all chips sum the A + B logits of the factors:
 
-    columns     R/n rows, those of structures and colors void │ A·B/n codes         of which all chips add up the A + B scores
+    columns     R/n rows, masked where they are structures or colors │ A·B/n codes
 """
 
 from __future__ import annotations
@@ -21,117 +22,120 @@ from alhena.model import sharding
 from alhena.model.linear import Weight, take_rows
 from alhena.shapes import Array, Bool, Float, Int
 
-Factors = tuple[int, int]  # A structures, B colors
+# A structures, B colors.
+Factors = tuple[int, int]
 
 
 def embedding_rows(vocabulary: int, factors: Factors | None) -> int:
-    """Rows of the embedding."""
+    """Number of rows of the embedding table."""
     return vocabulary - factors[0] * factors[1] + sum(factors) if factors else vocabulary
 
 
-def _rows(ids: Int[Array, " ..."], rows: int, factors: Factors) -> tuple[Int[Array, " ..."], Int[Array, " ..."]]:
-    """The two rows of ids, out of ``rows``; the second of what is no code is -1."""
-    first, A = rows - sum(factors), factors[0]
-    code = jnp.maximum(ids - first, 0)
-    own, second = jnp.where(ids < first, ids, first + code % A), first + A + code // A
-    return own, jnp.where(ids < first, -1, second)
+def _row_pair(
+    ids: Int[Array, "*batch"], rows: int, factors: Factors
+) -> tuple[Int[Array, "*batch"], Int[Array, "*batch"]]:
+    """The two rows of each id in a table of ``rows``; the second is -1 for ids that are not codes."""
+    first_code, A = rows - sum(factors), factors[0]
+    code = jnp.maximum(ids - first_code, 0)
+    first = jnp.where(ids < first_code, ids, first_code + code % A)
+    return first, jnp.where(ids < first_code, -1, first_code + A + code // A)
 
 
-def lookup(embedding: Weight, ids: Int[Array, " ..."], factors: Factors | None) -> Float[Array, "... D"]:
+def lookup(embedding: Weight, ids: Int[Array, "*batch"], factors: Factors | None) -> Float[Array, "*batch D"]:
     """Embeddings of ids of the vocabulary."""
     if not factors:
         return take_rows(embedding, ids)
     rows = embedding.shape[0] if isinstance(embedding, Array) else embedding.packed.shape[-1]
-    own, second = _rows(ids, rows, factors)
-    return take_rows(embedding, own) + jnp.where((second < 0)[..., None], 0, take_rows(embedding, second))
+    first, second = _row_pair(ids, rows, factors)
+    return take_rows(embedding, first) + jnp.where((second < 0)[..., None], 0, take_rows(embedding, second))
 
 
 def lookup_on_mesh(embedding: Weight, ids: Int[Array, "B L"], factors: Factors | None) -> Float[Array, "B L D"]:
-    """:func:`lookup` where every chip finds the rows of its part, to which the others add zeros."""
+    """:func:`lookup` where every chip looks up the rows of its shard and the results are summed."""
     data, model = sharding.mesh_axis("width"), sharding.mesh_axis("vocabulary")
 
-    def local(table: Array, ids: Array) -> Array:
-        part = jax.lax.all_gather(table, data, axis=1, tiled=True)
-        found = jnp.zeros((*ids.shape, part.shape[1]), part.dtype)
-        rows = part.shape[0] * jax.lax.axis_size(model)
-        for wanted in _rows(ids, rows, factors) if factors else (ids,):
-            place = wanted - jax.lax.axis_index(model) * part.shape[0]
-            here = (place >= 0) & (place < part.shape[0])
-            found += jnp.where(here[..., None], part[jnp.where(here, place, 0)], 0)
-        return sharding.scatter(found)
+    def local(shard: Float[Array, "r d"], ids: Int[Array, "b L"]) -> Float[Array, "b l D"]:
+        table = jax.lax.all_gather(shard, data, axis=1, tiled=True)
+        out = jnp.zeros((*ids.shape, table.shape[1]), table.dtype)
+        rows = table.shape[0] * jax.lax.axis_size(model)
+        for row in _row_pair(ids, rows, factors) if factors else (ids,):
+            local_row = row - jax.lax.axis_index(model) * table.shape[0]
+            in_shard = (local_row >= 0) & (local_row < table.shape[0])
+            out += jnp.where(in_shard[..., None], table[jnp.where(in_shard, local_row, 0)], 0)
+        return sharding.reduce_scatter(out)
 
     inputs = (("vocabulary", "width"), ("batch", None))
     return sharding.on_shards(local, inputs, ("batch", "length", None))(embedding, ids)
 
 
-def expand_logits(scores: Float[Array, "... R"], factors: Factors | None) -> Float[Array, "... V"]:
-    """Scores of the rows to scores of the vocabulary."""
+def expand_logits(logits: Float[Array, "*batch R"], factors: Factors | None) -> Float[Array, "*batch V"]:
+    """Logits of the rows to logits of the vocabulary."""
     if not factors:
-        return scores
-    first = scores.shape[-1] - sum(factors)
-    text, structure, color = jnp.split(scores, [first, first + factors[0]], -1)
+        return logits
+    first = logits.shape[-1] - sum(factors)
+    text, structure, color = jnp.split(logits, [first, first + factors[0]], -1)
     codes = color[..., :, None] + structure[..., None, :]
     return jnp.concatenate([text, codes.reshape(*codes.shape[:-2], -1)], -1)
 
 
-def collapse_gradient(slopes: Float[Array, "... V"], factors: Factors | None) -> Float[Array, "... R"]:
-    """The transpose of :func:`expand`: gradients of the vocabulary's scores to gradients of the rows' scores."""
+def collapse_gradient(gradient: Float[Array, "*batch V"], factors: Factors | None) -> Float[Array, "*batch R"]:
+    """Transpose of :func:`expand_logits`: gradients of the vocabulary's logits to gradients of the rows' logits."""
     if not factors:
-        return slopes
-    text, codes = jnp.split(slopes, [slopes.shape[-1] - factors[0] * factors[1]], -1)
+        return gradient
+    text, codes = jnp.split(gradient, [gradient.shape[-1] - factors[0] * factors[1]], -1)
     codes = codes.reshape(*codes.shape[:-1], factors[1], factors[0])
     return jnp.concatenate([text, codes.sum(-2), codes.sum(-1)], -1)
 
 
-def _places(rows: int, factors: Factors, axis: str) -> tuple[Int[Array, " pairs"], Bool[Array, " pairs"]]:
-    """Where in a chip's ``rows`` those of structures and colors are, and which of them are there."""
+def _factor_rows(rows: int, factors: Factors, axis: str) -> tuple[Int[Array, " factors"], Bool[Array, " factors"]]:
+    """Local index of each structure and color in a shard of ``rows``, and which of them the shard holds."""
     first = rows * jax.lax.axis_size(axis) - sum(factors)
-    place = first + jnp.arange(sum(factors)) - jax.lax.axis_index(axis) * rows
-    here = (place >= 0) & (place < rows)
-    return jnp.where(here, place, 0), here
+    index = first + jnp.arange(sum(factors)) - jax.lax.axis_index(axis) * rows
+    in_shard = (index >= 0) & (index < rows)
+    return jnp.where(in_shard, index, 0), in_shard
 
 
-def _share(factors: Factors, axis: str) -> Factors:
-    """The codes of a chip: all structures in its share of the colors."""
+def _local_factors(factors: Factors, axis: str) -> Factors:
+    """Factors of a chip's codes: all structures, its share of the colors."""
     return factors[0], factors[1] // jax.lax.axis_size(axis)
 
 
 def shard_ids(rows: int, factors: Factors | None, axis: str) -> Int[Array, " columns"]:
-    """The id that each column of a chip stands for; -1: none."""
-    own = jax.lax.axis_index(axis) * rows + jnp.arange(rows)
+    """The id of each column of a chip's logits; -1: none."""
+    row = jax.lax.axis_index(axis) * rows + jnp.arange(rows)
     if not factors:
-        return own
+        return row
     first = rows * jax.lax.axis_size(axis) - sum(factors)
-    A, colors = _share(factors, axis)
+    A, colors = _local_factors(factors, axis)
     codes = first + jax.lax.axis_index(axis) * A * colors + jnp.arange(A * colors)
-    return jnp.concatenate([jnp.where(own < first, own, -1), codes])
+    return jnp.concatenate([jnp.where(row < first, row, -1), codes])
 
 
 def expand_logits_shard(
-    scores: Float[Array, "... r"], factors: Factors | None, axis: str
-) -> Float[Array, "... columns"]:
-    """:func:`expand` on a chip: scores of its rows to scores of its columns."""
+    logits: Float[Array, "*batch r"], factors: Factors | None, axis: str
+) -> Float[Array, "*batch columns"]:
+    """:func:`expand_logits` on a chip: logits of its rows to logits of its columns."""
     if not factors:
-        return scores
-    place, here = _places(scores.shape[-1], factors, axis)
-    pairs = jax.lax.psum(jnp.where(here, scores[..., place], 0), axis)
-    A, colors = _share(factors, axis)
-    mine = jax.lax.dynamic_slice_in_dim(pairs, A + jax.lax.axis_index(axis) * colors, colors, -1)
-    codes = expand_logits(jnp.concatenate([pairs[..., :A], mine], -1), (A, colors))
-    return jnp.concatenate([scores, codes], -1)
+        return logits
+    index, in_shard = _factor_rows(logits.shape[-1], factors, axis)
+    pairs = jax.lax.psum(jnp.where(in_shard, logits[..., index], 0), axis)
+    A, colors = _local_factors(factors, axis)
+    local_colors = jax.lax.dynamic_slice_in_dim(pairs, A + jax.lax.axis_index(axis) * colors, colors, -1)
+    codes = expand_logits(jnp.concatenate([pairs[..., :A], local_colors], -1), (A, colors))
+    return jnp.concatenate([logits, codes], -1)
 
 
 def collapse_gradient_shard(
-    slopes: Float[Array, "... columns"], factors: Factors | None, axis: str
-) -> Float[Array, "... r"]:
-    """:func:`collapse` on a chip: void columns have no slope."""
+    gradient: Float[Array, "*batch columns"], factors: Factors | None, axis: str
+) -> Float[Array, "*batch r"]:
+    """:func:`collapse_gradient` on a chip; the gradient of masked columns must be 0."""
     if not factors:
-        return slopes
-    A, colors = _share(factors, axis)
-    own, codes = jnp.split(slopes, [slopes.shape[-1] - A * colors], -1)
+        return gradient
+    A, colors = _local_factors(factors, axis)
+    rows, codes = jnp.split(gradient, [gradient.shape[-1] - A * colors], -1)
     codes = collapse_gradient(codes, (A, colors))
     pairs = jnp.zeros((*codes.shape[:-1], sum(factors)), codes.dtype).at[..., :A].set(codes[..., :A])
     start = A + jax.lax.axis_index(axis) * colors
     pairs = jax.lax.dynamic_update_slice_in_dim(pairs, codes[..., A:], start, -1)
-    place, here = _places(own.shape[-1], factors, axis)
-    return own.at[..., place].add(jnp.where(here, jax.lax.psum(pairs, axis), 0))
+    index, in_shard = _factor_rows(rows.shape[-1], factors, axis)
+    return rows.at[..., index].add(jnp.where(in_shard, jax.lax.psum(pairs, axis), 0))

@@ -1,9 +1,9 @@
-"""4-bit weights in groups: every group of ``group`` values along the contracted dimension shares one scale.
+"""4-bit weights: each group of values along the contracted dimension shares one scale.
 
     w [I, O]  ──►  packed uint8 [I/2, O],  scales float32 [I/group, O]        w ≈ (q - 8) · scale, q in 0..15
 
-Two 4-bit values share a byte: the even position is its low half, the odd one its high half. Quantising rounds to nearest and searches
-for the scale that loses least, out of a few (as in AWQ's clipping, Lin et al. 2023).
+A byte holds two values: the even index in its low half, the odd one in its high half. Quantization rounds to nearest, with the scale
+that has the smallest squared error out of a few candidates (as in AWQ's clipping, Lin et al. 2023).
 """
 
 from __future__ import annotations
@@ -15,28 +15,32 @@ import numpy as np
 
 from alhena.shapes import Array, Float, Int, UInt8, pytree
 
-SHRINK = np.linspace(0.7, 1.0, 13, dtype=np.float32)  # of the scale that just reaches the largest value
+# Candidate scales, relative to the scale at which no value is clipped.
+SHRINK = np.linspace(0.7, 1.0, 13, dtype=np.float32)
 
 
 @pytree
 @dataclass(frozen=True)
 class Int4:
-    """A 4-bit matrix. ``transposed`` says that the stored matrix is ``[in, out]`` of an ``[out, in]`` weight (the embedding)."""
+    """A 4-bit matrix. With ``transposed`` an ``[out, in]`` weight (the embedding) is stored as ``[in, out]``."""
 
-    packed: UInt8[Array, "*layers I/2 O"]
-    scales: Float[Array, "*layers I/G O"]
+    # [*layers, I/2, O]
+    packed: UInt8[Array, "*layers half_I O"]
+    # [*layers, I/group, O]
+    scales: Float[Array, "*layers groups O"]
     transposed: bool = field(default=False, metadata={"static": True})
 
 
 def unpack(w: Int4) -> Int[Array, "*layers I O"]:
-    """The integers -8..7, in their order along the contracted dimension."""
+    """The integers -8..7, in order along the contracted dimension."""
     low, high = w.packed & 15, w.packed >> 4
-    both = jnp.stack([low, high], axis=-2)  # [..., I/2, 2, O]
-    return both.reshape(*w.packed.shape[:-2], -1, w.packed.shape[-1]).astype(jnp.int32) - 8
+    # [..., I/2, 2, O]
+    values = jnp.stack([low, high], axis=-2)
+    return values.reshape(*w.packed.shape[:-2], -1, w.packed.shape[-1]).astype(jnp.int32) - 8
 
 
 def dequantize(w: Int4) -> Float[Array, "*layers I O"]:
-    """The float32 weight that an Int4 stands for, in its original orientation."""
+    """The float32 weight, in its original orientation."""
     values = unpack(w).astype(jnp.float32)
     group = values.shape[-2] // w.scales.shape[-2]
     full = values * jnp.repeat(w.scales.astype(jnp.float32), group, axis=-2)
@@ -44,9 +48,9 @@ def dequantize(w: Int4) -> Float[Array, "*layers I O"]:
 
 
 def quantize(w: Float[Array, "*layers I O"], group: int, transposed: bool = False) -> Int4:
-    """An Int4 of a weight; ``transposed`` for the embedding ``[V, D]``, which is contracted along its last dimension.
+    """Quantizes a weight; ``transposed`` for the embedding ``[R, D]``, which is contracted along its last dimension.
 
-    Raises ValueError when the contracted dimension is no multiple of the group, or the group is odd.
+    Raises ValueError when the contracted dimension is not a multiple of the group, or the group is odd.
     """
     values = np.asarray(w, np.float32)
     if transposed:
@@ -59,7 +63,7 @@ def quantize(w: Float[Array, "*layers I O"], group: int, transposed: bool = Fals
     grouped = values.reshape(*layers, inner // group, group, outer)
     largest = np.abs(grouped).max(-2)
     best_error, best_scale = np.full(largest.shape, np.inf, np.float32), np.ones_like(largest)
-    # A scale may be negative: -8..7 reaches one step further on one side, and each group turns that side where it needs it.
+    # A scale may be negative: -8..7 has one more step on its negative side, which each group can use for either sign.
     for candidate in (*SHRINK, *-SHRINK):
         scale = candidate * np.maximum(largest / 7.5, 1e-12)
         error = np.sum((_round(grouped, scale) * scale[..., None, :] - grouped) ** 2, -2)
@@ -70,5 +74,7 @@ def quantize(w: Float[Array, "*layers I O"], group: int, transposed: bool = Fals
     return Int4(jnp.asarray(packed), jnp.asarray(best_scale.astype(np.float32)), transposed)
 
 
-def _round(grouped: np.ndarray, scale: np.ndarray) -> np.ndarray:
+def _round(
+    grouped: Float[np.ndarray, "*layers groups group O"], scale: Float[np.ndarray, "*layers groups O"]
+) -> Float[np.ndarray, "*layers groups group O"]:
     return np.clip(np.round(grouped / scale[..., None, :]), -8, 7)

@@ -1,4 +1,4 @@
-"""The small functions that every part of the model shares: norms, rotary positions."""
+"""Layers that the decoder and the encoders share: RMSNorm, RoPE, GeGLU, soft caps, the scan over stacked layers."""
 
 from __future__ import annotations
 
@@ -16,34 +16,35 @@ Tree = TypeVar("Tree")
 EPSILON = 1e-6
 
 
-@jax.checkpoint  # what lies between is cheaper to compute again than to keep: a third of a layer's memory, and faster on a CPU
+# Intermediate values are cheaper to compute again than to save: they are a third of a layer's memory, and a CPU is faster without them.
+@jax.checkpoint
 def rms_norm(x: Float[Array, "... D"], scale: Float[Array, " D"]) -> Float[Array, "... D"]:
     """Root-mean-square norm; the stored scale is an offset from one, as in Gemma (Zhang & Sennrich 2019)."""
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + EPSILON) * (1 + scale)
 
 
 def rope_table(positions: Shaped[Array, "... L"], head_dim: int, base: float) -> Float[Array, "... L H"]:
-    """Cosines and sines of rotary positions, side by side in the last dimension (RoFormer, Su et al. 2021)."""
+    """RoPE table: cosines and sines, concatenated along the last dimension (RoFormer, Su et al. 2021)."""
     frequency = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angle = positions[..., None].astype(jnp.float32) * frequency
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
 
 
 def rope(x: Float[Array, "B L N H"], table: Float[Array, "#B L H"]) -> Float[Array, "B L N H"]:
-    """Rotates the two halves of each head by its position."""
+    """Applies RoPE: rotates the two halves of each head by its position."""
     cos, sin = jnp.split(table[..., None, :], 2, -1)
     first, second = jnp.split(x, 2, -1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
 
 
-def softcap(scores: Float[Array, ...], cap: float | None) -> Float[Array, ...]:
-    """Scores within ±cap (Gemma Team 2024, arXiv:2408.00118); None: as they are."""
+def softcap(scores: Float[Array, "*shape"], cap: float | None) -> Float[Array, "*shape"]:
+    """Soft cap of scores to ±cap (Gemma Team 2024, arXiv:2408.00118); None: unchanged."""
     return scores if cap is None else cap * jnp.tanh(scores / cap)
 
 
 @jax.checkpoint
 def gated(gate: Float[Array, "... F"], up: Float[Array, "... F"]) -> Float[Array, "... F"]:
-    """GeGLU's product (Shazeer 2020)."""
+    """GeGLU: gelu(gate) · up (Shazeer 2020)."""
     return jax.nn.gelu(gate, approximate=True) * up
 
 
@@ -55,14 +56,15 @@ def run_layers(
     c: config.Vision | config.Audio,
     dtype: str,
 ) -> Array:
-    """An encoder's layers, one after the other; few are unrolled, which runs faster on a CPU, many compile faster scanned.
+    """Applies the stacked layers of an encoder in order.
 
-    ``specs`` are the specifications of the stack's weights.
+    ``specs`` are the specifications of the stacked weights. Few layers are unrolled, which runs faster on a CPU; many are scanned,
+    which compiles faster.
     """
 
-    def one(x: Array, w: Tree) -> tuple[Array, None]:
+    def body(x: Array, w: Tree) -> tuple[Array, None]:
         return layer(spec.gathered(w, specs, dtype), x), None
 
     if c.remat:
-        one = jax.checkpoint(one, prevent_cse=False)
-    return jax.lax.scan(one, x, stack, unroll=c.layers if c.layers <= 4 else 1)[0]
+        body = jax.checkpoint(body, prevent_cse=False)
+    return jax.lax.scan(body, x, stack, unroll=c.layers if c.layers <= 4 else 1)[0]

@@ -1,12 +1,13 @@
-"""The one place where the model multiplies by a weight, plain or 4-bit; nothing else knows about quantization.
+"""The one place where the model multiplies by a weight, plain or 4-bit; no other module depends on quantization.
 
-A weight is a matrix ``[in, out]`` (or stacked ``[layers, in, out]``, sliced by the scan). Two products exist:
+A weight is a matrix ``[in, out]`` (or stacked ``[layers, in, out]``, sliced by the scan). Two matmuls exist:
 
     "...i,io->...o"   a projection
     "...i,oi->...o"   the logits of the tied embedding ``[V, D]``
 
-Activations are flattened to 2-D and each product contracts one dimension: the form XLA's CPU backend runs at full rate. On a mesh
-they keep their shape, since rows and tokens are cut along different axes. Going back, the slopes are rounded to the operands' type too.
+Activations are flattened to 2-D and each matmul contracts one dimension: the form that XLA's CPU backend runs fastest. On a mesh they
+keep their shape, since batch and length are sharded along different axes. In the backward pass cotangents are rounded to the dtype of
+the operands too.
 """
 
 from __future__ import annotations
@@ -25,55 +26,63 @@ Weight = Array | Int4
 
 
 def dense(w: Weight) -> Float[Array, "*layers I O"]:
-    """The float32 weight, dequantized if need be."""
+    """The float32 weight, dequantized if it is 4-bit."""
     return dequantize(w) if isinstance(w, Int4) else w
 
 
-def _dot(a: Array, b: Array, over: tuple[tuple[int, ...], tuple[int, ...]]) -> Array:
-    return jax.lax.dot_general(a, b, (over, ((), ())), preferred_element_type=jnp.float32)
+def _dot(
+    a: Float[Array, " ..."], b: Float[Array, " ..."], contracted: tuple[tuple[int, ...], tuple[int, ...]]
+) -> Float[Array, " ..."]:
+    """Matmul over the contracted dimensions of ``a`` and ``b``, accumulated in float32."""
+    return jax.lax.dot_general(a, b, (contracted, ((), ())), preferred_element_type=jnp.float32)
 
 
-def _turned(x: Float[Array, "R C"]) -> Float[Array, "C R"]:
-    """The transposed matrix, in a form that XLA does not fold into the product that uses it."""
+def _transposed(x: Float[Array, "I O"]) -> Float[Array, "O I"]:
+    """The transposed matrix, in a form that XLA does not fold into the matmul that uses it."""
     rows, columns = x.shape
     return x.reshape(-1, math.gcd(rows, 8), columns).transpose(2, 0, 1).reshape(columns, rows)
 
 
-def weight_gradient(x: Float[Array, "*rows I"], y: Float[Array, "*rows O"]) -> Float[Array, "I O"]:
-    """Sum over rows of their outer products: the slopes of a weight between ``x`` and what has the slopes ``y``.
+def weight_gradient(x: Float[Array, "*batch I"], cotangent: Float[Array, "*batch O"]) -> Float[Array, "I O"]:
+    """Gradient of a weight from its inputs and the cotangent of its outputs: outer products, summed over the batch.
 
-    XLA's CPU backend runs a product over the first dimension of both at a third of its rate (bfloat16) or two (float32), so the
-    narrower side is turned first (benchmarks/bench_step.py).
+    XLA's CPU backend runs a matmul over the first dimension of both operands at a third (bfloat16) or two thirds (float32) of full
+    speed, so the narrower operand is transposed first (benchmarks/bench_step.py).
     """
     if x.ndim > 2 or jax.default_backend() != "cpu":
-        rows = tuple(range(x.ndim - 1))
-        return _dot(x, y, (rows, rows))
-    if x.shape[1] <= y.shape[1]:
-        return _dot(_turned(x), y, ((1,), (0,)))
-    return _turned(_dot(_turned(y), x, ((1,), (0,))))
+        batch = tuple(range(x.ndim - 1))
+        return _dot(x, cotangent, (batch, batch))
+    if x.shape[1] <= cotangent.shape[1]:
+        return _dot(_transposed(x), cotangent, ((1,), (0,)))
+    return _transposed(_dot(_transposed(cotangent), x, ((1,), (0,))))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _project(x: Float[Array, "*rows I"], w: Float[Array, "I O"], dtype: str) -> Float[Array, "*rows O"]:
+def _project(x: Float[Array, "*batch I"], w: Float[Array, "I O"], dtype: str) -> Float[Array, "*batch O"]:
     return _dot(x.astype(dtype), w.astype(dtype), ((x.ndim - 1,), (0,)))
 
 
-def _keep(x, w, dtype):
+def _forward_rule(
+    x: Float[Array, "*batch I"], w: Float[Array, "I O"], dtype: str
+) -> tuple[Float[Array, "*batch O"], tuple[Array, ...]]:
     operands = x.astype(dtype), w.astype(dtype)
+    # Empty slices record the dtypes of x and w.
     return _project(*operands, dtype), (*operands, x[:0], w[:0])
 
 
-def _slopes(dtype, kept, d):
-    x, w, *like = kept
-    d = d.astype(dtype)
-    d_x, d_w = _dot(d, w, ((d.ndim - 1,), (1,))), weight_gradient(x, d)
-    return tuple(a.astype(b.dtype) for a, b in zip((d_x, d_w), like, strict=True))
+def _backward_rule(
+    dtype: str, residuals: tuple[Array, ...], cotangent: Float[Array, "*batch O"]
+) -> tuple[Float[Array, "*batch I"], Float[Array, "I O"]]:
+    x, w, like_x, like_w = residuals
+    cotangent = cotangent.astype(dtype)
+    d_x = _dot(cotangent, w, ((cotangent.ndim - 1,), (1,)))
+    return d_x.astype(like_x.dtype), weight_gradient(x, cotangent).astype(like_w.dtype)
 
 
-_project.defvjp(_keep, _slopes)
+_project.defvjp(_forward_rule, _backward_rule)
 
 
-def einsum(spec: str, x: Float[Array, "... I"], w: Weight, dtype: str = "float32") -> Float[Array, "... O"]:
+def einsum(spec: str, x: Float[Array, "*batch I"], w: Weight, dtype: str = "float32") -> Float[Array, "*batch O"]:
     """``x`` times a weight: operands in ``dtype``, result accumulated and returned in float32."""
     flat = x if sharding.has_mesh() else x.reshape(-1, x.shape[-1])
     if spec == "...i,io->...o":
@@ -85,8 +94,8 @@ def einsum(spec: str, x: Float[Array, "... I"], w: Weight, dtype: str = "float32
     return out.reshape(*x.shape[:-1], -1)
 
 
-def take_rows(w: Weight, ids: Int[Array, " ..."]) -> Float[Array, "... D"]:
-    """Rows of an embedding ``[V, D]``; of a 4-bit one only the rows asked for are dequantized."""
+def take_rows(w: Weight, ids: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
+    """Rows of an embedding ``[R, D]``; of a 4-bit one only these rows are dequantized."""
     if not isinstance(w, Int4):
         return w[ids]
     columns = Int4(w.packed[:, ids.reshape(-1)], w.scales[:, ids.reshape(-1)], w.transposed)

@@ -1,13 +1,13 @@
-"""One specification per weight: shape, logical axes, initializer, optimizer group, weight decay, whether it is quantized.
+"""Weight specifications: shape, logical axes, initializer, optimizer group, weight decay and quantization of each weight.
 
-    decoder.weights(c).gate = WeightSpec(shape  [layers, D, F], axes ("layers", "width", "hidden"), Normal(key 4), "muon", decayed, 4-bit)
+    decoder.weights(c).gate = WeightSpec([layers, D, F], ("layers", "width", "hidden"), Normal(4), "muon", decay=True, contracted=-2)
 
-A module declares each of its weights once, in its function ``weights(c)``: the module's own dataclass with a WeightSpec where an
-array will be, and None where this configuration has no such weight. All else derives from that tree:
+A module declares each of its weights once, in its function ``weights(c)``. It returns the module's dataclass with a WeightSpec in
+place of each array, and None where this configuration has no such weight. Everything else derives from that tree:
 
-    init        random arrays              groups, decay_mask   what the optimizer does with each
-    shapes      shapes alone               shardings, constrain PartitionSpecs of params, gradients and optimizer states
-    names       names in files             contracted           which weights ``compress.quantize`` makes 4-bit
+    init        random arrays              groups, decay_mask   optimizer and weight decay of each
+    shapes      ShapeDtypeStructs          shardings, constrain PartitionSpecs of params, gradients and optimizer states
+    named       names in files             contracted           dimension along which ``compress.quantize`` quantizes
 
 A new weight is a field of the dataclass and a line in ``weights``.
 """
@@ -28,7 +28,8 @@ from alhena.model import sharding
 from alhena.shapes import Array, Float
 
 Tree = TypeVar("Tree")
-Initializer = Callable[[Array, tuple[int, ...]], Array]  # of the module's key and the weight's shape
+# Called with the module's key and the weight's shape.
+Initializer = Callable[[Array, tuple[int, ...]], Array]
 
 
 def normal(key: Array, *shape: int, gain: float = 1.0) -> Float[Array, " ..."]:
@@ -38,7 +39,7 @@ def normal(key: Array, *shape: int, gain: float = 1.0) -> Float[Array, " ..."]:
 
 @dataclass(frozen=True)
 class Normal:
-    """:func:`normal` values, drawn with the module's key of that number. No two weights of a module share a number."""
+    """Initializer by :func:`normal`, whose key is number ``key`` of the module. Weights of a module have different numbers."""
 
     key: int
     gain: float = 1.0
@@ -49,6 +50,8 @@ class Normal:
 
 @dataclass(frozen=True)
 class Constant:
+    """Initializer with one value."""
+
     value: float = 0.0
 
     def __call__(self, key: Array, shape: tuple[int, ...]) -> Array:
@@ -57,7 +60,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class WeightSpec:
-    """What there is to know about a weight before it exists. Raises ValueError for axes that are not those of its shape.
+    """Specification of one weight. Raises ValueError for axes that do not fit the shape.
 
     >>> WeightSpec((4, 8), ("width", "hiden"), Normal(0), "muon", decay=True)
     Traceback (most recent call last):
@@ -66,12 +69,17 @@ vocabulary, layers, matrices, chunks
     """
 
     shape: tuple[int, ...]
-    axes: tuple[str | None, ...]  # a name of sharding.TABLE for each dimension; None: replicated along it
+    # A name of sharding.RULES for each dimension; None: replicated along it.
+    axes: tuple[str | None, ...]
     initializer: Initializer
+    # The optimizer.
     group: Literal["muon", "adam"]
-    decay: bool  # weight decay
-    contracted: int | None = None  # dimension that a matmul sums over: quantized along it. None: stays as it is
-    scope: tuple[int, ...] = ()  # numbers of the keys of the modules around it, outermost first
+    # Whether weight decay applies.
+    decay: bool
+    # The dimension that a matmul contracts and along which the weight is quantized; None: not quantized.
+    contracted: int | None = None
+    # Key numbers of the enclosing modules, outermost first.
+    scope: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.axes) != len(self.shape):
@@ -89,6 +97,7 @@ vocabulary, layers, matrices, chunks
 
     @property
     def size(self) -> int:
+        """Number of parameters."""
         return math.prod(self.shape)
 
     @property
@@ -96,7 +105,7 @@ vocabulary, layers, matrices, chunks
         return jnp.dtype(jnp.float32)
 
 
-# The fields of a module's dataclass are annotated with what they hold in use, arrays; hence these functions promise Any.
+# These functions return Any, since the fields of a module's dataclass are annotated as arrays.
 
 
 def matrix(
@@ -107,49 +116,49 @@ def matrix(
 
 
 def vector(width: int, value: float = 0.0) -> Any:
-    """A norm's scale (stored as an offset from one) or a bias: small, so every device has all of it."""
+    """A norm's scale (stored as an offset from one) or a bias: small, hence replicated."""
     return WeightSpec((width,), (None,), Constant(float(value)), "adam", decay=False)
 
 
 def stacked(n: int, specs: Tree) -> Tree:
-    """The weights of ``n`` layers, stacked along a first dimension."""
+    """Specifications of the weights of ``n`` layers, stacked along a new first dimension."""
     return jax.tree.map(lambda s: replace(s, shape=(n, *s.shape), axes=("layers", *s.axes)), specs)
 
 
 def within(key: int, specs: Tree) -> Tree:
-    """The weights of a module inside another one, which gives it its key of that number."""
+    """Specifications of the weights of a submodule, whose key is number ``key`` of the enclosing module."""
     return jax.tree.map(lambda s: replace(s, scope=(key, *s.scope)), specs)
 
 
 def init(key: Array, specs: Tree) -> Tree:
-    """Random weights, those that a tree of specifications describes."""
+    """Random weights for a tree of specifications."""
 
-    def one(s: WeightSpec) -> Array:
+    def init_weight(s: WeightSpec) -> Array:
         module_key = key
         for number in s.scope:
             module_key = jax.random.fold_in(module_key, number)
         return s.initializer(module_key, s.shape)
 
-    return jax.tree.map(one, specs)
+    return jax.tree.map(init_weight, specs)
 
 
 def shapes(specs: Tree) -> Tree:
-    """The weights as shapes alone."""
+    """A tree of ShapeDtypeStructs."""
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), specs)
 
 
 def groups(specs: Tree) -> Tree:
-    """Which optimizer trains each weight: "muon" or "adam"."""
+    """The optimizer of each weight: "muon" or "adam"."""
     return jax.tree.map(lambda s: s.group, specs)
 
 
 def decay_mask(specs: Tree) -> Tree:
-    """Which weights decay."""
+    """Whether weight decay applies to each weight."""
     return jax.tree.map(lambda s: s.decay, specs)
 
 
 def named(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree of dataclasses by dotted name, in order: the names under which weights are stored.
+    """The leaves of a tree of dataclasses by dotted name, in order. Files store weights under these names.
 
     >>> named({"gate": 1, "biases": {"up": 2}})
     {'biases.up': 2, 'gate': 1}
@@ -159,10 +168,10 @@ def named(tree: Any) -> dict[str, Any]:
 
 
 def logical_axes(tree: Any, specs: Any) -> Any:
-    """Logical axes of every array of params, or of what holds trees like them (gradients, optimizer states, training states).
+    """Logical axes of every array of params, or of trees that contain such trees: gradients, optimizer and training states.
 
-    What mirrors no weight (the count of steps, the last losses) is small and replicated. Raises ValueError for an array inside
-    params that no specification describes, and for a tree without params.
+    Other arrays (step count, recent losses) are small and replicated. Raises ValueError for an array inside params that has no
+    specification, and for a tree without params.
     """
     params_type, declared = type(specs), named(specs)
     is_params = lambda x: isinstance(x, params_type)  # noqa: E731
@@ -176,7 +185,7 @@ def logical_axes(tree: Any, specs: Any) -> Any:
                 f"sharding: {name} {leaf.shape} has no specification: declare it in weights(c) of its module"
             )
         if tuple(leaf.shape) != declared[name].shape:
-            raise ValueError(f"sharding: {name} is {leaf.shape}, its specification says {declared[name].shape}")
+            raise ValueError(f"sharding: {name} is {leaf.shape}, its specification is {declared[name].shape}")
         return declared[name].axes
 
     def of_part(part: Any) -> Any:
@@ -186,30 +195,30 @@ def logical_axes(tree: Any, specs: Any) -> Any:
 
 
 def shardings(tree: Any, specs: Any) -> Any:
-    """The PartitionSpec of every array of params, or of what holds trees like them."""
+    """The PartitionSpec of every array of params, or of trees that contain such trees."""
 
-    def one(_: Any, axes: tuple[str | None, ...]) -> PartitionSpec:
+    def partition_spec(_: Any, axes: tuple[str | None, ...]) -> PartitionSpec:
         return sharding.partition_spec(axes)
 
-    return jax.tree.map(one, tree, logical_axes(tree, specs))
+    return jax.tree.map(partition_spec, tree, logical_axes(tree, specs))
 
 
 def constrain(tree: Tree, specs: Any) -> Tree:
-    """Params, or what holds trees like them, sharded as the specifications say; without a mesh the tree itself."""
+    """Params, or trees that contain such trees, with sharding constraints; without a mesh the tree itself."""
     if not sharding.has_mesh():
         return tree
     return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings(tree, specs))
 
 
 def gathered(layer: Tree, specs: Tree, dtype: str) -> Tree:
-    """One layer's weights replicated and in ``dtype``, for the encoders, which shard patches and chunks instead.
+    """The weights of one layer replicated and in ``dtype``, for the encoders, which shard patches and chunks instead.
 
-    ``specs`` are those of the whole stack of layers.
+    ``specs`` are those of the stacked layers.
     """
     if not sharding.has_mesh():
         return layer
 
-    def one(w: Array, s: WeightSpec) -> Array:
+    def gather(w: Array, s: WeightSpec) -> Array:
         return w if w.ndim < 2 else sharding.replicated(w.astype(dtype), sharding.partition_spec(s.axes[1:]))
 
-    return jax.tree.map(one, layer, specs)
+    return jax.tree.map(gather, layer, specs)

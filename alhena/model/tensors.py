@@ -1,14 +1,14 @@
-"""Tensors by name out of safetensors files: one file, or a folder in the layout of Hugging Face (one file, or shards and their index).
+"""Reader of safetensors files: one file, or a folder in the layout of Hugging Face (one file, or shards and their index).
 
-    stored = open_file(path)              ─► {"norm.weight": Stored}: names, shapes and types; no numbers are read
+    stored = open_file(path)              ─► {"norm.weight": Stored}: names, shapes and dtypes; no values are read
     stored["norm.weight"].read()          ─► the array; only this tensor is in memory
 
     tensors = Tensors(folder, ("", "model."), "norm.weight")
     tensors.read("norm.weight", (64,))    ─► float32 [64], shape checked
-    tensors.finish()                      raises ValueError for tensors that nobody has read
+    tensors.finish()                      raises ValueError for tensors that were not read
 
-A file's header is checked against its size before anything is allocated. A pickle is never opened, and every file must lie in the folder
-itself (or be a link as the cache of the Hugging Face Hub makes them).
+The header of a file is checked against its size before anything is allocated. Pickles are never opened. Every file must be in the
+folder itself, or be a link as the cache of the Hugging Face Hub makes them.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ from safetensors import SafetensorError, safe_open
 
 from alhena.schema import parsed, shown
 
+# Called with a tensor's name and its expected shape.
 Read = Callable[[str, tuple[int, ...]], np.ndarray]
-TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "U8": np.uint8, "I32": np.int32}
+DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "U8": np.uint8, "I32": np.int32}
 FLOATS = ("F32", "F16", "BF16")
 LFS = b"version https://git-lfs"
-INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
-MOST_JSON = 16 * 2**20  # bytes of a settings file
+INDEX, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
+MAX_JSON_BYTES = 16 * 2**20
 
 
 def regular(path: Path) -> Path:
-    """A file of a model folder that may be opened. Raises ValueError for one that is missing, no plain file, or elsewhere."""
+    """The path, if it is a regular file inside its model folder. Raises ValueError otherwise, and for a Git LFS pointer."""
     if not path.is_file():
-        raise ValueError(f"{path}: {'not a plain file' if path.exists() else 'no such file'}")
+        raise ValueError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
     if path.is_symlink():
         folder = path.parent.resolve()
         blobs, target = folder.parent.parent / "blobs", path.resolve()
@@ -49,32 +50,33 @@ def regular(path: Path) -> Path:
     return path
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Hook of the JSON parser. Raises ValueError for a duplicate key."""
     out = dict(pairs)
     if len(out) < len(pairs):
-        twice = next(name for i, (name, _) in enumerate(pairs) if any(name == other for other, _ in pairs[:i]))
-        raise ValueError(f"{shown(twice)} stands there twice")
+        duplicate = next(name for i, (name, _) in enumerate(pairs) if any(name == other for other, _ in pairs[:i]))
+        raise ValueError(f"duplicate key {shown(duplicate)}")
     return out
 
 
 def read_settings(path: Path) -> dict[str, Any]:
     """A JSON object of a model folder. Raises ValueError that names the file."""
-    if regular(path).stat().st_size > MOST_JSON:
-        raise ValueError(f"{path}: {path.stat().st_size:,} bytes; settings of at most {MOST_JSON:,} are read")
+    if regular(path).stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{path}: {path.stat().st_size:,} bytes; settings of at most {MAX_JSON_BYTES:,} are read")
     try:
-        value = json.loads(path.read_bytes(), object_pairs_hook=_object)
+        value = json.loads(path.read_bytes(), object_pairs_hook=_json_object)
     except RecursionError:
         raise ValueError(f"{path}: nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: a JSON object is needed, not {shown(value)}")
+        raise ValueError(f"{path}: expected a JSON object, not {shown(value)}")
     return value
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a safetensors file, not read yet. ``dtype`` is the file's name of its type, ``target`` what it is read as."""
+    """A tensor in a safetensors file, not read yet. ``dtype`` is its name in the file, ``target`` the dtype that it is read as."""
 
     path: Path
     name: str
@@ -83,19 +85,19 @@ class Stored:
     target: Any = None
 
     def read(self) -> np.ndarray:
-        """The numbers. Raises ValueError for those that are not finite."""
+        """The values. Raises ValueError when they cannot be read or are not finite."""
         try:
             with safe_open(self.path, framework="numpy") as file:
                 array = file.get_tensor(self.name)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{self.path}: {self.name} cannot be read ({error})") from None
         if self.dtype in FLOATS and not np.isfinite(array).all():
-            raise ValueError(f"{self.path}: {self.name} holds numbers that are not finite: a damaged file?")
+            raise ValueError(f"{self.path}: {self.name} holds values that are not finite: a damaged file?")
         return array if self.target is None else array.astype(self.target, copy=False)
 
 
 def open_file(path: Path) -> dict[str, Stored]:
-    """The tensors of a safetensors file. Raises ValueError that names the file when its header is damaged or it is cut short."""
+    """The tensors of a safetensors file. Raises ValueError that names the file when it is damaged or truncated."""
     regular(path)
     out = {}
     try:
@@ -104,47 +106,46 @@ def open_file(path: Path) -> dict[str, Stored]:
                 part = file.get_slice(name)
                 out[name] = Stored(path, name, tuple(part.get_shape()), str(part.get_dtype()))
     except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
+        raise ValueError(f"{path}: not a complete safetensors file ({error})") from None
     for stored in out.values():
-        if stored.dtype not in TYPES:
-            raise ValueError(f"{path}: {stored.name} is of type {stored.dtype}; {', '.join(TYPES)} can be read")
+        if stored.dtype not in DTYPES:
+            raise ValueError(f"{path}: {stored.name} is of dtype {stored.dtype}; {', '.join(DTYPES)} can be read")
     return out
 
 
 def _open_folder(folder: Path) -> dict[str, Stored]:
     """The tensors of all shards. Raises ValueError for an index that does not describe the files beside it exactly."""
-    index, whole = folder / INDEX, folder / WHOLE
-    if index.exists() and whole.exists():
-        raise ValueError(f"{folder}: both {WHOLE} and {INDEX} are there; keep the one that is the model")
-    if not index.exists() and not whole.exists() and not whole.is_symlink():
-        raise ValueError(f"{folder}: neither {WHOLE} nor {INDEX} is there")
-    places = (
+    index, single = folder / INDEX, folder / SINGLE_FILE
+    if index.exists() and single.exists():
+        raise ValueError(f"{folder}: both {SINGLE_FILE} and {INDEX} exist; keep the one that is the model")
+    if not index.exists() and not single.exists() and not single.is_symlink():
+        raise ValueError(f"{folder}: neither {SINGLE_FILE} nor {INDEX} exists")
+    weight_map = (
         parsed(dict[str, str], read_settings(index).get("weight_map"), index, "weight_map") if index.exists() else {}
     )
-    if any(Path(file).name != file or not file.endswith(".safetensors") for file in places.values()):
-        raise ValueError(f"{index}: a shard must be a .safetensors file beside it")
-    files = sorted(set(places.values())) if index.exists() else [WHOLE]
+    if any(Path(file).name != file or not file.endswith(".safetensors") for file in weight_map.values()):
+        raise ValueError(f"{index}: a shard must be a .safetensors file in the same folder")
+    files = sorted(set(weight_map.values())) if index.exists() else [SINGLE_FILE]
     for path in sorted(folder.glob("*.safetensors")):
         if path.name not in files:
-            raise ValueError(f"{path}: not a part of the model; move it away")
+            raise ValueError(f"{path}: not a part of the model; move it to another folder")
     out: dict[str, Stored] = {}
     for file in files:
         for name, stored in open_file(folder / file).items():
-            if index.exists() and places.get(name) != file:
+            if index.exists() and weight_map.get(name) != file:
                 raise ValueError(
-                    f"{folder / file}: it holds {name}, which the index has in {places.get(name, 'no file')}"
+                    f"{folder / file}: it holds {name}, which the index has in {weight_map.get(name, 'no file')}"
                 )
             out[name] = stored
-    if missing := sorted(set(places) - set(out)):
-        raise ValueError(f"{folder / places[missing[0]]}: it has no tensor {missing[0]}, which the index has there")
+    if missing := sorted(set(weight_map) - set(out)):
+        raise ValueError(f"{folder / weight_map[missing[0]]}: it has no tensor {missing[0]}, which the index has there")
     return out
 
 
 class Tensors:
-    """The tensors of a folder, of which each has to be read or named.
+    """The tensors of a folder, each of which has to be read or listed as unused.
 
-    ``known`` is a tensor that must be there: behind which of the prefixes it stands, all others do. Errors are ValueErrors that name the
-    file.
+    All names have the first of the prefixes with which the tensor ``known`` exists. Errors are ValueErrors that name the file.
     """
 
     def __init__(self, folder: Path, prefixes: Sequence[str], known: str) -> None:
@@ -152,48 +153,50 @@ class Tensors:
         prefix = next((p for p in prefixes if p + known in self._stored), None)
         if prefix is None:
             raise ValueError(
-                f"{folder}: no tensor {known} behind any of {', '.join(map(repr, prefixes))}: another model?"
+                f"{folder}: no tensor {known} with a prefix of {', '.join(map(repr, prefixes))}: another model?"
             )
-        self.prefix, self._rest = prefix, dict(self._stored)
+        self.prefix, self._unread = prefix, dict(self._stored)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(math.prod(s.shape) * np.dtype(TYPES[s.dtype]).itemsize for s in self._stored.values())
+        return sum(math.prod(s.shape) * np.dtype(DTYPES[s.dtype]).itemsize for s in self._stored.values())
 
     def check(self, name: str, shape: tuple[int, ...]) -> Stored:
-        """A tensor by its name behind the prefix, which has this shape and can be read as float32."""
+        """A tensor by its name without the prefix. Raises ValueError unless it has this shape and can be read as float32."""
         stored = self._stored.get(self.prefix + name)
         if stored is None:
             raise ValueError(f"{self.folder}: it has no tensor {self.prefix + name}")
         if stored.shape != shape:
             raise ValueError(f"{stored.path}: {stored.name} is {shown(stored.shape)}, expected {shape}")
         if stored.dtype not in FLOATS:
-            raise ValueError(f"{stored.path}: {stored.name} is of type {stored.dtype}: quantized weights are not read")
+            raise ValueError(
+                f"{stored.path}: {stored.name} is of dtype {stored.dtype}: quantized weights cannot be read"
+            )
         return stored
 
     def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The numbers of a tensor, as float32."""
+        """The values of a tensor by its name without the prefix, as float32."""
         stored = self.check(name, shape)
-        self._rest.pop(stored.name, None)
+        self._unread.pop(stored.name, None)
         return stored.read().astype(np.float32, copy=False)
 
     def take(self, name: str) -> Stored | None:
-        """A tensor by its whole name, which counts as read; None when there is none."""
-        self._rest.pop(name, None)
+        """A tensor by its full name, which counts as read; None when it does not exist."""
+        self._unread.pop(name, None)
         return self._stored.get(name)
 
-    def finish(self, left_out: Collection[str] = ()) -> dict[str, int]:
-        """How many tensors begin with each of ``left_out``, which were not read. Raises ValueError for any other such tensor."""
+    def finish(self, unused: Collection[str] = ()) -> dict[str, int]:
+        """Number of unread tensors by their prefix, one of ``unused``. Raises ValueError for any other unread tensor."""
         counts: dict[str, int] = {}
-        for name, stored in sorted(self._rest.items()):
-            start = next((start for start in left_out if name.startswith(start)), None)
-            if start is None:
-                raise ValueError(f"{stored.path}: the tensor {shown(name)} has no place in this model")
-            counts[start] = counts.get(start, 0) + 1
+        for name, stored in sorted(self._unread.items()):
+            prefix = next((prefix for prefix in unused if name.startswith(prefix)), None)
+            if prefix is None:
+                raise ValueError(f"{stored.path}: unknown tensor {shown(name)}: this model has no such weight")
+            counts[prefix] = counts.get(prefix, 0) + 1
         return counts
 
     def finish_part(self, unused: Collection[str] = ()) -> None:
-        """:meth:`finish` of one part of a larger model, where other parts may stand behind other prefixes."""
-        others = [name for name in self._rest if self.prefix and not name.startswith(self.prefix)]
+        """:meth:`finish` for one part of a larger model, where other parts may have other prefixes."""
+        others = [name for name in self._unread if self.prefix and not name.startswith(self.prefix)]
         self.finish([*others, *(self.prefix + name for name in unused)])

@@ -1,10 +1,10 @@
-"""Weights in and out: a pytree of frozen dataclasses as one safetensors file, named by its fields.
+"""Weight files: a pytree of frozen dataclasses as one safetensors file, with arrays named by their fields.
 
-    layers.gate            float32 [layers, D, F]      a plain weight
+    layers.gate            float32 [layers, D, F]      a float32 weight
     layers.gate.packed     uint8   [layers, D/2, F]    a 4-bit weight
     layers.gate.scales     float32 [layers, D/G, F]
 
-Nothing is unpickled and nothing is executed; every name and shape is checked against the configuration.
+Nothing is unpickled or executed; every name and shape is checked against the configuration.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ def flatten(tree: Any) -> dict[str, np.ndarray]:
 
 
 def _int4(name: str, s: WeightSpec, arrays: dict[str, Stored]) -> Int4:
-    """A stored 4-bit weight, of which everything is checked but its numbers."""
+    """A stored 4-bit weight. Shapes and dtypes are checked, values are not read."""
     packed, scales = arrays.pop(name + ".packed"), arrays.pop(name + ".scales", None)
     if scales is None:
         raise ValueError(f"it has no array {name}.scales")
     if packed.dtype != "U8" or scales.dtype not in FLOATS or len(packed.shape) != len(s.shape):
-        raise ValueError(f"{name} is no 4-bit weight: {packed.dtype} {shown(packed.shape)}, scales of {scales.dtype}")
+        raise ValueError(
+            f"{name} is not a 4-bit weight: {packed.dtype} {shown(packed.shape)}, scales of {scales.dtype}"
+        )
     transposed = s.contracted == -1
     *layers, half, outer = packed.shape
     stored = (*layers, 2 * half, outer)
@@ -48,11 +50,12 @@ def _int4(name: str, s: WeightSpec, arrays: dict[str, Stored]) -> Int4:
     groups = scales.shape[-2] if len(scales.shape) == len(stored) else 0
     if scales.shape != (*layers, groups, outer) or not groups or 2 * half % groups:
         raise ValueError(f"{name}.scales is {shown(scales.shape)}; that does not fit a 4-bit {stored}")
-    return Int4(packed, scales, transposed)  # type: ignore[arg-type]  # read afterwards
+    # Stored tensors stand in for the arrays until they are read.
+    return Int4(packed, scales, transposed)  # type: ignore[arg-type]
 
 
 def _weight(name: str, s: WeightSpec, arrays: dict[str, Stored]) -> Stored | Int4:
-    """The stored array of a weight, or its two where it is quantized."""
+    """The stored array of a weight, or an Int4 of stored arrays where it is quantized."""
     if s.contracted is not None and name + ".packed" in arrays:
         return _int4(name, s, arrays)
     if name not in arrays:
@@ -61,25 +64,26 @@ def _weight(name: str, s: WeightSpec, arrays: dict[str, Stored]) -> Stored | Int
     if array.shape != s.shape:
         raise ValueError(f"{name} is {shown(array.shape)}, expected {s.shape}")
     if (array.dtype in FLOATS) != jax.numpy.issubdtype(s.dtype, jax.numpy.floating):
-        raise ValueError(f"{name} is of type {array.dtype}, expected {s.dtype}")
+        raise ValueError(f"{name} is of dtype {array.dtype}, expected {s.dtype}")
     return replace(array, target=s.dtype)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """One safetensors file. Metadata says ``format: pt``, as readers of it expect. Arrays that are contiguous are not copied."""
-    # The library writes an array as it lies in memory: one that is not contiguous would be written in another order.
+    """Writes one safetensors file, with the metadata ``format: pt`` that other libraries require. Contiguous arrays are not copied."""
+    # The library writes the memory of an array: a non-contiguous array would be written in another order.
     with atomic(path) as partial:
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial, {"format": "pt"})
 
 
 def write_tree(path: Path, tree: Any) -> None:
+    """Writes the arrays of a tree as one safetensors file."""
     write_arrays(path, flatten(tree))
 
 
 def read_tree(path: Path, specs: Tree) -> Tree:
-    """The weights that ``specs`` describes, plain or 4-bit. Raises ValueError naming file and array.
+    """The weights of ``specs``, float32 or 4-bit. Raises ValueError naming file and array.
 
-    Names, shapes and types are checked before any array is read.
+    Names, shapes and dtypes are checked before any array is read.
     """
     arrays = open_file(path)
     try:
@@ -92,33 +96,33 @@ def read_tree(path: Path, specs: Tree) -> Tree:
     return jax.tree.map(lambda stored: jax.numpy.asarray(stored.read()), tree)
 
 
-def check_size(path: Path, size: int, least_bytes: int) -> None:
-    """Raises ValueError when weights of ``size`` bytes are fewer than their configuration's, before shapes are made of it."""
-    if size < least_bytes:
+def check_size(path: Path, size: int, min_bytes: int) -> None:
+    """Raises ValueError when weights of ``size`` bytes are too few for their configuration, before arrays of its shapes are allocated."""
+    if size < min_bytes:
         raise ValueError(
             f"{path}: these are not the weights of this model: {size:,} bytes, "
-            f"where the configuration needs {shown(least_bytes)} or more"
+            f"where the configuration needs {shown(min_bytes)} or more"
         )
 
 
 def save_model(folder: Path, params: model.Params, c: config.Model, facts: dict[str, Any]) -> None:
-    """Writes ``weights.safetensors`` and ``model.json`` (configuration and facts about the training)."""
+    """Writes ``weights.safetensors`` and ``model.json``: configuration, and facts about the training."""
     write_tree(folder / "weights.safetensors", params)
     write_json(folder / "model.json", {"config": asdict(c), "facts": facts})
 
 
 @dataclass(frozen=True)
-class _File:
-    """What ``model.json`` holds."""
+class _ModelFile:
+    """Schema of ``model.json``."""
 
     config: dict[str, Any]
     facts: dict[str, Any]
 
 
 def read_config(folder: Path) -> tuple[config.Model, dict[str, Any]]:
-    """The configuration of a model folder and the facts kept with it. Raises ValueError that names file and field."""
+    """The configuration of a model folder and the facts stored with it. Raises ValueError that names file and field."""
     path = folder / "model.json"
-    stored = parsed_whole(_File, read_settings(path), path)
+    stored = parsed_whole(_ModelFile, read_settings(path), path)
     audio = stored.config.get("audio")
     c = parsed_whole(
         config.Model, {**stored.config, "audio": None} if "audio" in stored.config else stored.config, path, "config"
@@ -129,8 +133,8 @@ def read_config(folder: Path) -> tuple[config.Model, dict[str, Any]]:
 
 
 def load_model(folder: Path) -> tuple[model.Params, config.Model]:
-    """Reads what :func:`save_model` wrote, plain or 4-bit."""
+    """Reads the files of :func:`save_model`, with float32 or 4-bit weights. Raises ValueError that names the file."""
     c, _ = read_config(folder)
     weights = regular(folder / "weights.safetensors")
-    check_size(weights, weights.stat().st_size, c.least_bytes)
+    check_size(weights, weights.stat().st_size, c.min_bytes)
     return read_tree(weights, model.weights(c)), c

@@ -24,7 +24,8 @@ from alhena.batch import Batch, Example
 from alhena.content import Content, Image, Part
 from alhena.media import encode_png
 from alhena.model import config, image_tokenizer, model
-from alhena.model.generation import Cache, decode, prefill
+from alhena.model.kv_cache import Cache
+from alhena.model.model import decode, prefill
 from alhena.model.weights import load_model, read_config
 from alhena.serve import image_grammar
 from alhena.serve.detokenize import Detokenizer, join

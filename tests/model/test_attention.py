@@ -1,4 +1,4 @@
-"""Blockwise = plain, kernels = blockwise, in values and gradients: odd lengths, windows, caps, segments, few key heads."""
+"""Blockwise = reference, kernels = reference, in values and gradients: odd lengths, windows, caps, segments, few key heads."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from alhena.model.attention import causal_attention
 from alhena.model.attention_kernels import AttentionOptions
 
 
-def make(length: int, heads: int, kv_heads: int, head_dim: int = 8, sort: bool = True, rows: int = 2):
+def make(length: int, heads: int, kv_heads: int, head_dim: int = 8, sort: bool = True, batch_size: int = 2):
     rng = np.random.default_rng(length + heads)
     q, k, v = (
-        jnp.asarray(rng.normal(size=(rows, length, n, head_dim)), jnp.float32) for n in (heads, kv_heads, kv_heads)
+        jnp.asarray(rng.normal(size=(batch_size, length, n, head_dim)), jnp.float32)
+        for n in (heads, kv_heads, kv_heads)
     )
-    segments = rng.integers(0, 4, (rows, length))
+    segments = rng.integers(0, 4, (batch_size, length))
     return q, k, v, jnp.asarray(np.sort(segments, 1) if sort else segments, jnp.int32)
 
 
-def plain(q, k, v, segments, window=None, cap=None, scale=None):
+def reference(q, k, v, segments, window=None, cap=None, scale=None):
     L, N = q.shape[1:3]
-    back = jnp.arange(L)[:, None] - jnp.arange(L)
-    mask = (back >= 0) & (back < (window or L)) & (segments[:, :, None] == segments[:, None, :])
+    distance = jnp.arange(L)[:, None] - jnp.arange(L)
+    mask = (distance >= 0) & (distance < (window or L)) & (segments[:, :, None] == segments[:, None, :])
     scores = jnp.einsum("blnh,bsnh->bnls", q, jnp.repeat(k, N // k.shape[2], 2)) * (scale or q.shape[-1] ** -0.5)
     scores = scores if cap is None else cap * jnp.tanh(scores / cap)
     weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf))
@@ -37,16 +38,16 @@ def plain(q, k, v, segments, window=None, cap=None, scale=None):
 
 
 def assert_same(f, g, q, k, v, segments) -> None:
-    """Values, and gradients of a loss that weighs every output differently."""
-    push = jnp.asarray(np.random.default_rng(1).normal(size=q.shape), jnp.float32)
+    """Compares values and gradients, for a random cotangent."""
+    cotangent = jnp.asarray(np.random.default_rng(1).normal(size=q.shape), jnp.float32)
 
     def both(f, *x):
         out, pull = jax.vjp(partial(f, segments=segments), *x)
-        return out, *pull(push)
+        return out, *pull(cotangent)
 
-    run = [jax.jit(partial(both, which))(q, k, v) for which in (f, g)]
-    for ours, theirs in zip(*run, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=3e-5, rtol=0)
+    results = [jax.jit(partial(both, function))(q, k, v) for function in (f, g)]
+    for actual, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(actual, expected, atol=3e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -61,24 +62,24 @@ def assert_same(f, g, q, k, v, segments) -> None:
         (513, 2, 1, False, {}),
     ],
 )
-def test_blockwise_equals_plain(length, heads, kv_heads, sort, settings):
+def test_blockwise_equals_the_reference(length, heads, kv_heads, sort, settings):
     assert_same(
         partial(causal_attention, options=AttentionOptions(**settings)),
-        partial(plain, **settings),
+        partial(reference, **settings),
         *make(length, heads, kv_heads, sort=sort),
     )
 
 
-def test_a_traced_switch_lifts_the_window():
+def test_a_traced_flag_disables_the_window():
     q, k, v, segments = make(200, 2, 1)
-    for see_all, window in ((True, None), (False, 30)):
-        ours = jax.jit(lambda s: causal_attention(q, k, v, segments, AttentionOptions(window=30), s))(see_all)
-        np.testing.assert_allclose(ours, plain(q, k, v, segments, window), atol=3e-5, rtol=0)
+    for is_global, window in ((True, None), (False, 30)):
+        actual = jax.jit(lambda flag: causal_attention(q, k, v, segments, AttentionOptions(window=30), flag))(is_global)
+        np.testing.assert_allclose(actual, reference(q, k, v, segments, window), atol=3e-5, rtol=0)
 
 
 def test_memory_is_linear_in_length():
     def temporary(length: int) -> int:
-        shapes = jax.eval_shape(lambda: make(length, 4, 1, 32, rows=1))
+        shapes = jax.eval_shape(lambda: make(length, 4, 1, 32, batch_size=1))
         loss = lambda q, k, v, segments: causal_attention(q, k, v, segments).sum()  # noqa: E731
         program = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*shapes).compile()
         return program.memory_analysis().temp_size_in_bytes
@@ -91,11 +92,11 @@ def test_memory_is_linear_in_length():
 @pytest.mark.parametrize(
     ("kv_heads", "settings"), [(1, {"window": None, "cap": None}), (2, {"window": 50, "cap": 3.0})]
 )
-def test_splash_equals_plain(kv_heads, settings):
+def test_splash_equals_the_reference(kv_heads, settings):
     settings = settings | {"scale": 0.2}
     assert_same(
         partial(attention_kernels.splash, interpret=True, options=AttentionOptions(**settings)),
-        partial(plain, **settings),
+        partial(reference, **settings),
         *make(256, 4, kv_heads, 64),
     )
 
@@ -105,35 +106,36 @@ def test_on_a_tpu_splash_is_chosen_where_it_fits():
     mesh = jax.sharding.AbstractMesh((1, 1, 1), ("pod", "data", "model"), abstract_device=device)
     attention = partial(causal_attention, options=AttentionOptions(window=256, cap=50.0))
 
-    def kernels_of(length: int) -> int:
-        loss = lambda q, k, v, segments, see_all: attention(q, k, v, segments, everywhere=see_all).sum()  # noqa: E731
+    def count_kernels(length: int) -> int:
+        loss = lambda q, k, v, segments, flag: attention(q, k, v, segments, is_global=flag).sum()  # noqa: E731
         shapes = jax.eval_shape(lambda: (*make(length, 2, 1, 128), jnp.array(True)))
         with jax.sharding.use_abstract_mesh(mesh):
             program = jax.export.export(jax.jit(jax.grad(loss, (0, 1, 2))), platforms=["tpu"])(*shapes)
         return program.mlir_module().count("tpu_custom_call")
 
-    assert kernels_of(1024) >= 6  # forward, to the queries and to the keys: with a window and without
-    assert kernels_of(1000) == 0
+    # Forward pass, gradients of the queries and of the keys: each with a window and without.
+    assert count_kernels(1024) >= 6
+    assert count_kernels(1000) == 0
 
 
-SPREAD = """
+ON_A_MESH = """
 import jax
 from functools import partial
-from alhena.model import kernels, sharding
+from alhena.model import attention_kernels, sharding
 from alhena.model.attention import causal_attention
 from alhena.model.attention_kernels import AttentionOptions
-from tests.model.test_attention import assert_same, make, plain
+from tests.model.test_attention import assert_same, make, reference
 splash = partial(attention_kernels.splash, interpret=True)
 settings = dict(window=50, scale=0.2)
-for fitting in (lambda *_: splash, lambda *_: None):
-    attention_kernels.fitting = fitting
-    with sharding.on(sharding.Mesh(data=2, model=4)):
+for choose_kernel in (lambda *_: splash, lambda *_: None):
+    attention_kernels.choose_kernel = choose_kernel
+    with sharding.use_mesh(sharding.Mesh(data=2, model=4)):
         for kv_heads in (1, 2, 4):
-            assert_same(partial(causal_attention, options=AttentionOptions(**settings)), partial(plain, **settings), *make(128, 8, kv_heads))
+            assert_same(partial(causal_attention, options=AttentionOptions(**settings)), partial(reference, **settings), *make(128, 8, kv_heads))
 """
 
 
-def test_attention_on_a_mesh_equals_plain():
+def test_attention_on_a_mesh_equals_the_reference():
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", SPREAD], env=os.environ | flags, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", ON_A_MESH], env=os.environ | flags, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

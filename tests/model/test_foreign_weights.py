@@ -130,8 +130,8 @@ EMBEDDING = np.ones((12, 8), np.float32)
         ({"model.norm.weight": None}, "it has no tensor model.norm.weight"),
         ({"model.norm.weight": np.zeros(9, np.float32)}, r"model.norm.weight is \(9,\), expected \(8,\)"),
         ({"model.norm.weight": np.zeros(8, np.int8)}, "of type I8"),
-        ({"model.norm.weight": np.zeros(8, np.int32)}, "quantized weights are not read"),
-        ({"model.norm.weight": np.full(8, np.nan, np.float32)}, "model.norm.weight holds numbers that are not finite"),
+        ({"model.norm.weight": np.zeros(8, np.int32)}, "quantized weights cannot be read"),
+        ({"model.norm.weight": np.full(8, np.nan, np.float32)}, "model.norm.weight holds values that are not finite"),
     ],
 )
 def test_a_tensor_that_is_not_understood_is_refused_by_name(folder, tensors, message):

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from alhena.batch import Batch
-from alhena.model import config, generation, model
+from alhena.model import config, model
 from alhena.model.families import gemma
 from alhena.model.weights import load_model, save_model
 
@@ -46,9 +46,9 @@ def whole(params: model.Params, c: config.Model, tokens: np.ndarray) -> np.ndarr
 
 def cached(params: model.Params, c: config.Model, tokens: np.ndarray, prompt: int) -> np.ndarray:
     """Logits from position ``prompt - 1`` on: one prefill, then a token at a time."""
-    decode = jax.jit(lambda p, token, at, kept: generation.decode(p, c, token, at, kept))
+    decode = jax.jit(lambda p, token, at, kept: model.decode(p, c, token, at, kept))
     slots = tokens.shape[1]
-    hidden, kept = jax.jit(lambda p, b: generation.prefill(p, c, b, slots))(params, text_batch(tokens[:, :prompt]))
+    hidden, kept = jax.jit(lambda p, b: model.prefill(p, c, b, slots))(params, text_batch(tokens[:, :prompt]))
     out = [model.logits(params, c, hidden)]
     for place in range(prompt, tokens.shape[1]):
         at = jnp.full(len(tokens), place)
@@ -139,7 +139,7 @@ def test_a_folder_that_is_no_gemma_is_refused_by_name(tmp_path: Path) -> None:
     stored = json.loads(index.read_text())
     first = next(iter(stored["weight_map"]))
     for file, message in (
-        ("../secret.safetensors", "must be a .safetensors file beside it"),
+        ("../secret.safetensors", "must be a .safetensors file in the same folder"),
         ("gone.safetensors", "gone"),
     ):
         index.write_text(json.dumps({"weight_map": {**stored["weight_map"], first: file}}))

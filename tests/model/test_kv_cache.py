@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alhena.model import config, generation, model
+from alhena.model import config, model
+from alhena.model.kv_cache import cache_bytes
 from tests.model.test_gemma import text_batch
 
 LENGTHS = np.array([1, 7, 8, 9, 30])  # of prompts, around a window of 8
@@ -42,11 +43,9 @@ def test_cached_equals_full(settings, tokens):
     inside = np.arange(LENGTHS.max())[None] < LENGTHS[:, None]
     prompts = text_batch(tokens[:, : LENGTHS.max()])
     prompts = replace(prompts, segments=prompts.segments * inside, tokens=prompts.tokens * inside)
-    hidden, kept = jax.jit(generation.prefill, static_argnums=(1, 3))(params, c, prompts, ROOM)
-    assert sum(leaf.nbytes for leaf in jax.tree.leaves(kept)) == len(LENGTHS) * generation.cache_bytes(
-        c.decoder, ROOM, "float32"
-    )
-    decode, rows = jax.jit(generation.decode, static_argnums=1), np.arange(len(LENGTHS))
+    hidden, kept = jax.jit(model.prefill, static_argnums=(1, 3))(params, c, prompts, ROOM)
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(kept)) == len(LENGTHS) * cache_bytes(c.decoder, ROOM, "float32")
+    decode, rows = jax.jit(model.decode, static_argnums=1), np.arange(len(LENGTHS))
     for at in LENGTHS + np.arange(STEPS)[:, None]:
         np.testing.assert_allclose(hidden, full[rows, at - 1], atol=2e-5, rtol=0)
         hidden, kept = decode(params, c, jnp.asarray(tokens[rows, at]), jnp.asarray(at, jnp.int32), kept)
@@ -56,15 +55,13 @@ def test_cached_equals_full(settings, tokens):
 def test_a_cache_takes_the_precision_of_the_model():
     params, c = make()
     c = replace(c, compute_dtype="bfloat16")
-    _, kept = jax.eval_shape(lambda p: generation.prefill(p, c, text_batch(np.ones((2, 16), int)), 32), params)
-    assert sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept)) == 2 * generation.cache_bytes(
-        c.decoder, 32
-    )
+    _, kept = jax.eval_shape(lambda p: model.prefill(p, c, text_batch(np.ones((2, 16), int)), 32), params)
+    assert sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept)) == 2 * cache_bytes(c.decoder, 32)
 
 
 def test_a_window_bounds_what_is_kept():
     c = config.Decoder(width=8, layers=6, heads=8, head_dim=4, hidden=8, window=10, global_every=3)
     per_token = 2 * 4 * 2  # keys and values of one head, two bytes each
-    assert generation.cache_bytes(c, 7) == 6 * 7 * per_token
-    assert generation.cache_bytes(c, 100) == (2 * 100 + 4 * 10) * per_token
-    assert generation.cache_bytes(replace(c, kv_heads=8), 100) == 8 * generation.cache_bytes(c, 100)
+    assert cache_bytes(c, 7) == 6 * 7 * per_token
+    assert cache_bytes(c, 100) == (2 * 100 + 4 * 10) * per_token
+    assert cache_bytes(replace(c, kv_heads=8), 100) == 8 * cache_bytes(c, 100)

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alhena.model import generation, model
+from alhena.model import model
 from alhena.tokens.loader import padded_batch
 
 forward = jax.jit(model.forward, static_argnums=1)
-prefill = jax.jit(generation.prefill, static_argnums=(1, 3))
-decode = jax.jit(generation.decode, static_argnums=1)
+prefill = jax.jit(model.prefill, static_argnums=(1, 3))
+decode = jax.jit(model.decode, static_argnums=1)
 CLOSE = {"atol": 2e-5, "rtol": 0}  # float32
 
 

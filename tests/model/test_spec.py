@@ -56,7 +56,7 @@ def weights() -> Whole:
     adapter = Adapter(
         norm=vector(8, 0.5),
         side=matrix(0, (8, 16), ("width", "hidden"), gain=0.5, quantize=True),
-        positions=WeightSpec((4, 8), (None, None), Normal(1), "adam", decay_fraction=True),
+        positions=WeightSpec((4, 8), (None, None), Normal(1), "adam", decay=True),
     )
     return Whole(within(3, stacked(2, adapter)), matrix(0, (8, 4), ("width", None)))
 
@@ -88,7 +88,7 @@ def test_a_weight_declared_once_is_initialised_counted_sharded_trained_quantized
 def test_the_optimizer_does_what_the_specification_says_whatever_a_weight_is_called():
     """``positions`` decays and is Adam's, ``side`` is Muon's; with no gradient nothing but decay moves a weight."""
     specs = weights()
-    specs = replace(specs, adapter=replace(specs.adapter, side=replace(specs.adapter.side, decay_fraction=False)))
+    specs = replace(specs, adapter=replace(specs.adapter, side=replace(specs.adapter.side, decay=False)))
     params = spec.init(jax.random.key(0), specs)
     transform = optimizer(
         Optimizer(learning_rate=1.0, warmup=1, weight_decay=0.25, schedule="cosine", final_learning_rate_fraction=1.0),
@@ -109,11 +109,11 @@ def test_a_wrong_declaration_fails_at_once():
     with pytest.raises(ValueError, match="no logical axis is named 'hiden'"):
         matrix(0, (8, 16), ("width", "hiden"))
     with pytest.raises(ValueError, match=r"shape \(8, 16\) has 1 logical axes"):
-        WeightSpec((8, 16), ("width",), Normal(0), "muon", decay_fraction=True)
+        WeightSpec((8, 16), ("width",), Normal(0), "muon", decay=True)
     with pytest.raises(ValueError, match="no matrix: Muon"):
-        WeightSpec((8,), (None,), Normal(0), "muon", decay_fraction=True)
+        WeightSpec((8,), (None,), Normal(0), "muon", decay=True)
     with pytest.raises(ValueError, match="optimizer group 'muno'"):
-        WeightSpec((8, 8), (None, None), Normal(0), "muno", decay_fraction=True)  # type: ignore[arg-type]
+        WeightSpec((8, 8), (None, None), Normal(0), "muno", decay=True)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="unexpected keyword argument 'down'"):  # a declaration without a field
         Adapter(norm=vector(8), side=vector(8), positions=vector(8), down=vector(8))  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'side'"):  # a field without one
@@ -125,7 +125,7 @@ def test_arrays_that_no_specification_describes_are_refused_by_name():
     biased = replace(whole, adapter=replace(whole.adapter, bias=jax.ShapeDtypeStruct((2, 8), jnp.float32)))
     with pytest.raises(ValueError, match=r"adapter\.bias \(2, 8\) has no specification"):
         spec.shardings([biased], specs)
-    with pytest.raises(ValueError, match=r"head is \(3,\), its specification says \(8, 4\)"):
+    with pytest.raises(ValueError, match=r"head is \(3,\), its specification is \(8, 4\)"):
         spec.shardings([replace(whole, head=jax.ShapeDtypeStruct((3,), jnp.float32))], specs)
     with pytest.raises(ValueError, match="there is no Whole in a tree of type Params"):
         spec.shardings(spec.shapes(model.weights(CONFIGS["text"])), specs)
@@ -171,6 +171,6 @@ def test_muon_trains_the_matrices_of_linear_layers_and_nothing_else(recipe):
     for name, s in spec.named(model.weights(c)).items():
         no_matrix = len(s.shape) - ("layers" in s.axes) < 2
         other = name in ("embedding", "vision.places.rows", "vision.places.columns", "audio.layers.depthwise")
-        assert (s.group, s.decay_fraction) == (("adam", False) if no_matrix or other else ("muon", True)), name
+        assert (s.group, s.decay) == (("adam", False) if no_matrix or other else ("muon", True)), name
         large = s.size > 2**24 and len([n for n in s.shape if n > 64]) > 1
         assert not large or any(axis not in (None, "layers") for axis in s.axes), f"{name} {s.shape} is not sharded"

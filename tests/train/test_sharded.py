@@ -79,7 +79,7 @@ def test_heads_and_colours_that_cannot_be_cut_are_refused():
     x, rows = jax.numpy.zeros((2, 8, 6, 8)), jax.numpy.zeros((2, 8))
     ids = rows.astype(int)
     with jax.sharding.use_abstract_mesh(four):
-        with pytest.raises(ValueError, match="6 query heads cannot be cut over 4 chips"):
+        with pytest.raises(ValueError, match="6 query heads cannot be sharded over 4 chips"):
             jax.eval_shape(causal_attention, x, x, x, ids)
         with pytest.raises(ValueError, match="6 colors of image codes cannot be cut over 4 chips"):
             jax.eval_shape(lambda x: weighted_loss(x, x[0], ids, rows, "float32", None, (2, 6)), x[:, :, 0])

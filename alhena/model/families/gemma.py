@@ -27,7 +27,7 @@ from alhena.model.embedding import lookup
 from alhena.model.families.gemma_config import Family, configured, described, family_of
 from alhena.model.linear import dense
 from alhena.model.model import Params
-from alhena.model.tensors import INDEX, WHOLE, Tensors, read_settings
+from alhena.model.tensors import INDEX, SINGLE_FILE, Tensors, read_settings
 from alhena.model.weights import check_size, write_arrays
 
 __all__ = ["Family", "family_of", "read", "write"]
@@ -77,7 +77,7 @@ def read(folder: Path, family: Family) -> tuple[Params, config.Model]:
     stored = read_settings(path)
     c, tied = configured(stored, family, path)
     tensors = Tensors(folder, PREFIXES, "embed_tokens.weight")
-    check_size(folder, tensors.nbytes, c.least_bytes)
+    check_size(folder, tensors.nbytes, c.min_bytes)
     like = jax.eval_shape(lambda: decoder.init(jax.random.key(0), c.decoder))
     shapes = {name: getattr(like, name).shape for name in {**MATRICES, **NORMS[family]}}
     places = [(name, i, f"layers.{i}.{there}.weight") for name, there in {**MATRICES, **NORMS[family]}.items()
@@ -124,7 +124,11 @@ def _shards(arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
 def write(folder: Path, params: Params, c: config.Model) -> None:
     """Writes what ``transformers`` opens: the decoder and its embedding. Encoders of images and sound have no place there."""
     settings, shards = described(c), _shards(dict(_tensors(params, c)))
-    names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))] if shards[1:] else [WHOLE]
+    names = (
+        [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+        if shards[1:]
+        else [SINGLE_FILE]
+    )
     there = {path.name for path in folder.glob("*.safetensors")} | {p.name for p in [folder / INDEX] if p.exists()}
     if others := there - set(names) - ({INDEX} if shards[1:] else set()):
         raise ValueError(f"{folder / min(others)}: a file of another model; write to an empty folder")
