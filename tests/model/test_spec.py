@@ -33,41 +33,42 @@ CONFIGS = {
 }
 
 
-# ── a module that only this test knows: a field, and a line ────────────────────────────────────────────────────
+# ── a module defined in this test ────────────────────────────────────────────────────
 
 
 @pytree
 @dataclass(frozen=True)
 class Adapter:
     norm: Any
-    side: Any  # the new weight
+    side: Any
     positions: Any
     bias: Any = None
 
 
 @pytree
 @dataclass(frozen=True)
-class Whole:
+class Network:
     adapter: Adapter
     head: Any
 
 
-def weights() -> Whole:
+def weights() -> Network:
     adapter = Adapter(
         norm=vector(8, 0.5),
         side=matrix(0, (8, 16), ("width", "hidden"), gain=0.5, quantize=True),
         positions=WeightSpec((4, 8), (None, None), Normal(1), "adam", decay=True),
     )
-    return Whole(within(3, stacked(2, adapter)), matrix(0, (8, 4), ("width", None)))
+    return Network(within(3, stacked(2, adapter)), matrix(0, (8, 4), ("width", None)))
 
 
-def test_a_weight_declared_once_is_initialised_counted_sharded_trained_quantized_and_stored(tmp_path):
+def test_a_weight_declared_once_is_initialized_counted_sharded_trained_quantized_and_stored(tmp_path):
     specs = weights()
     params = spec.init(jax.random.key(0), specs)
     assert params.adapter.side.shape == (2, 8, 16) and params.adapter.bias is None
     assert float(params.adapter.side.std()) == pytest.approx(0.5 / 8**0.5, rel=0.1)
     np.testing.assert_array_equal(params.adapter.norm, np.full((2, 8), 0.5, np.float32))
-    assert not np.array_equal(params.adapter.side[0, :, :4], params.head)  # each module draws with a key of its own
+    # Each module has its own key.
+    assert not np.array_equal(params.adapter.side[0, :, :4], params.head)
     assert model.count(specs) == model.count(params) == model.count(spec.shapes(specs)) == 2 * (8 + 128 + 32) + 32
 
     transform = optimizer(Optimizer(warmup=1), 10, specs)
@@ -75,18 +76,19 @@ def test_a_weight_declared_once_is_initialised_counted_sharded_trained_quantized
     parts = spec.shardings(state, specs)
     assert parts["params"].adapter.side == PartitionSpec(None, "data", "model")
     moments = [part for part in jax.tree.leaves(parts["optimizer"]) if part == PartitionSpec(None, "data", "model")]
-    assert len(moments) == 1 and parts["step"] == PartitionSpec()  # Muon keeps one moment, Adam would keep two
+    # Muon has one moment, Adam would have two.
+    assert len(moments) == 1 and parts["step"] == PartitionSpec()
 
-    small = quantize_model(params, specs, 4)
-    assert isinstance(small.adapter.side, Int4) and not isinstance(small.adapter.positions, Int4)
-    for tree, names in ((params, {"adapter.side"}), (small, {"adapter.side.packed", "adapter.side.scales"})):
+    quantized = quantize_model(params, specs, 4)
+    assert isinstance(quantized.adapter.side, Int4) and not isinstance(quantized.adapter.positions, Int4)
+    for tree, names in ((params, {"adapter.side"}), (quantized, {"adapter.side.packed", "adapter.side.scales"})):
         assert names <= spec.named(tree).keys()
         write_tree(tmp_path / "w.safetensors", tree)
         jax.tree.map(np.testing.assert_array_equal, read_tree(tmp_path / "w.safetensors", specs), tree)
 
 
-def test_the_optimizer_does_what_the_specification_says_whatever_a_weight_is_called():
-    """``positions`` decays and is Adam's, ``side`` is Muon's; with no gradient nothing but decay moves a weight."""
+def test_the_optimizer_follows_the_specification_not_the_name_of_a_weight():
+    """``positions`` has Adam with weight decay, ``side`` Muon without; with gradients of 0 only weight decay changes a weight."""
     specs = weights()
     specs = replace(specs, adapter=replace(specs.adapter, side=replace(specs.adapter.side, decay=False)))
     params = spec.init(jax.random.key(0), specs)
@@ -96,7 +98,8 @@ def test_the_optimizer_does_what_the_specification_says_whatever_a_weight_is_cal
         specs,
     )
     zero = jax.tree.map(jnp.zeros_like, params)
-    _, state = transform.update(zero, transform.init(params), params)  # the first rate of a warm-up is 0
+    # The first learning rate of a warm-up is 0.
+    _, state = transform.update(zero, transform.init(params), params)
     updates, _ = transform.update(zero, state, params)
     after = optax.apply_updates(params, updates)
     for name, before in spec.named(params).items():
@@ -105,7 +108,7 @@ def test_the_optimizer_does_what_the_specification_says_whatever_a_weight_is_cal
     assert spec.groups(specs).adapter == Adapter("adam", "muon", "adam")
 
 
-def test_a_wrong_declaration_fails_at_once():
+def test_a_wrong_declaration_is_refused():
     with pytest.raises(ValueError, match="no logical axis is named 'hiden'"):
         matrix(0, (8, 16), ("width", "hiden"))
     with pytest.raises(ValueError, match=r"shape \(8, 16\) has 1 logical axes"):
@@ -114,54 +117,57 @@ def test_a_wrong_declaration_fails_at_once():
         WeightSpec((8,), (None,), Normal(0), "muon", decay=True)
     with pytest.raises(ValueError, match="optimizer group 'muno'"):
         WeightSpec((8, 8), (None, None), Normal(0), "muno", decay=True)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="unexpected keyword argument 'down'"):  # a declaration without a field
+    # A declaration without a field.
+    with pytest.raises(TypeError, match="unexpected keyword argument 'down'"):
         Adapter(norm=vector(8), side=vector(8), positions=vector(8), down=vector(8))  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match="missing 1 required positional argument: 'side'"):  # a field without one
+    # A field without a declaration.
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'side'"):
         Adapter(norm=vector(8), positions=vector(8))  # type: ignore[call-arg]
 
 
-def test_arrays_that_no_specification_describes_are_refused_by_name():
-    specs, whole = weights(), spec.shapes(weights())
-    biased = replace(whole, adapter=replace(whole.adapter, bias=jax.ShapeDtypeStruct((2, 8), jnp.float32)))
+def test_arrays_without_a_specification_are_refused_by_name():
+    specs, shapes = weights(), spec.shapes(weights())
+    biased = replace(shapes, adapter=replace(shapes.adapter, bias=jax.ShapeDtypeStruct((2, 8), jnp.float32)))
     with pytest.raises(ValueError, match=r"adapter\.bias \(2, 8\) has no specification"):
         spec.shardings([biased], specs)
     with pytest.raises(ValueError, match=r"head is \(3,\), its specification is \(8, 4\)"):
-        spec.shardings([replace(whole, head=jax.ShapeDtypeStruct((3,), jnp.float32))], specs)
-    with pytest.raises(ValueError, match="there is no Whole in a tree of type Params"):
+        spec.shardings([replace(shapes, head=jax.ShapeDtypeStruct((3,), jnp.float32))], specs)
+    with pytest.raises(ValueError, match="there is no Network in a tree of type Params"):
         spec.shardings(spec.shapes(model.weights(CONFIGS["text"])), specs)
 
 
-# ── the model's own weights ────────────────────────────────────────────────────────────────────────────────────
+# ── the weights of the model ────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_arrays_are_those_of_the_specifications(name):
     c = CONFIGS[name]
     specs = model.weights(c)
-    made = jax.eval_shape(lambda: model.init(jax.random.key(0), c))
-    assert made == spec.shapes(specs)
-    assert hash(specs) == hash(model.weights(c)) and specs == model.weights(c)  # a key of the optimizer's cache
+    actual = jax.eval_shape(lambda: model.init(jax.random.key(0), c))
+    assert actual == spec.shapes(specs)
+    # Specifications are a key of the optimizer's cache.
+    assert hash(specs) == hash(model.weights(c)) and specs == model.weights(c)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_decoder_of_any_kind_is_quantized(name):
     c = CONFIGS[name]
     params, specs = model.init(jax.random.key(0), c), model.weights(c)
-    small = jax.tree.leaves(quantize_model(params, specs, 8), is_leaf=lambda w: isinstance(w, Int4))
-    four_bit = [name for name, w in zip(spec.named(specs), small, strict=True) if isinstance(w, Int4)]
+    leaves = jax.tree.leaves(quantize_model(params, specs, 8), is_leaf=lambda w: isinstance(w, Int4))
+    four_bit = [name for name, w in zip(spec.named(specs), leaves, strict=True) if isinstance(w, Int4)]
     assert four_bit == [
         "embedding",
         *(f"layers.{n}" for n in ("query", "key", "value", "output", "gate", "up", "down")),
     ]
 
 
-def test_random_weights_of_a_model_have_keys_of_their_own():
+def test_random_weights_of_a_module_have_different_keys():
     image = config.ImageTokenizer((8, 5), (3,), 16, encoder_blocks=2)
     for specs in (*map(model.weights, CONFIGS.values()), image_tokenizer.weights(image)):
-        drawn = {n: (s.scope, s.initializer.key) for n, s in spec.named(specs).items() if hasattr(s.initializer, "key")}
-        shared = {key for key, count in Counter(drawn.values()).items() if count > 1}
+        keys = {n: (s.scope, s.initializer.key) for n, s in spec.named(specs).items() if hasattr(s.initializer, "key")}
+        shared = {key for key, count in Counter(keys.values()).items() if count > 1}
         # The key of USM's projection is that of its first MLP too: another would change the weights of every seed.
-        assert {n for n, key in drawn.items() if key in shared} <= {"audio.layers.first_down", "audio.project"}
+        assert {n for n, key in keys.items() if key in shared} <= {"audio.layers.first_down", "audio.project"}
 
 
 @pytest.mark.parametrize("recipe", [starter, two_pods, nano_1, nano_2, pro, ultra])

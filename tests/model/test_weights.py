@@ -18,7 +18,7 @@ from alhena.model.weights import load_model, save_model, write_arrays
 from alhena.tokens.encode import Encoder
 
 
-def test_round_trip_is_exact(tiny, tmp_path):
+def test_save_and_load_round_trip_exactly(tiny, tmp_path):
     save_model(tmp_path, *tiny, {"name": "tiny"})
     params, c = load_model(tmp_path)
     assert c == tiny[1]
@@ -51,19 +51,22 @@ def test_image_codes_are_a_bijection_and_local(tmp_path):
     other[:8, :8] = 255 - other[:8, :8]
     a, b = image_tokenizer.encode_images(params, c, [image, other])
     assert a.shape == (2, 3)
-    np.testing.assert_array_equal(a.reshape(-1)[1:], b.reshape(-1)[1:])  # only the changed cell may differ
+    # Only the code of the changed cell may differ.
+    np.testing.assert_array_equal(a.reshape(-1)[1:], b.reshape(-1)[1:])
     image_tokenizer.save(tmp_path, params, c)
-    again, same = image_tokenizer.load(tmp_path)
-    assert same == c
-    np.testing.assert_array_equal(image_tokenizer.decode_codes(again, c, a), image_tokenizer.decode_codes(params, c, a))
+    loaded, loaded_c = image_tokenizer.load(tmp_path)
+    assert loaded_c == c
+    np.testing.assert_array_equal(
+        image_tokenizer.decode_codes(loaded, c, a), image_tokenizer.decode_codes(params, c, a)
+    )
 
 
-def test_parameters_are_counted_without_making_them(tiny):
+def test_specifications_have_the_parameter_count_of_the_arrays(tiny):
     assert model.count(model.weights(tiny[1])) == model.count(tiny[0])
 
 
-def test_an_array_is_written_as_its_values_lie(tmp_path):
-    """Transposed views too: what the file holds is the array, not the memory behind it. bfloat16 is kept."""
+def test_non_contiguous_arrays_are_written_in_their_logical_order(tmp_path):
+    """A transposed view is written as its values, not as its memory. bfloat16 keeps its dtype."""
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     write_arrays(tmp_path / "x.safetensors", {"t": array.T, "b": array.astype(ml_dtypes.bfloat16)})
     stored = open_file(tmp_path / "x.safetensors")
@@ -71,16 +74,16 @@ def test_an_array_is_written_as_its_values_lie(tmp_path):
     assert (stored["b"].dtype, stored["b"].read().dtype) == ("BF16", ml_dtypes.bfloat16)
 
 
-GONE = object()
+REMOVED = object()
 
 
-def changed(folder, file, **values):
+def change(folder, file, **values):
+    """Sets fields of a stored configuration; ``REMOVED`` deletes a field."""
     stored = read_json(folder / file)
-    inside = stored["config"]["decoder"] if file == "model.json" else stored
-    inside.update(values)
-    stored_only = {name: value for name, value in inside.items() if value is not GONE}
-    inside.clear()
-    inside.update(stored_only)
+    fields = stored["config"]["decoder"] if file == "model.json" else stored
+    fields.update(values)
+    for name in [name for name, value in fields.items() if value is REMOVED]:
+        del fields[name]
     write_json(folder / file, stored)
 
 
@@ -96,13 +99,13 @@ def changed(folder, file, **values):
         ({"rope_base": float("nan")}, r"Decoder\.rope_base is nan"),
         ({"head_dim": 7}, r"Decoder\.head_dim is 7; rotary positions need an even number"),
         ({"kv_heads": 3}, r"Decoder\.kv_heads is 3; it must divide heads, 4"),
-        ({"rope_base": GONE}, r"config\.decoder\.rope_base: missing"),
+        ({"rope_base": REMOVED}, r"config\.decoder\.rope_base: missing"),
         ({"sinks": 1}, r"config\.decoder\.sinks: unexpected field"),
     ],
 )
 def test_a_wrong_field_of_a_configuration_is_named(tiny, tmp_path, values, message):
     save_model(tmp_path, *tiny, {})
-    changed(tmp_path, "model.json", **values)
+    change(tmp_path, "model.json", **values)
     with pytest.raises(ValueError, match=message):
         load_model(tmp_path)
 
@@ -121,13 +124,13 @@ def test_a_wrong_field_of_a_configuration_is_named(tiny, tmp_path, values, messa
 )
 def test_a_wrong_field_of_a_vocabulary_is_named(encoder, tmp_path, values, message):
     encoder.save(tmp_path)
-    changed(tmp_path, "vocabulary.json", **values)
+    change(tmp_path, "vocabulary.json", **values)
     with pytest.raises(ValueError, match=message):
         Encoder.load(tmp_path)
 
 
 @pytest.mark.parametrize("data", [b"", b"\x00", b"no model", b"\xff" * 1000])
-def test_damaged_text_pieces_are_named(encoder, tmp_path, data):
+def test_a_damaged_text_tokenizer_is_named(encoder, tmp_path, data):
     encoder.save(tmp_path)
     (tmp_path / "text.model").write_bytes(data)
     with pytest.raises(ValueError, match=r"text\.model"):
