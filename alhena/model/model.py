@@ -1,12 +1,14 @@
 """The complete model: encoder outputs at the placeholders of the token stream, decoder, tied embeddings for the logits.
 
-patches ─ vision ─┐
-frames ── audio ──┼─► tokens ─ embed ─ x [B, L, D] ─ decoder ─ norm ─ hidden ─ · embeddingᵀ ─► logits [B, L, V]
-tokens ───────────┘
+    patches ─ vision ─┐
+    frames ── audio ──┼─► tokens ─ embed ─ x [B, L, D] ─ decoder ─ norm ─ hidden ─ · embeddingᵀ ─► logits [B, L, V]
+    tokens ───────────┘
 
-forward  complete sequences                          -> hidden states of every token
-prefill  prompts, right padded                       -> hidden state of each prompt's last token, KV cache of the prompts
-decode   one token per sequence, with its position   -> hidden state of the token, KV cache with the token written
+Three functions run it:
+
+    forward  complete sequences                          -> hidden states of every token
+    prefill  prompts, right padded                       -> hidden state of each prompt's last token, KV cache of the prompts
+    decode   one token per sequence, with its position   -> hidden state of the token, KV cache with the token written
 """
 
 from __future__ import annotations
