@@ -98,7 +98,7 @@ class Vision:
 
 
 @dataclass(frozen=True)
-class Audio:
+class Conformer:
     """Conformer on chunks of log-mel frames: two stride-2 convolutions, then ``stack`` neighbors become one soft token."""
 
     width: int
@@ -127,7 +127,7 @@ class Audio:
 
 
 @dataclass(frozen=True)
-class Usm(Audio):
+class Usm(Conformer):
     """The conformer of the Universal Speech Model (alhena/model/encoders/usm.py): attention to what is near, in sounds of any length."""
 
     chunk: int = 1024
@@ -147,9 +147,9 @@ class Usm(Audio):
             raise ValueError(f"Usm: {self.mels} mels and a width of {self.width}; multiples of 4 and of 2 are needed")
 
 
-def audio_class(settings: Any) -> type[Audio]:
+def audio_class(settings: Any) -> type[Conformer]:
     """Which audio encoder stored settings describe, by the field that only one has."""
-    return Usm if isinstance(settings, Mapping) and "channels" in settings else Audio
+    return Usm if isinstance(settings, Mapping) and "channels" in settings else Conformer
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class Model:
     audio_token: int  # id of <aud>, the placeholder of one audio vector
     decoder: Decoder
     vision: Vision | None  # None: a model that reads no images
-    audio: Audio | None
+    audio: Conformer | None
     code_factors: tuple[int, int] | None = None  # structures and colors of the image codes (alhena/model/embedding.py)
     compute_dtype: str = "float32"  # dtype of matmul operands; results are accumulated in float32
 

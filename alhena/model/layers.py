@@ -52,7 +52,7 @@ def run_layers(
     specs: Tree,
     x: Array,
     layer: Callable[[Tree, Array], Array],
-    c: config.Vision | config.Audio,
+    c: config.Vision | config.Conformer,
     dtype: str,
 ) -> Array:
     """An encoder's layers, one after the other; few are unrolled, which runs faster on a CPU, many compile faster scanned.

@@ -34,12 +34,12 @@ class Params:
         Weight  # [R, D], a row for each id but image codes (alhena/model/embedding.py); tied: it also gives the logits
     )
     vision: vision.Vision | None
-    audio: conformer.Audio | usm.Usm | None
+    audio: conformer.Conformer | usm.Usm | None
     layers: decoder.Layers
     norm: Array  # [D]
 
 
-def audio_encoder(c: config.Audio) -> ModuleType:
+def audio_encoder(c: config.Conformer) -> ModuleType:
     """The module of the audio encoder."""
     return usm if isinstance(c, config.Usm) else conformer
 
