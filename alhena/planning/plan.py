@@ -126,7 +126,7 @@ def sizes(c: config.Model, t: Training, mesh: Mesh) -> Sizes:
 
 def meshes(c: config.Model, shape: BatchShape, machine: Machine) -> list[Mesh]:
     """Every mesh whose axes divide heads, batch size, sequence length and vocabulary; each pod has a replica of the parameters."""
-    chips, found = machine.chips // machine.pods, []
+    chips, candidates = machine.chips // machine.pods, []
     divisible = [
         c.decoder.heads,
         embedding_rows(c.vocabulary, c.code_factors),
@@ -135,13 +135,13 @@ def meshes(c: config.Model, shape: BatchShape, machine: Machine) -> list[Mesh]:
     ]
     for n in range(1, chips + 1):
         if all(size % n == 0 for size in (chips, *divisible)) and shape.batch_size % (machine.pods * chips // n) == 0:
-            found.append(Mesh(machine.pods, chips // n, n))
-    if not found:
+            candidates.append(Mesh(machine.pods, chips // n, n))
+    if not candidates:
         raise ValueError(
             f"{machine.topology} × {machine.pods}: no mesh divides a batch size of {shape.batch_size} and {c.decoder.heads} heads over "
             f"{chips} chips per pod; change the batch size of the recipe, or the slice"
         )
-    return found
+    return candidates
 
 
 def topology_mesh(machine: Machine, mesh: Mesh) -> jax.sharding.Mesh:

@@ -79,8 +79,8 @@ def test_model_flops_are_six_per_parameter_and_token_plus_attention():
 
 def test_meshes_are_enumerated_and_parsed():
     run, c = load("nano_2")
-    found = plan.meshes(c, run.pretrain.shape, parse_machine("v5e:4x4"))
-    assert Mesh(1, 4, 4) in found and all(m.chips == 16 and 20 % m.model == 0 for m in found)
+    candidates = plan.meshes(c, run.pretrain.shape, parse_machine("v5e:4x4"))
+    assert Mesh(1, 4, 4) in candidates and all(m.chips == 16 and 20 % m.model == 0 for m in candidates)
     with pytest.raises(ValueError, match="no mesh divides a batch size of 8"):
         plan.meshes(c, run.pretrain.shape, parse_machine("h100:64"))
     with pytest.raises(ValueError, match="a slice v5e:4x4 has 16"):
