@@ -26,7 +26,7 @@ class Recipe:
     budget: Budget
     decoder: config.Decoder
     vision: config.Vision
-    audio: config.Audio
+    audio: config.Conformer
     image_tokenizer: config.ImageTokenizer
     image_tokenizer_training: TrainImageTokenizer
     pretrain: Training

@@ -21,7 +21,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from types import GenericAlias
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -49,10 +50,10 @@ def parsed_whole(kind: type[T], value: Any, path: Path, field: str = "") -> T:
     return out
 
 
-def parsed(kind: type[T], value: Any, path: Path, field: str = "") -> T:
+def parsed(kind: type[T] | GenericAlias, value: Any, path: Path, field: str = "") -> T:
     """A JSON value as a ``kind``. Raises ValueError that names the file and the field (``field`` is where the value stands)."""
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(value), strict=True, extra="forbid")
+        return TypeAdapter(cast(type[T], kind)).validate_json(json.dumps(value), strict=True, extra="forbid")
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(filter(None, (field, *map(str, first["loc"]))))

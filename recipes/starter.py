@@ -43,7 +43,7 @@ def run() -> Recipe:
         budget=Budget(image_tokens=64, frame_tokens=4, clip_frames=6, audio_seconds=30, image_out_codes=64),
         decoder=config.Decoder(width=128, layers=4, heads=4, head_dim=32, hidden=384),
         vision=config.Vision(width=128, layers=2, heads=4, hidden=256),
-        audio=config.Audio(width=128, layers=3, heads=4, hidden=256),
+        audio=config.Conformer(width=128, layers=3, heads=4, hidden=256),
         image_tokenizer=config.ImageTokenizer(structure=(8, 8), color=(3, 3, 3), width=128),
         image_tokenizer_training=TrainImageTokenizer(steps=1200),
         pretrain=Training(

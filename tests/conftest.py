@@ -41,7 +41,7 @@ def make_encoder() -> Encoder:
     lines = ["What colour is the circle? red\n", "Transcribe. forty seven", "Draw a blue star.", "x 12 y 34;"]
     pieces = tokenizer.TextTokenizer.from_bytes(tokenizer.train(lines * 30, 330))
     vision = config.Vision(width=16, layers=2, heads=2, hidden=24)
-    audio = config.Audio(width=16, layers=2, heads=2, hidden=24)
+    audio = config.Conformer(width=16, layers=2, heads=2, hidden=24)
     return Encoder(pieces, Vocabulary(pieces.size, 64), vision, audio)
 
 

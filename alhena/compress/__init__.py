@@ -1,1 +1,1 @@
-"""Compress: the assistant becomes Nano, with 4-bit weights."""
+"""Compression of models: 4-bit weights."""

@@ -1,7 +1,7 @@
-"""A model with 4-bit weights (alhena/model/int4.py).
+"""Quantizes a model to 4-bit weights (alhena/model/int4.py).
 
-Which weights are quantized, their specifications say: the decoder's matrices and the tied embedding; norms and the encoders (a small
-share of a large model) stay as they are.
+The specifications declare which weights are quantized: the decoder's matrices and the tied embedding. Norms and encoders, a small
+fraction of a large model, are not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Tree = TypeVar("Tree")
 
 
 def quantize_model(params: Tree, specs: Tree, group: int = 32) -> Tree:
-    """Params with 4-bit weights where their specifications say so; a weight that is 4-bit already stays as it is."""
+    """Params with 4-bit weights, in groups of ``group`` values, where ``specs`` declare it. Weights already 4-bit are unchanged."""
 
     def one(s: WeightSpec, w: Weight) -> Weight:
         if s.contracted is None or isinstance(w, Int4):

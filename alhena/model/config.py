@@ -114,7 +114,7 @@ class Vision:
 
 
 @dataclass(frozen=True)
-class Audio:
+class Conformer:
     """Conformer on chunks of log-mel frames: two stride-2 convolutions, then ``stack`` neighbors become one soft token."""
 
     width: int
@@ -144,7 +144,7 @@ class Audio:
 
 
 @dataclass(frozen=True)
-class Usm(Audio):
+class Usm(Conformer):
     """The conformer of the Universal Speech Model (alhena/model/encoders/usm.py): local attention, audio of any length."""
 
     chunk: int = 1024
@@ -168,9 +168,9 @@ class Usm(Audio):
             raise ValueError(f"Usm: {self.mels} mels and a width of {self.width}; multiples of 4 and of 2 are needed")
 
 
-def audio_class(settings: Any) -> type[Audio]:
+def audio_class(settings: Any) -> type[Conformer]:
     """Class of the audio encoder that stored settings describe, by a field that only one class has."""
-    return Usm if isinstance(settings, Mapping) and "channels" in settings else Audio
+    return Usm if isinstance(settings, Mapping) and "channels" in settings else Conformer
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ class Model:
     # None: no vision encoder.
     vision: Vision | None
     # None: no audio encoder.
-    audio: Audio | None
+    audio: Conformer | None
     # Numbers of structures and colors of the image codes (alhena/model/embedding.py).
     code_factors: tuple[int, int] | None = None
     # Dtype of matmul operands; results are accumulated in float32.

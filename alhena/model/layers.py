@@ -53,7 +53,7 @@ def run_layers(
     specs: Tree,
     x: Array,
     layer: Callable[[Tree, Array], Array],
-    c: config.Vision | config.Audio,
+    c: config.Vision | config.Conformer,
     dtype: str,
 ) -> Array:
     """Applies the stacked layers of an encoder in order.

@@ -43,12 +43,12 @@ class Params:
     # [R, D], one row per id except for image codes (alhena/model/embedding.py); tied to the output projection.
     embedding: Weight
     vision: vision.Vision | None
-    audio: conformer.Audio | usm.Usm | None
+    audio: conformer.Conformer | usm.Usm | None
     layers: decoder.Layers
     norm: Array  # [D]
 
 
-def audio_encoder(c: config.Audio) -> ModuleType:
+def audio_encoder(c: config.Conformer) -> ModuleType:
     """The module that implements the audio encoder."""
     return usm if isinstance(c, config.Usm) else conformer
 

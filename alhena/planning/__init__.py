@@ -1,1 +1,1 @@
-"""Planning: memory, time and traffic of a training on hardware that is not at hand."""
+"""Planning: memory, time and communication of a training run on hardware that is not available."""

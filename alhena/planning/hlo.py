@@ -1,8 +1,8 @@
-"""Reads the text of a compiled program: its computations, and what each collective sends from a chip to others.
+"""Parser of compiled HLO text: computations, and the bytes that each collective sends.
 
     ENTRY main { … while(body=%layers, known_trip_count 25) … all-gather-start(…) … fusion(calls=%f) … all-gather-done(…) }
 
-alhena/planning/simulator.py plays what is read here on an ideal chip.
+alhena/planning/simulator.py simulates the parsed program.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
+
+from alhena.shapes import Int
 
 BYTES = {
     "pred": 1,
@@ -33,9 +35,11 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 
 @dataclass(frozen=True)
 class Shape:
+    """Type of one array."""
+
     dtype: str
     dims: tuple[int, ...]
-    near: bool  # in the chip's own fast memory, not in HBM
+    on_chip: bool  # in on-chip memory (memory space S(1), …), not in HBM
 
     @property
     def bytes(self) -> int:
@@ -44,37 +48,42 @@ class Shape:
 
 @dataclass(frozen=True)
 class Op:
+    """One instruction of a computation."""
+
     name: str
     kind: str
     shapes: tuple[Shape, ...]  # of the result; several for a tuple
     operands: tuple[str, ...]
-    number: int  # of a parameter; value of a whole constant
-    text: str  # what stands behind the operands
+    number: int  # index of a parameter, value of an integer constant; else -1
+    text: str  # everything after the operands
 
     def attribute(self, name: str) -> str | None:
-        found = re.search(rf"\b{name}=%?([^\s,]+)", self.text)
-        return found and found.group(1)
+        """The value of ``name=value`` after the operands."""
+        match = re.search(rf"\b{name}=%?([^\s,]+)", self.text)
+        return match and match.group(1)
 
 
 @dataclass(frozen=True)
 class Program:
+    """The computations of a module, by name."""
+
     computations: dict[str, list[Op]]
     entry: str
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """One collective of one chip: ``sent`` bytes leave it; ``whole`` is the array's size when put together."""
+    """One collective of one chip: ``sent`` bytes leave it; ``full`` is the size of the unsharded array."""
 
     kind: str
     sent: float
-    whole: int
+    full: int
     group: int
     between_pods: bool
 
 
 def _closing(text: str, start: int) -> int:
-    """Place behind the parenthesis that closes the one at ``start``."""
+    """Index after the parenthesis that closes the one at ``start``."""
     depth = 0
     for i in range(start, len(text)):
         depth += (text[i] == "(") - (text[i] == ")")
@@ -84,10 +93,10 @@ def _closing(text: str, start: int) -> int:
 
 
 def _shapes(text: str) -> tuple[Shape, ...]:
-    found = re.finditer(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?", text)
+    matches = re.finditer(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?", text)
     return tuple(
         Shape(m[1], tuple(int(n) for n in m[2].split(",") if n), "S(" in (m[3] or "") and "S(0)" not in m[3])
-        for m in found
+        for m in matches
     )
 
 
@@ -97,15 +106,15 @@ def _op(line: str) -> Op:
     kind, _, _ = rest[end:].strip().partition("(")
     start = rest.index("(", end)
     stop = _closing(rest, start)
-    inside = rest[start:stop]
-    number = int(inside[1:-1]) if kind in ("parameter", "constant") and re.fullmatch(r"\(\d+\)", inside) else -1
+    operands = rest[start:stop]
+    number = int(operands[1:-1]) if kind in ("parameter", "constant") and re.fullmatch(r"\(\d+\)", operands) else -1
     return Op(
-        name.lstrip("%"), kind, _shapes(rest[:end]), tuple(re.findall(r"%([\w.\-]+)", inside)), number, rest[stop:]
+        name.lstrip("%"), kind, _shapes(rest[:end]), tuple(re.findall(r"%([\w.\-]+)", operands)), number, rest[stop:]
     )
 
 
 def parse(text: str) -> Program:
-    """The computations of a compiled module's text."""
+    """Parses the text of a compiled module. Raises ValueError when it has no entry computation."""
     computations: dict[str, list[Op]] = {}
     entry, current = "", None
     for line in text.splitlines():
@@ -118,12 +127,12 @@ def parse(text: str) -> Program:
         elif current is not None and re.match(r"\s+(ROOT )?%[\w.\-]+ = ", line):
             current.append(_op(line))
     if not entry:
-        raise ValueError("HLO: no ENTRY computation; this is not the text of a compiled module")
+        raise ValueError("HLO: no ENTRY computation; pass the text of a compiled module")
     return Program(computations, entry)
 
 
-def _iota(dims: str, order: str | None) -> np.ndarray:
-    """``[dims]T(order)``: the numbers 0, 1, … laid out as ``dims``, transposed."""
+def _iota(dims: str, order: str | None) -> Int[np.ndarray, ...]:
+    """``[dims]T(order)``: the integers 0, 1, … reshaped to ``dims`` and transposed."""
     sides = [int(n) for n in dims.split(",")]
     return (
         np.arange(math.prod(sides))
@@ -133,7 +142,7 @@ def _iota(dims: str, order: str | None) -> np.ndarray:
 
 
 def _group(op: Op) -> list[int]:
-    """Chips that take part in a collective together with the first one: HLO has four ways to write it."""
+    """Chips of the first replica group of a collective, in any of HLO's four notations."""
     pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", op.text)
     if pairs:
         return [int(pairs[1]), int(pairs[2])]
@@ -148,24 +157,24 @@ def _group(op: Op) -> list[int]:
     )
     if named:
         axes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", named[1])}
-        places = _iota(named[2] or str(math.prod(axes.values())), named[3]).reshape(tuple(axes.values()))
-        over = re.findall(r"'(\w+)'", named[4])
-        return places[tuple(slice(None) if name in over else 0 for name in axes)].reshape(-1).tolist()
-    raise ValueError(f"HLO: which chips take part in {op.name}? {op.text[:200]!r}")
+        chips = _iota(named[2] or str(math.prod(axes.values())), named[3]).reshape(tuple(axes.values()))
+        axes_used = re.findall(r"'(\w+)'", named[4])
+        return chips[tuple(slice(None) if name in axes_used else 0 for name in axes)].reshape(-1).tolist()
+    raise ValueError(f"HLO: the replica groups of {op.name} are not understood: {op.text[:200]!r}")
 
 
 def transfer(op: Op, chips_per_pod: int) -> Transfer | None:
-    """What a collective sends from each chip, by the usual ring algorithms; None for any other operation."""
+    """The bytes that a collective sends per chip with ring algorithms; None for any other operation."""
     if op.kind == "send":
         return Transfer("send", op.shapes[0].bytes, op.shapes[0].bytes, 2, True)
     kind = op.kind.removesuffix("-start")
     if kind not in COLLECTIVES:
         return None
     group = _group(op)
-    n, started = len(group), op.kind != kind
-    sizes = [shape.bytes for shape in op.shapes if shape.dims or not started]
-    # A started collective returns its operands too, and sometimes a context: the last array is the result.
-    result = max(sizes) if started else sum(sizes)
-    whole = result * n if kind == "reduce-scatter" else result
+    n, is_async = len(group), op.kind != kind
+    sizes = [shape.bytes for shape in op.shapes if shape.dims or not is_async]
+    # An asynchronous start returns its operands too, and sometimes a context: the largest array is the result.
+    result = max(sizes) if is_async else sum(sizes)
+    full = result * n if kind == "reduce-scatter" else result
     passes = {"all-reduce": 2.0 * (n - 1) / n, "collective-permute": 1.0}.get(kind, (n - 1) / n)
-    return Transfer(kind, passes * whole, whole, n, len({chip // chips_per_pod for chip in group}) > 1)
+    return Transfer(kind, passes * full, full, n, len({chip // chips_per_pod for chip in group}) > 1)

@@ -1,1 +1,1 @@
-"""Scaling laws: fitted to a ladder of small models, and what they suggest for large ones."""
+"""Scaling laws: fitted to a ladder of small models, and the sizes they predict for large ones."""

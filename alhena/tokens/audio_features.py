@@ -51,7 +51,7 @@ def _windows(samples: np.ndarray, size: int, before: int) -> np.ndarray:
     return np.lib.stride_tricks.sliding_window_view(padded, size)[::HOP][:frames]
 
 
-def log_mel(samples: np.ndarray, c: config.Audio) -> np.ndarray:
+def log_mel(samples: np.ndarray, c: config.Conformer) -> np.ndarray:
     """float32 [frames, mels] as the encoder of these settings wants them, one frame for each begun 10 ms."""
     usm = isinstance(c, config.Usm)
     windows = _windows(samples, USM_WINDOW + 1, 0) if usm else _windows(samples, WINDOW, WINDOW // 2)
@@ -74,7 +74,7 @@ def _mel(windows: np.ndarray, mels: int) -> np.ndarray:
     return (np.log10(np.maximum(power @ mel_filters(mels, FFT, LOWEST, fill=True), FLOOR)) + 2) / 2
 
 
-def chunk(mel: np.ndarray, c: config.Audio) -> tuple[np.ndarray, np.ndarray]:
+def chunk(mel: np.ndarray, c: config.Conformer) -> tuple[np.ndarray, np.ndarray]:
     """Frames to float16 [chunks, T, mels], zero padded, and the valid frames of each chunk int32 [chunks]."""
     chunks = -(-len(mel) // c.chunk)
     out = np.zeros((chunks * c.chunk, c.mels), np.float16)

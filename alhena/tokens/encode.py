@@ -101,7 +101,7 @@ class Encoder:
     tokenizer: TextTokenizer
     vocabulary: Vocabulary
     vision: config.Vision
-    audio: config.Audio
+    audio: config.Conformer
     budget: Budget = Budget()
     draw: ImageCodeEncoder | None = None
 

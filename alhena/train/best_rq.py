@@ -54,18 +54,18 @@ class BestRq:
 class BestRqParams:
     """What is learned: the encoder, and the scores of the codes that only this training needs."""
 
-    audio: conformer.Audio | Usm
+    audio: conformer.Conformer | Usm
     scores: Array  # [E, codes]
 
 
-def weights(c: config.Audio, t: BestRq, width: int) -> BestRqParams:
+def weights(c: config.Conformer, t: BestRq, width: int) -> BestRqParams:
     """The specification of every weight, of an encoder for a decoder of that width."""
     return BestRqParams(
         model.audio_encoder(c).weights(c, width), matrix(0, (c.width, t.codes), ("width", None), gain=0.1)
     )
 
 
-def _optimizer(trainable: BestRqParams, c: config.Audio, t: BestRq) -> optax.GradientTransformation:
+def _optimizer(trainable: BestRqParams, c: config.Conformer, t: BestRq) -> optax.GradientTransformation:
     return optimizer(t.optimizer, t.steps, weights(c, t, trainable.audio.project.shape[-1]))
 
 
@@ -103,7 +103,7 @@ def loss(
     frames: Float[Array, "X T M"],
     lengths: Int[Array, " X"],
     key: Array,
-    c: config.Audio,
+    c: config.Conformer,
     t: BestRq,
 ) -> Float[Array, ""]:
     """Mean nats of the codes under the noise."""
@@ -120,7 +120,7 @@ def loss(
 
 @partial(jax.jit, static_argnums=(4, 5), donate_argnums=0)
 def _step(
-    state: _State, frames: Array, lengths: Array, step: Array, c: config.Audio, t: BestRq
+    state: _State, frames: Array, lengths: Array, step: Array, c: config.Conformer, t: BestRq
 ) -> tuple[_State, Float[Array, ""]]:
     key = jax.random.fold_in(jax.random.key(t.seed), step)
     nats, slopes = jax.value_and_grad(loss)(state.trainable, frames, lengths, key, c, t)
@@ -158,8 +158,8 @@ class _Sound:
 
 
 def pretrain_audio_encoder(
-    params: conformer.Audio | Usm, c: config.Audio, t: BestRq, sources: Mapping[str, Examples], out: Path
-) -> tuple[conformer.Audio | Usm, dict[str, Any]]:
+    params: conformer.Conformer | Usm, c: config.Conformer, t: BestRq, sources: Mapping[str, Examples], out: Path
+) -> tuple[conformer.Conformer | Usm, dict[str, Any]]:
     """Trains an encoder on the sound of ``sources``, resuming from checkpoints in ``out``; returns it and measurements."""
     sound = _Sound(sources)
     trainable = BestRqParams(params, normal(jax.random.key(t.seed + 1), c.width, t.codes, gain=0.1))

@@ -1,4 +1,4 @@
-"""What the search for scales buys, what is quantized in a model and what is not, and that the loss hardly moves."""
+"""The scale search reduces the error; the right weights of a model are quantized; the loss changes little."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from alhena.train.loss import batch_loss
 GROUP = 32
 
 
-def weight(*shape: int) -> np.ndarray:
+def random_weight(*shape: int) -> np.ndarray:
     return np.random.default_rng(3).normal(size=shape).astype(np.float32)
 
 
-def test_searched_scales_lose_less_than_the_largest_value_does_in_every_group():
-    w = weight(64, GROUP, 50)
+def test_searched_scales_have_less_error_than_absmax_scales_in_every_group():
+    w = random_weight(64, GROUP, 50)
     searched = np.asarray(dequantize(quantize(w, GROUP)))
     scale = np.abs(w).max(1, keepdims=True) / 7.5
-    plain = np.clip(np.round(w / scale), -8, 7) * scale
-    ours, theirs = (((x - w) ** 2).mean(1) for x in (searched, plain))
-    assert (ours <= theirs * (1 + 1e-5)).all()
-    assert ours.mean() < 0.75 * theirs.mean()
+    absmax = np.clip(np.round(w / scale), -8, 7) * scale
+    searched_error, absmax_error = (((x - w) ** 2).mean(1) for x in (searched, absmax))
+    assert (searched_error <= absmax_error * (1 + 1e-5)).all()
+    assert searched_error.mean() < 0.75 * absmax_error.mean()
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_either_sign_of_the_largest_value_costs_the_same(sign):
-    w = np.abs(weight(GROUP, 20))
+def test_quantization_is_symmetric_in_the_sign_of_the_largest_value(sign):
+    w = np.abs(random_weight(GROUP, 20))
     q = dequantize(quantize(sign * w, GROUP))
     np.testing.assert_array_equal(q, sign * np.asarray(dequantize(quantize(w, GROUP))))
 
 
-def test_values_on_the_grid_of_their_group_are_kept():
+def test_values_on_the_grid_of_their_group_are_exact():
     steps = np.random.default_rng(0).integers(-7, 8, (4 * GROUP, 9)).astype(np.float32)
-    steps[::GROUP] = -7.5  # the largest of each group sets the scale, and is the only one between two steps
-    back = np.asarray(dequantize(quantize(steps * 0.25, GROUP)))
-    assert np.abs(np.delete(back - steps * 0.25, np.s_[::GROUP], 0)).max() < 1e-6
+    steps[::GROUP] = -7.5  # sets the scale of its group; the only value off the grid
+    restored = np.asarray(dequantize(quantize(steps * 0.25, GROUP)))
+    assert np.abs(np.delete(restored - steps * 0.25, np.s_[::GROUP], 0)).max() < 1e-6
 
 
 def test_a_weight_of_zeros_stays_zero():
@@ -60,38 +60,39 @@ def test_the_matrices_of_the_decoder_and_the_embedding_become_4_bit_and_nothing_
     assert before.keys() - after.keys() == changed
     for name in before.keys() & after.keys():
         np.testing.assert_array_equal(before[name], after[name])
-    for name in changed:  # half a byte a value, four bytes a group of sixteen
+    for name in changed:  # half a byte per value, four bytes per group of sixteen
         stored = after[name + ".packed"].nbytes + after[name + ".scales"].nbytes
         assert stored == before[name].size * (1 / 2 + 4 / 16)
 
 
-def test_quantising_twice_changes_nothing(tiny):
+def test_quantizing_twice_changes_nothing(tiny):
     specs = model.weights(tiny[1])
     once = quantize_model(tiny[0], specs, 16)
     jax.tree.map(np.testing.assert_array_equal, quantize_model(once, specs, 16), once)
 
 
-def test_layers_are_quantised_one_by_one(tiny):
-    """A scan over stacked 4-bit layers slices packed values and scales alike."""
-    layers, small = tiny[0].layers, quantize_model(tiny[0], model.weights(tiny[1]), 16).layers
+def test_a_scan_over_4_bit_layers_slices_packed_values_and_scales(tiny):
+    layers, quantized = tiny[0].layers, quantize_model(tiny[0], model.weights(tiny[1]), 16).layers
     for field in fields(layers):
-        stacked = getattr(small, field.name)
+        stacked = getattr(quantized, field.name)
         if isinstance(stacked, Int4):
             _, sliced = jax.lax.scan(lambda _, w: (0, dequantize(w)), 0, stacked)
-            alone = [dequantize(quantize(layer, 16)) for layer in getattr(layers, field.name)]
-            np.testing.assert_array_equal(sliced, np.stack(alone))
+            separate = [dequantize(quantize(layer, 16)) for layer in getattr(layers, field.name)]
+            np.testing.assert_array_equal(sliced, np.stack(separate))
 
 
-def test_loss_moves_little_and_hidden_states_less_with_smaller_groups(tiny, encoder, documents):
+def test_the_loss_changes_little_and_hidden_states_less_with_smaller_groups(tiny, encoder, documents):
     params, c = tiny
     batch = jax.tree.map(jnp.asarray, padded_batch(encoder.encode(documents[0], 256), 64, 0, 0))
     run = jax.jit(lambda p: (model.forward(p, c, batch), batch_loss(p, c, batch)[0]))
-    is_small = lambda w: isinstance(w, Int4)  # noqa: E731
+    is_int4 = lambda w: isinstance(w, Int4)  # noqa: E731
     hidden, loss = run(params)
-    drift = {}
+    error = {}
     for group in (2, 16):
-        small = quantize_model(params, model.weights(c), group)
-        moved, its_loss = run(jax.tree.map(lambda w: dequantize(w) if is_small(w) else w, small, is_leaf=is_small))
-        drift[group] = float(jnp.mean((moved - hidden) ** 2))
-        assert abs(float(its_loss - loss)) < 0.05 * float(loss)
-    assert 0 < drift[2] < drift[16]
+        quantized = quantize_model(params, model.weights(c), group)
+        quantized_hidden, quantized_loss = run(
+            jax.tree.map(lambda w: dequantize(w) if is_int4(w) else w, quantized, is_leaf=is_int4)
+        )
+        error[group] = float(jnp.mean((quantized_hidden - hidden) ** 2))
+        assert abs(float(quantized_loss - loss)) < 0.05 * float(loss)
+    assert 0 < error[2] < error[16]

@@ -10,8 +10,8 @@ from alhena.tokens import audio_features
 from tests.media.inputs import tone
 
 
-@pytest.mark.parametrize("c", [config.Audio(8, 1, 1, 8), config.Usm(8, 1, 1, 8)], ids=["small", "usm"])
-def test_frames_of_blocks_are_those_of_the_whole(c: config.Audio, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("c", [config.Conformer(8, 1, 1, 8), config.Usm(8, 1, 1, 8)], ids=["small", "usm"])
+def test_frames_of_blocks_are_those_of_the_whole(c: config.Conformer, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = tone(2.345) + np.random.default_rng(0).normal(0, 0.1, 37_520).astype(np.float32)
     whole = audio_features.log_mel(samples, c)
     assert whole.shape == (235, c.mels)

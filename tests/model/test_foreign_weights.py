@@ -1,4 +1,4 @@
-"""Open weights: every tensor and every key of a configuration is read, of one value only, or refused by name."""
+"""Open weights: every tensor and every configuration key is read, has the one implemented value, or is refused by name."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def decoder(family: str) -> config.Decoder:
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, tuple[model.Params, config.Model]]:
-    """Random models of the three families; nothing is compiled for them."""
+    """Random models of the three families, made without compilation."""
     rng, out = np.random.default_rng(0), {}
     for family in FAMILIES:
         c = config.Model(12, -1, -1, decoder(family), None, None)
@@ -45,7 +45,7 @@ def models() -> dict[str, tuple[model.Params, config.Model]]:
 
 @pytest.fixture
 def folder(models, tmp_path: Path):
-    """A function that writes a family's model, its configuration and tensors changed."""
+    """A function that writes a family's model with changed configuration and tensors."""
 
     def make(family: str, settings: dict[str, Any] | None = None, tensors: dict[str, Any] | None = None) -> Path:
         gemma.write(tmp_path, *models[family])
@@ -59,7 +59,7 @@ def folder(models, tmp_path: Path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_written_reads_back(models, folder, family):
+def test_written_models_read_back(models, folder, family):
     params, c = gemma.read(folder(family), family)
     assert c.decoder == models[family][1].decoder
     jax.tree.map(np.testing.assert_array_equal, params, models[family][0])
@@ -72,7 +72,7 @@ def test_what_is_written_reads_back(models, folder, family):
         ("gemma", {"attention_bias": True}, "attention_bias is True"),
         ("gemma", {"hidden_activation": "silu"}, "hidden_activation is 'silu'"),
         ("gemma", {"hidden_activation": None, "hidden_act": "gelu"}, "hidden_act is 'gelu'.*gelu_pytorch_tanh"),
-        ("gemma", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rotary positions of type 'yarn'"),
+        ("gemma", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "RoPE of type 'yarn'"),
         ("gemma", {"sliding_window": 4}, "sliding_window is 4; gemma has none"),
         ("gemma", {"layer_types": ["sliding_attention", "full_attention"]}, "gemma has none"),
         ("gemma", {"quantization_config": {"bits": 8}}, "quantization_config is"),
@@ -87,10 +87,14 @@ def test_what_is_written_reads_back(models, folder, family):
         ("gemma2", {"sliding_window": None}, "sliding_window is null; gemma2 needs a number"),
         ("gemma3", {"query_pre_attn_scalar": None}, "query_pre_attn_scalar is null"),
         ("gemma2", {"sliding_window_size": 5}, "sliding_window_size is 5 but sliding_window is 4"),
-        ("gemma2", {"rope_local_base_freq": 7.0}, "base 7.0; gemma2 has one base"),
+        ("gemma2", {"rope_local_base_freq": 7.0}, "local layers is 7.0; gemma2 has one base"),
         ("gemma3", {"rope_theta": 5.0}, "rope_theta of rope_parameters is 1000000.0 but rope_theta is 5.0"),
-        ("gemma3", {"layer_types": ["full_attention", "sliding_attention"], "num_hidden_layers": 3}, "no regular"),
-        ("gemma3", {"rope_parameters": {"full_attention": {"partial_rotary_factor": 0.25}}}, "of a part"),
+        ("gemma3", {"layer_types": ["full_attention", "sliding_attention"], "num_hidden_layers": 3}, "no periodic"),
+        (
+            "gemma3",
+            {"rope_parameters": {"full_attention": {"partial_rotary_factor": 0.25}}},
+            "partial_rotary_factor 0.25",
+        ),
         ("gemma3", {"rope_parameters": {"sliding_attention": {"rope_type": "linear"}}}, "'linear'; default can"),
     ],
 )
@@ -99,7 +103,7 @@ def test_a_key_that_changes_the_computation_is_refused_by_name(folder, family, s
         gemma.read(folder(family, settings), family)
 
 
-def test_keys_that_change_nothing_and_the_caps_of_each_family(folder):
+def test_irrelevant_keys_are_ignored_and_gemma3_has_no_attention_softcap(folder):
     ignored = {
         "eos_token_id": [1, 106],
         "cache_implementation": "hybrid",
@@ -107,10 +111,7 @@ def test_keys_that_change_nothing_and_the_caps_of_each_family(folder):
         "_name_or_path": "x",
     }
     _, c = gemma.read(folder("gemma3", {**ignored, "attn_logit_softcapping": 50.0}), "gemma3")
-    assert (c.decoder.attention_softcap, c.decoder.final_logit_softcap) == (
-        None,
-        3.0,
-    )  # the reference never caps scores here
+    assert (c.decoder.attention_softcap, c.decoder.final_logit_softcap) == (None, 3.0)
 
 
 EMBEDDING = np.ones((12, 8), np.float32)
@@ -151,21 +152,21 @@ def test_bfloat16_is_read_exactly(models, folder):
     np.testing.assert_array_equal(params.norm, norm.astype(np.float32))
 
 
-def test_the_text_half_of_an_image_model_says_what_it_leaves_out(models, folder, caplog):
+def test_reading_the_decoder_of_an_image_model_logs_what_it_leaves_out(models, folder, caplog):
     path = folder("gemma3", {"final_logit_softcapping": 3.0})
     arrays = {f"language_{name.replace('model.', 'model.model.', 1)}": a for name, a in
               load_file(path / "model.safetensors").items()}  # fmt: skip
     arrays["vision_tower.vision_model.patch"] = arrays["multi_modal_projector.weight"] = np.zeros(3, np.float32)
     save_file(arrays, path / "model.safetensors")
     text = json.loads((path / "config.json").read_text())
-    around = {"model_type": "gemma3", "text_config": text, "vision_config": {}, "mm_tokens_per_image": 256}
-    (path / "config.json").write_text(json.dumps(around))
+    outer = {"model_type": "gemma3", "text_config": text, "vision_config": {}, "mm_tokens_per_image": 256}
+    (path / "config.json").write_text(json.dumps(outer))
     with caplog.at_level(logging.WARNING):
         params, c = gemma.read(path, "gemma3")
     assert "left out: 1 tensors of multi_modal_projector, 1 tensors of vision_tower" in caplog.text
-    assert c.decoder.final_logit_softcap is None  # the reference ignores it inside a larger model
+    assert c.decoder.final_logit_softcap is None  # the reference ignores it inside an image model
     np.testing.assert_array_equal(params.embedding, models["gemma3"][0].embedding)
-    (path / "config.json").write_text(json.dumps({**around, "model_type": "paligemma"}))
+    (path / "config.json").write_text(json.dumps({**outer, "model_type": "paligemma"}))
     with pytest.raises(ValueError, match="a model of type 'paligemma' around 'gemma3_text', not gemma3"):
         gemma.read(path, "gemma3")
 
@@ -180,7 +181,7 @@ def test_the_text_half_of_an_image_model_says_what_it_leaves_out(models, folder,
         ("gemma2", {"local_rope_base": 7.0}, "local_rope_base"),
     ],
 )
-def test_a_decoder_that_its_family_has_not_is_not_exported(models, tmp_path, family, changes, field):
+def test_a_decoder_that_its_family_cannot_express_is_not_exported(models, tmp_path, family, changes, field):
     params, c = models[family]
     d = config.Decoder(**{**vars(c.decoder), **changes, "global_every": 2})
     with pytest.raises(ValueError, match=rf"this decoder has {field}"):
@@ -188,7 +189,7 @@ def test_a_decoder_that_its_family_has_not_is_not_exported(models, tmp_path, fam
 
 
 def test_a_large_model_is_written_in_shards(models, tmp_path, monkeypatch):
-    monkeypatch.setattr(gemma, "MOST_SHARD", 1000)
+    monkeypatch.setattr(gemma, "MAX_SHARD_BYTES", 1000)
     gemma.write(tmp_path, *models["gemma"])
     assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 2
     params, _ = gemma.read(tmp_path, "gemma")

@@ -1,4 +1,4 @@
-"""Ours = the reference implementation: logits of tiny random Gemma models, whole and cached, and what we write read again."""
+"""Logits of tiny random Gemma models equal the reference implementation: full forward, cached decode, and after export."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from alhena.batch import Batch
 from alhena.model import config, model
 from alhena.model.families import gemma
 from alhena.model.weights import load_model, save_model
+from alhena.train.loss import Z_LOSS, batch_loss
 
 GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = ("gemma", "gemma2", "gemma3")
@@ -23,36 +24,35 @@ TOLERANCE = 1e-4  # absolute, float32
 
 
 def text_batch(tokens: np.ndarray) -> Batch:
-    rows, length = tokens.shape
-    empty = np.zeros((rows, 0), np.int32)
+    batch_size, length = tokens.shape
+    empty = np.zeros((batch_size, 0), np.int32)
     return Batch(
         tokens=tokens.astype(np.int32),
         targets=np.zeros_like(tokens),
         weights=np.zeros(tokens.shape, np.float32),
         modality=np.zeros_like(tokens),
         segments=np.ones(tokens.shape, np.int32),
-        positions=np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
-        patches=np.zeros((rows, 0, 192), np.uint8),
-        patch_positions=np.zeros((rows, 0, 2), np.int32),
+        positions=np.tile(np.arange(length, dtype=np.int32), (batch_size, 1)),
+        patches=np.zeros((batch_size, 0, 192), np.uint8),
+        patch_positions=np.zeros((batch_size, 0, 2), np.int32),
         patch_images=empty,
-        frames=np.zeros((rows, 0, 128, 128), np.float32),
+        frames=np.zeros((batch_size, 0, 128, 128), np.float32),
         frame_lengths=empty,
     )
 
 
-def whole(params: model.Params, c: config.Model, tokens: np.ndarray) -> np.ndarray:
+def full_forward(params: model.Params, c: config.Model, tokens: np.ndarray) -> np.ndarray:
     return np.asarray(jax.jit(lambda p, b: model.logits(p, c, model.forward(p, c, b)))(params, text_batch(tokens)))
 
 
 def cached(params: model.Params, c: config.Model, tokens: np.ndarray, prompt: int) -> np.ndarray:
-    """Logits from position ``prompt - 1`` on: one prefill, then a token at a time."""
-    decode = jax.jit(lambda p, token, at, kept: model.decode(p, c, token, at, kept))
+    """Logits from position ``prompt - 1``: one prefill, then one token per step."""
+    decode = jax.jit(lambda p, token, position, cache: model.decode(p, c, token, position, cache))
     slots = tokens.shape[1]
-    hidden, kept = jax.jit(lambda p, b: model.prefill(p, c, b, slots))(params, text_batch(tokens[:, :prompt]))
+    hidden, cache = jax.jit(lambda p, b: model.prefill(p, c, b, slots))(params, text_batch(tokens[:, :prompt]))
     out = [model.logits(params, c, hidden)]
-    for place in range(prompt, tokens.shape[1]):
-        at = jnp.full(len(tokens), place)
-        hidden, kept = decode(params, jnp.asarray(tokens[:, place]), at, kept)
+    for i in range(prompt, tokens.shape[1]):
+        hidden, cache = decode(params, jnp.asarray(tokens[:, i]), jnp.full(len(tokens), i), cache)
         out.append(model.logits(params, c, hidden))
     return np.stack(out, 1)
 
@@ -61,56 +61,53 @@ def cached(params: model.Params, c: config.Model, tokens: np.ndarray, prompt: in
 def golden(request):
     folder = GOLDEN / request.param
     params, c = gemma.read(folder, request.param)
-    with np.load(folder / "golden.npz") as numbers:
-        return folder, params, c, numbers["tokens"], numbers["logits"]
+    with np.load(folder / "golden.npz") as arrays:
+        return folder, params, c, arrays["tokens"], arrays["logits"]
 
 
 def test_prefill_and_cached_decode_equal_the_reference(golden) -> None:
     _, params, c, tokens, logits = golden
-    np.testing.assert_allclose(whole(params, c, tokens), logits, atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(full_forward(params, c, tokens), logits, atol=TOLERANCE, rtol=0)
     np.testing.assert_allclose(cached(params, c, tokens, 5), logits[:, 4:], atol=TOLERANCE, rtol=0)
 
 
-def test_what_we_write_is_what_we_read(golden, tmp_path: Path) -> None:
+def test_written_models_read_back(golden, tmp_path: Path) -> None:
     folder, params, c, tokens, logits = golden
     gemma.write(tmp_path, params, c)
-    again, c_again = gemma.read(tmp_path, folder.name)
-    assert c_again == c
-    np.testing.assert_allclose(whole(again, c_again, tokens), logits, atol=TOLERANCE, rtol=0)
+    stored, stored_config = gemma.read(tmp_path, folder.name)
+    assert stored_config == c
+    np.testing.assert_allclose(full_forward(stored, c, tokens), logits, atol=TOLERANCE, rtol=0)
     save_model(tmp_path / "ours", params, c, {})
-    np.testing.assert_array_equal(whole(*load_model(tmp_path / "ours"), tokens), whole(params, c, tokens))
+    np.testing.assert_array_equal(full_forward(*load_model(tmp_path / "ours"), tokens), full_forward(params, c, tokens))
 
 
 def tensors(folder: Path) -> dict[str, np.ndarray]:
     return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
 
 
-def test_what_we_write_is_what_the_reference_writes(golden, tmp_path: Path) -> None:
-    """The same tensors under the same names, so the logits above are also those of our file in the reference's hands."""
+def test_written_tensors_equal_those_of_the_reference(golden, tmp_path: Path) -> None:
     folder, params, c, _, _ = golden
     gemma.write(tmp_path, params, c)
-    ours, theirs = tensors(tmp_path), tensors(folder)
-    theirs.pop("lm_head.weight", None)  # tied
-    assert ours.keys() == theirs.keys()
-    for name, array in theirs.items():
+    ours, expected = tensors(tmp_path), tensors(folder)
+    expected.pop("lm_head.weight", None)  # tied
+    assert ours.keys() == expected.keys()
+    for name, array in expected.items():
         np.testing.assert_array_equal(ours[name], array, err_msg=name)
 
 
-def test_the_reference_opened_what_we_exported(tmp_path: Path) -> None:
-    """``exported`` was written by us, and its logits by the reference implementation that opened it."""
+def test_an_exported_model_has_the_same_logits_in_the_reference(tmp_path: Path) -> None:
+    """``exported`` was written by this code, and its logits by the reference implementation that opened it."""
     folder = GOLDEN / "exported"
-    with np.load(folder / "logits.npz") as numbers:
-        tokens, logits = numbers["tokens"], numbers["logits"]
+    with np.load(folder / "logits.npz") as arrays:
+        tokens, logits = arrays["tokens"], arrays["logits"]
     params, c = gemma.read(folder, "gemma3")
-    np.testing.assert_allclose(whole(params, c, tokens), logits, atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(full_forward(params, c, tokens), logits, atol=TOLERANCE, rtol=0)
     gemma.write(tmp_path, params, c)
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_the_loss_of_a_capped_model_is_that_of_its_logits(golden) -> None:
-    from alhena.train.loss import Z_LOSS, batch_loss
-
+def test_the_loss_of_a_model_with_soft_caps_equals_that_of_its_logits(golden) -> None:
     _, params, c, tokens, _ = golden
     batch = text_batch(tokens)
     batch = jax.tree.map(jnp.asarray, batch)
@@ -120,18 +117,20 @@ def test_the_loss_of_a_capped_model_is_that_of_its_logits(golden) -> None:
     )
     batch = Batch(**{**vars(batch), "targets": targets, "weights": weights})
 
-    def plain(p: model.Params) -> jax.Array:
+    def reference_loss(p: model.Params) -> jax.Array:
         scores = model.logits(p, c, model.forward(p, c, batch))
         log_z = jax.nn.logsumexp(scores, -1)
         nats = log_z - jnp.take_along_axis(scores, targets[..., None], -1)[..., 0]
         return jnp.sum(weights * (nats + Z_LOSS * log_z**2)) / weights.sum()
 
     ours = jax.jit(jax.value_and_grad(lambda p: batch_loss(p, c, batch)[0]))(params)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(jax.jit(jax.value_and_grad(plain))(params)), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(ours), jax.tree.leaves(jax.jit(jax.value_and_grad(reference_loss))(params)), strict=True
+    ):
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4)
 
 
-def test_a_folder_that_is_no_gemma_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_folder_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"config\.json: a model of type 'gemma2', not gemma"):
         gemma.read(GOLDEN / "gemma2", "gemma")
     shutil.copytree(GOLDEN / "gemma3", tmp_path / "m")

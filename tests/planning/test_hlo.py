@@ -1,4 +1,4 @@
-"""What a compiled program costs, read from its text: products in loops, groups of chips, and time on an ideal chip."""
+"""Costs of a compiled program from its text: FLOPs in loops, replica groups, and time on an ideal chip."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from alhena.planning.simulator import Simulator, Speeds, Totals
 SPEEDS = Speeds(flops=1e9, hbm=1e30, transfer=lambda t: t.sent / 1e6)
 
 
-def walk(text: str, chips_per_pod: int = 4, visited: float = 1.0) -> Totals:
-    return Simulator(parse(text), SPEEDS, chips_per_pod, visited).total()
+def simulate(text: str, chips_per_pod: int = 4, computed_fraction: float = 1.0) -> Totals:
+    return Simulator(parse(text), SPEEDS, chips_per_pod, computed_fraction).total()
 
 
-def test_products_in_a_loop_count_as_often_as_it_runs():
+def test_flops_in_a_loop_count_once_per_iteration():
     def f(w, x):
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0].sum()
 
     w, x = jnp.zeros((7, 32, 32)), jnp.zeros((16, 32))
     compiled = jax.jit(jax.grad(f, (0, 1))).lower(w, x).compile()
     once = 2 * 16 * 32 * 32
-    assert walk(compiled.as_text()).flops == 7 * 3 * once  # forward, and two products going back
-    assert compiled.cost_analysis()["flops"] < 7 * 3 * once  # the compiler's own total takes the loop once
+    assert simulate(compiled.as_text()).flops == 7 * 3 * once  # one matmul forward, two backward
+    assert compiled.cost_analysis()["flops"] < 7 * 3 * once  # the compiler's total counts the loop once
 
 
 def test_bytes_of_a_slice_are_the_slice():
@@ -32,7 +32,7 @@ def test_bytes_of_a_slice_are_the_slice():
         return jax.lax.dynamic_index_in_dim(stack, i, keepdims=False) * 2.0
 
     text = jax.jit(f).lower(jnp.zeros((100, 64, 64)), 3).compile().as_text()
-    assert walk(text).hbm < 4 * (64 * 64 * 4)
+    assert simulate(text).hbm < 4 * (64 * 64 * 4)
 
 
 COLLECTIVES = """HloModule m, is_scheduled=true
@@ -65,25 +65,25 @@ ENTRY %main (x: f32[1000], w: f32[100,100]) -> f32[4000] {
         ("mesh['axis_0'=2,'axis_1'=4], device_ids=([4,2]T(1,0)) {'axis_1'}", True),
     ],
 )
-def test_groups_are_read_in_every_way_they_are_written(groups, between):
-    total = walk(COLLECTIVES.replace("GROUPS", groups))
+def test_replica_groups_are_parsed_in_every_notation(groups, between):
+    total = simulate(COLLECTIVES.replace("GROUPS", groups))
     sent = {"all-gather": 3 / 4 * 16_000, "all-reduce": 2 * 3 / 4 * 4_000}
     assert (total.between_pods if between else total.within_pod) == sent
     assert (total.within_pod if between else total.between_pods) == {}
     assert total.largest == {"all-gather": 16_000, "all-reduce": 4_000}
 
 
-def test_what_is_started_early_is_waited_for_only_as_long_as_needed():
-    total = walk(COLLECTIVES.replace("GROUPS", "[2,4]<=[8]"))
-    # The gather takes 12 ms; the product's 2 ms are hidden behind it; the links carry one transfer at a time, so the sum comes after it.
+def test_asynchronous_transfers_overlap_with_compute():
+    total = simulate(COLLECTIVES.replace("GROUPS", "[2,4]<=[8]"))
+    # The gather takes 12 ms and overlaps with 2 ms of matmul. Links carry one transfer at a time, so the all-reduce follows it.
     assert total.busy == pytest.approx(2e-3, rel=0.01)
     assert total.links == pytest.approx(18e-3)
     assert total.seconds == pytest.approx(18e-3)
 
 
-# Of nano-2 on v5e:4x4 as the TPU's compiler wrote it (libtpu 0.0.42), synchronisation flags left out: two rows' tokens gathered behind the
-# gradient of ``gate``, and a product's partial sums scattered.
-TRUE = """HloModule jit_train_step, is_scheduled=true
+# From nano-2 on v5e:4x4, as the TPU compiler wrote it (libtpu 0.0.42), synchronization flags left out: the tokens of two sequences are
+# gathered during the matmul of the gradient of ``gate``, and a matmul's partial sums are scattered.
+TPU_COLLECTIVES = """HloModule jit_train_step, is_scheduled=true
 
 %region_31.35.clone (a: bf16[], b: bf16[]) -> bf16[] {
   %a = bf16[] parameter(0)
@@ -141,19 +141,18 @@ ENTRY %main (h: bf16[2,8192,2560], d: bf16[65536,2560], x: bf16[2560,65536], y: 
 """
 
 
-def test_collectives_as_the_tpu_compiler_writes_them():
-    """A gather that three fusions name is one, behind the product of the second; what is summed and sliced is a scatter."""
+def test_collectives_in_the_notation_of_the_tpu_compiler():
+    """A gather in a chain of three fusions counts once and overlaps with the second; an all-reduce with a slice is a reduce-scatter."""
     speeds = Speeds(flops=1e12, hbm=1e30, transfer=lambda t: t.sent / 1e9)
-    total = Simulator(parse(TRUE), speeds, 16).total()
-    tokens, padded, product = 2 * 32768 * 2560 * 2, 33088 * 2560 * 2, 2 * 2560 * 2560 * 65536
+    total = Simulator(parse(TPU_COLLECTIVES), speeds, 16).total()
+    tokens, padded, flops = 2 * 32768 * 2560 * 2, 33088 * 2560 * 2, 2 * 2560 * 2560 * 65536
     assert total.within_pod == {"all-gather": 3 / 4 * tokens, "reduce-scatter": 3 / 4 * padded}
-    assert total.flops == product
-    assert product / 1e12 > 3 / 4 * tokens / 1e9  # so the gather is hidden, the scatter is not
-    assert total.seconds == pytest.approx(product / 1e12 + 3 / 4 * padded / 1e9)
-    read = (
-        65536 * 2560 + 2560 * 65536 + 2560 * 2560
-    ) * 2  # operands and result of the product, nothing of what is passed on
-    assert total.hbm == read + 32768 * 2560 * 2  # and what is to be scattered
+    assert total.flops == flops
+    assert flops / 1e12 > 3 / 4 * tokens / 1e9  # so the gather overlaps fully, the scatter does not
+    assert total.seconds == pytest.approx(flops / 1e12 + 3 / 4 * padded / 1e9)
+    matmul = (65536 * 2560 + 2560 * 65536 + 2560 * 2560) * 2  # operands and result, not the values passed through
+    scattered = 32768 * 2560 * 2
+    assert total.hbm == matmul + scattered
 
 
 CONVOLUTION = """HloModule m
@@ -166,11 +165,11 @@ ENTRY %main (x: bf16[6,8,16], w: bf16[6,16,32]) -> f32[6,8,32] {
 """
 
 
-def test_a_batched_product_that_the_tpu_compiler_writes_as_a_convolution():
-    assert walk(CONVOLUTION).flops == 2 * 6 * 8 * 16 * 32
+def test_a_batched_matmul_that_the_tpu_compiler_writes_as_a_convolution():
+    assert simulate(CONVOLUTION).flops == 2 * 6 * 8 * 16 * 32
 
 
-# The attention kernels of the same program: masks of blocks come first, then queries, keys and values.
+# The attention kernels of the same program: block masks come first, then queries, keys and values.
 KERNELS = """HloModule jit_train_step
 
 ENTRY %main (m: s8[1,64,64], q: bf16[2,5,32768,128], k: bf16[2,1,32768,128], s: f32[2,5,1,32768]) -> bf16[2,5,32768,128] {
@@ -185,16 +184,16 @@ ENTRY %main (m: s8[1,64,64], q: bf16[2,5,32768,128], k: bf16[2,1,32768,128], s: 
 """
 
 
-def test_products_of_the_attention_kernels():
-    """Forward scores and sums of values; backward each kernel has the scores again: five products become seven."""
+def test_flops_of_the_attention_kernels():
+    """Two matmuls forward. Both backward kernels recompute the scores: seven matmuls in place of five."""
     one = 2 * (2 * 5 * 32768) * 32768 * 128
-    assert walk(KERNELS, computed_share=0.5).flops == 0.5 * (2 + 4 + 3) * one
+    assert simulate(KERNELS, computed_fraction=0.5).flops == 0.5 * (2 + 4 + 3) * one
 
 
-def test_a_loop_without_a_bound_and_text_that_is_no_program_are_refused():
+def test_a_loop_without_a_bound_and_text_without_an_entry_are_refused():
     loop = "%body (p: s32[]) -> s32[] {\n}\n%if (p: s32[]) -> pred[] {\n  %p = s32[] parameter(0)\n  ROOT %c = pred[] compare(%p, %p)\n}\n"
     entry = "ENTRY %main (x: s32[]) -> s32[] {\n  %x = s32[] parameter(0)\n  ROOT %w = s32[] while(%x), condition=%if, body=%body\n}\n"
-    with pytest.raises(ValueError, match="how often does the loop w run"):
-        walk(loop + entry)
+    with pytest.raises(ValueError, match="the trip count of the loop w is unknown"):
+        simulate(loop + entry)
     with pytest.raises(ValueError, match="no ENTRY"):
         parse("module @jit_f {}")

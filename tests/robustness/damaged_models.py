@@ -1,9 +1,10 @@
-"""Model folders damaged in every way we know, opened one after the other: each gives a model or one line, within bounded memory and time.
+"""Opens damaged model folders: each gives a model or a one-line error, within bounded memory and time.
 
-    python -m tests.robustness.damaged_models            all of them, in processes of 200 with 4 GB of address space
-    python -m tests.robustness.damaged_models --few 30   some of them
+    python -m tests.robustness.damaged_models            all of them, 200 per process, with 4 GiB of address space each
+    python -m tests.robustness.damaged_models --few 30   a random sample of each kind
 
-A damage is a name and a function of a whole folder. Ours is opened as ``alhena chat`` opens it, Hugging Face's as ``alhena import``.
+A damage is a name and a function that changes an intact folder. Folders of Alhena are opened as by ``alhena chat``, those in Hugging
+Face's layout as by ``alhena import``.
 """
 
 from __future__ import annotations
@@ -11,44 +12,47 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import operator
 import os
+import queue
 import resource
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from safetensors.numpy import load_file
+
+from alhena.model import config, image_tokenizer, model
+from alhena.model.families import gemma
+from alhena.model.weights import save_model, write_arrays
+from alhena.serve.engine import Engine
+from alhena.tokens import tokenizer
+from alhena.tokens.encode import Encoder
+from alhena.tokens.vocabulary import Vocabulary
 
 MEMORY = 4 * 2**30  # bytes of address space
-SECONDS = 60.0  # for one folder: far more than it takes on a busy machine
-TOGETHER = 200  # folders a process
-ABSURD: dict[str, Any] = {
+TIMEOUT = 60.0  # seconds for one folder: far more than it takes on a busy machine
+FOLDERS_PER_PROCESS = 200
+BAD_VALUES: dict[str, Any] = {
     "huge": 10**13, "beyond": 10**400, "zero": 0, "negative": -1, "fraction": 2.5, "text": "64", "true": True, "null": None,
     "list": [1, 2], "object": {"a": 1}, "infinite": float("inf"), "nan": float("nan"), "small": 3,
 }  # fmt: skip
 Damage = tuple[str, Callable[[Path], Any]]
 
 
-# ── whole folders ──────────────────────────────────────────────────────────────────────────────────────────
+# ── intact folders ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def make_ours(folder: Path) -> None:
-    """A tiny random model of ours, as a stage leaves it."""
-    import jax
-
-    from alhena.model import config, image_tokenizer, model
-    from alhena.model.weights import save_model
-    from alhena.tokens import tokenizer
-    from alhena.tokens.encode import Encoder
-    from alhena.tokens.vocabulary import Vocabulary
-
-    pieces = tokenizer.TextTokenizer.from_bytes(tokenizer.train(["What colour is it? red\n", "x 12 y 34;"] * 30, 300))
+def make_alhena(folder: Path) -> None:
+    """Writes a tiny random model as a stage does."""
+    text = tokenizer.TextTokenizer.from_bytes(tokenizer.train(["What colour is it? red\n", "x 12 y 34;"] * 30, 300))
     vision, audio = config.Vision(8, 1, 2, 8, side=8), config.Usm(8, 1, 2, 8, mels=8, chunk=32, channels=(2, 2))
-    encoder = Encoder(pieces, Vocabulary(pieces.size, 64), vision, audio)
+    encoder = Encoder(text, Vocabulary(text.size, 64), vision, audio)
     v = encoder.vocabulary
     decoder = config.Decoder(width=8, layers=2, heads=2, head_dim=4, hidden=8)
     c = config.Model(v.size, v.control("<img>"), v.control("<aud>"), decoder, vision, audio, (16, 4))
@@ -58,37 +62,25 @@ def make_ours(folder: Path) -> None:
     encoder.save(folder)
 
 
-def make_theirs(folder: Path) -> None:
-    """A tiny random Gemma 3 in Hugging Face's layout, in two shards."""
-    import jax
-
-    from alhena.model import config, model
-    from alhena.model.families import gemma
-    from alhena.model.weights import write_arrays
-
+def make_hugging_face(folder: Path) -> None:
+    """Writes a tiny random Gemma 3 in Hugging Face's layout, in two shards."""
     decoder = config.Decoder(8, 2, 2, 4, 8, window=4, global_every=2, local_rope_base=1e4, rope_base=1e6)
     c = config.Model(40, -1, -1, decoder, None, None)
     gemma.write(folder, model.init(jax.random.key(0), c), c)
-    from safetensors.numpy import load_file
-
     arrays, names = load_file(folder / "model.safetensors"), ("model-00001-of-00002", "model-00002-of-00002")
-    places = {name: f"{names[i % 2]}.safetensors" for i, name in enumerate(sorted(arrays))}
+    weight_map = {name: f"{names[i % 2]}.safetensors" for i, name in enumerate(sorted(arrays))}
     for shard in names:
-        some = {name: array for name, array in arrays.items() if places[name] == f"{shard}.safetensors"}
-        write_arrays(folder / f"{shard}.safetensors", some)
+        shard_arrays = {name: array for name, array in arrays.items() if weight_map[name] == f"{shard}.safetensors"}
+        write_arrays(folder / f"{shard}.safetensors", shard_arrays)
     (folder / "model.safetensors").unlink()
-    write_json(folder / "model.safetensors.index.json", {"weight_map": places})
+    write_json(folder / "model.safetensors.index.json", {"weight_map": weight_map})
 
 
-def open_ours(folder: Path) -> None:
-    from alhena.serve.engine import Engine
-
+def open_alhena(folder: Path) -> None:
     Engine.load(folder)
 
 
-def open_theirs(folder: Path) -> None:
-    from alhena.model.families import gemma
-
+def open_hugging_face(folder: Path) -> None:
     gemma.read(folder, "gemma3")
 
 
@@ -101,44 +93,42 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Ways to every value inside a JSON value."""
+    """Key paths of all values inside a JSON value."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
         yield (*path, key)
         yield from _leaves(inner, (*path, key))
 
 
-def _set(file: str, way: tuple[Any, ...], value: Any) -> Callable[[Path], None]:
+def _edit(file: str, path: tuple[Any, ...], edit: Callable[[Any, Any], None]) -> Callable[[Path], None]:
+    """A damage that calls ``edit`` with the container of the value at a key path, and its last key."""
+
     def damage(folder: Path) -> None:
         stored = json.loads((folder / file).read_text())
-        inner = stored
-        for key in way[:-1]:
-            inner = inner[key]
-        inner[way[-1]] = value
+        container = stored
+        for key in path[:-1]:
+            container = container[key]
+        edit(container, path[-1])
         write_json(folder / file, stored)
 
     return damage
 
 
-def _delete(file: str, way: tuple[Any, ...]) -> Callable[[Path], None]:
-    def damage(folder: Path) -> None:
-        stored = json.loads((folder / file).read_text())
-        inner = stored
-        for key in way[:-1]:
-            inner = inner[key]
-        del inner[way[-1]]
-        write_json(folder / file, stored)
+def _set(file: str, path: tuple[Any, ...], value: Any) -> Callable[[Path], None]:
+    return _edit(file, path, lambda container, key: operator.setitem(container, key, value))
 
-    return damage
+
+def _delete(file: str, path: tuple[Any, ...]) -> Callable[[Path], None]:
+    return _edit(file, path, operator.delitem)
 
 
 def json_damages(folder: Path, file: str) -> Iterator[Damage]:
-    """Every value of a JSON file absurd or gone, unknown keys, and the file itself no JSON."""
-    for way in _leaves(json.loads((folder / file).read_text())):
-        name = f"{file}:{'.'.join(map(str, way))}"
-        for kind, value in ABSURD.items():
-            yield f"{name} {kind}", _set(file, way, value)
-        yield f"{name} gone", _delete(file, way)
+    """Every value of a JSON file replaced or deleted, unknown keys, and invalid JSON."""
+    for path in _leaves(json.loads((folder / file).read_text())):
+        name = f"{file}:{'.'.join(map(str, path))}"
+        for kind, value in BAD_VALUES.items():
+            yield f"{name} {kind}", _set(file, path, value)
+        yield f"{name} deleted", _delete(file, path)
     yield f"{file} unknown key", _set(file, ("colour_of_weights",), 3)
     for kind, data in {
         "empty": b"", "no JSON": b"{", "a list": b"[]", "a number": b"7", "null": b"null", "latin-1": b'{"a": "\xe9"}',
@@ -159,7 +149,7 @@ def _rewrite(path: Path, change: Callable[[dict[str, Any], bytearray], None]) ->
 
 
 def tensor_damages(file: str) -> Iterator[Damage]:
-    """A safetensors file cut, overwritten, or with a header that says something else."""
+    """A safetensors file truncated, overwritten, or with a header that does not match its data."""
 
     def bytes_of(change: Callable[[bytes], bytes]) -> Callable[[Path], Any]:
         return lambda folder: (folder / file).write_bytes(change((folder / file).read_bytes()))
@@ -173,9 +163,9 @@ def tensor_damages(file: str) -> Iterator[Damage]:
 
         return damage
 
-    for share in (0.0, 0.001, 0.3, 0.9, 0.9999):
-        yield f"{file} cut at {share}", bytes_of(lambda data, share=share: data[: int(len(data) * share)])  # type: ignore[misc]
-    yield f"{file} one byte more", bytes_of(lambda data: data + b"\0")
+    for fraction in (0.0, 0.001, 0.3, 0.9, 0.9999):
+        yield f"{file} truncated to {fraction}", bytes_of(lambda data, n=fraction: data[: int(len(data) * n)])  # type: ignore[misc]
+    yield f"{file} one extra byte", bytes_of(lambda data: data + b"\0")
     for size in (0, 2**20, 2**40, 2**63 + 1, 2**64 - 1):
         yield f"{file} header of {size}", bytes_of(lambda data, size=size: size.to_bytes(8, "little") + data[8:])  # type: ignore[misc]
     yield f"{file} ones", bytes_of(lambda data: data[:-64] + b"\xff" * 64)
@@ -197,15 +187,15 @@ def tensor_damages(file: str) -> Iterator[Damage]:
         yield f"{file} without tensor {which}", header(lambda h, name: h.pop(name), which)
         yield f"{file} renamed tensor {which}", header(lambda h, name: h.update({name + ".bias": h.pop(name)}), which)
     yield f"{file} metadata", header(lambda h, name: h.update(__metadata__={"a": [1]}))
-    yield f"{file} gone", lambda folder: (folder / file).unlink()
-    yield f"{file} folder", lambda folder: _instead(folder / file, Path.mkdir)
-    yield f"{file} link out", lambda folder: _instead(folder / file, lambda path: path.symlink_to("/etc/hostname"))
-    yield f"{file} link to itself", lambda folder: _instead(folder / file, lambda path: path.symlink_to(file))
-    yield f"{file} device", lambda folder: _instead(folder / file, lambda path: path.symlink_to("/dev/zero"))
-    yield f"{file} pipe", lambda folder: _instead(folder / file, os.mkfifo)
+    yield f"{file} deleted", lambda folder: (folder / file).unlink()
+    yield f"{file} folder", lambda folder: _replace(folder / file, Path.mkdir)
+    yield f"{file} link out", lambda folder: _replace(folder / file, lambda path: path.symlink_to("/etc/hostname"))
+    yield f"{file} link to itself", lambda folder: _replace(folder / file, lambda path: path.symlink_to(file))
+    yield f"{file} device", lambda folder: _replace(folder / file, lambda path: path.symlink_to("/dev/zero"))
+    yield f"{file} pipe", lambda folder: _replace(folder / file, os.mkfifo)
 
 
-def _instead(path: Path, make: Callable[[Path], Any]) -> None:
+def _replace(path: Path, make: Callable[[Path], Any]) -> None:
     path.unlink()
     make(path)
 
@@ -215,8 +205,8 @@ def byte_damages(file: str, count: int) -> Iterator[Damage]:
 
     def damage(folder: Path, seed: int) -> None:
         rng, data = np.random.default_rng(seed), bytearray((folder / file).read_bytes())
-        for place in rng.integers(0, len(data), rng.integers(1, 9)):
-            data[place] = rng.integers(0, 256)
+        for i in rng.integers(0, len(data), rng.integers(1, 9)):
+            data[i] = rng.integers(0, 256)
         (folder / file).write_bytes(data[: rng.integers(1, len(data))] if seed % 3 == 0 else data)
 
     for seed in range(count):
@@ -241,18 +231,18 @@ def index_damages() -> Iterator[Damage]:
         {},
     ):
         yield f"index → {target!r}", _set(index, ("weight_map", name), target)
-    yield "index to the other shard", _set(index, ("weight_map", name), "model-00001-of-00002.safetensors")
-    yield "index of one tensor more", _set(index, ("weight_map", "model.more"), "model-00001-of-00002.safetensors")
-    yield "index of one less", _delete(index, ("weight_map", name))
+    yield "index names the other shard", _set(index, ("weight_map", name), "model-00001-of-00002.safetensors")
+    yield "index has an extra tensor", _set(index, ("weight_map", "model.more"), "model-00001-of-00002.safetensors")
+    yield "index lacks a tensor", _delete(index, ("weight_map", name))
     shard = "model-00001-of-00002.safetensors"
-    yield "a third shard", lambda f: _copy(f / shard, f / "model-00003-of-00003.safetensors")
+    yield "an extra shard", lambda f: _copy(f / shard, f / "model-00003-of-00003.safetensors")
     yield "both layouts", lambda f: _copy(f / shard, f / "model.safetensors")
-    yield "shards alike", lambda f: _copy(f / shard, f / "model-00002-of-00002.safetensors")
+    yield "identical shards", lambda f: _copy(f / shard, f / "model-00002-of-00002.safetensors")
 
 
 def damages(kind: str, folder: Path) -> list[Damage]:
-    """All damages of a whole folder of one kind, in a fixed order."""
-    if kind == "ours":
+    """All damages of an intact folder of one kind, in a fixed order."""
+    if kind == "alhena":
         out = [d for f in ("model.json", "vocabulary.json", "image_tokenizer.json") for d in json_damages(folder, f)]
         out += [d for f in ("weights.safetensors", "image_tokenizer.safetensors") for d in tensor_damages(f)]
         files = ("weights.safetensors", "image_tokenizer.safetensors", "text.model")
@@ -265,20 +255,20 @@ def damages(kind: str, folder: Path) -> list[Damage]:
 # ── trials ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _try_all(kind: str, whole: Path, some: list[str], said: Any) -> None:
-    """Opens a damaged copy after the other; says for each what came of it and in how many seconds."""
-    open_folder = open_ours if kind == "ours" else open_theirs
-    known = dict(damages(kind, whole))
-    open_folder(whole)  # compiled, imported: what comes now is the damage's own
+def _try_all(kind: str, intact: Path, names: list[str], results: Any) -> None:
+    """Opens damaged copies one after the other. Puts (name, None) at the start and (name, result) at the end of each, then None."""
+    open_folder = open_alhena if kind == "alhena" else open_hugging_face
+    known = dict(damages(kind, intact))
+    # Imports and compilation happen before memory is limited.
+    open_folder(intact)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, resource.RLIM_INFINITY))
-    for name in some:
+    for name in names:
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent) / "model"
-            shutil.copytree(whole, folder)
+            shutil.copytree(intact, folder)
             known[name](folder)
-            said.put((name, None, 0.0))
-            start = time.perf_counter()
+            results.put((name, None))
             try:
                 open_folder(folder)
                 result = "opened"
@@ -287,54 +277,54 @@ def _try_all(kind: str, whole: Path, some: list[str], said: Any) -> None:
                 result = f"refused: {error}" if one_line else f"FAILED: a long message: {str(error)[:300]}"
             except BaseException as error:
                 result = f"FAILED: {type(error).__name__}: {str(error)[:300]}"
-            said.put((name, result, time.perf_counter() - start))
-    said.put(None)
+            results.put((name, result))
+    results.put(None)
 
 
-def trial(kind: str, whole: Path, names: list[str]) -> dict[str, str]:
-    """What came of each damage. A process that dies or hangs is a failure of the damage that it was at."""
+def trial(kind: str, intact: Path, names: list[str]) -> dict[str, str]:
+    """The result of each damage. When a process dies or hangs, its current damage has failed."""
     spawn = multiprocessing.get_context("spawn")
     out: dict[str, str] = {}
-    left = list(names)
-    while left:
-        some, said = left[:TOGETHER], spawn.Queue()
-        process = spawn.Process(target=_try_all, args=(kind, whole, some, said), daemon=True)
+    remaining = list(names)
+    while remaining:
+        chunk, results = remaining[:FOLDERS_PER_PROCESS], spawn.Queue()
+        process = spawn.Process(target=_try_all, args=(kind, intact, chunk, results), daemon=True)
         process.start()
-        at, alive, ready = some[0], True, False
+        current, alive, ready = chunk[0], True, False
         while alive:
             try:
-                told = said.get(timeout=SECONDS if ready else 10 * SECONDS)
-            except Exception:
-                out[at], alive = f"FAILED: no answer (exit code {process.exitcode})", False
+                message = results.get(timeout=TIMEOUT if ready else 10 * TIMEOUT)
+            except (queue.Empty, EOFError, OSError):
+                out[current], alive = f"FAILED: no answer (exit code {process.exitcode})", False
                 continue
-            if told is None:
+            if message is None:
                 break
-            at, ready = told[0], True
-            if told[1] is not None:
-                out[at] = told[1]
+            (current, result), ready = message, True
+            if result is not None:
+                out[current] = result
         process.kill()
         process.join()
-        left = [name for name in left if name not in out]
+        remaining = [name for name in remaining if name not in out]
     return out
 
 
 def main(few: int | None = None, show: bool = False) -> dict[str, str]:
-    """Tries all damages, or ``few`` of each kind of folder; returns the failures."""
+    """Tries all damages, or ``few`` random ones of each kind of folder; returns the failures."""
     failures: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as parent:
-        for kind, make in (("ours", make_ours), ("theirs", make_theirs)):
-            whole = Path(parent) / kind
-            whole.mkdir()
-            make(whole)
-            names = [name for name, _ in damages(kind, whole)]
+        for kind, make in (("alhena", make_alhena), ("hugging_face", make_hugging_face)):
+            intact = Path(parent) / kind
+            intact.mkdir()
+            make(intact)
+            names = [name for name, _ in damages(kind, intact)]
             names = names if few is None else list(np.random.default_rng(0).permutation(names)[:few])
-            results = trial(kind, whole, names)
+            results = trial(kind, intact, names)
             opened = [name for name, result in results.items() if result == "opened"]
-            bad = {f"{kind} {name}": result for name, result in results.items() if result.startswith("FAILED")}
-            print(f"{kind}: {len(results)} folders, {len(opened)} opened, {len(bad)} failed")
+            failed = {f"{kind} {name}": result for name, result in results.items() if result.startswith("FAILED")}
+            print(f"{kind}: {len(results)} folders, {len(opened)} opened, {len(failed)} failed")
             if show:
                 print(*(f"  {name}: {result}" for name, result in results.items()), sep="\n")
-            failures |= bad
+            failures |= failed
     return failures
 
 
@@ -342,6 +332,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--few", type=int)
     parser.add_argument("--show", action="store_true")
-    found = main(**vars(parser.parse_args()))
-    print(*(f"{name}: {result}" for name, result in found.items()), sep="\n")
-    sys.exit(bool(found))
+    all_failures = main(**vars(parser.parse_args()))
+    print(*(f"{name}: {result}" for name, result in all_failures.items()), sep="\n")
+    sys.exit(bool(all_failures))

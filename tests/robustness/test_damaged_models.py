@@ -1,4 +1,4 @@
-"""Damaged model folders give a model or one line. All damages: ``python -m tests.robustness.damaged_models``."""
+"""Damaged model folders give a model or a one-line error. All damages: ``python -m tests.robustness.damaged_models``."""
 
 from tests.robustness import damaged_models
 

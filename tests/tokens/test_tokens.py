@@ -14,7 +14,7 @@ from alhena.tokens.images import fit, patchify
 from alhena.tokens.loader import Batches, BatchShape, batches_in_order, padded_batch
 from alhena.tokens.store import Examples, write_examples
 
-VISION, AUDIO = config.Vision(16, 1, 2, 16), config.Audio(16, 1, 2, 16)
+VISION, AUDIO = config.Vision(16, 1, 2, 16), config.Conformer(16, 1, 2, 16)
 
 
 @settings(max_examples=150, deadline=None)

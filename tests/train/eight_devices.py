@@ -40,7 +40,7 @@ CONFIG = config.Model(
     # More layers than are unrolled: the loop over them is what must not gather the stack.
     config.Decoder(width=16, layers=14, heads=4, head_dim=8, hidden=24, final_logit_softcap=3.0, remat=True),
     config.Vision(width=16, layers=2, heads=2, hidden=16, patch=2, remat=True),
-    config.Audio(width=16, layers=2, heads=2, hidden=16, remat=True),
+    config.Conformer(width=16, layers=2, heads=2, hidden=16, remat=True),
     FACTORS,
 )
 MESHES = {"fsdp": Mesh(data=8), "tensor": Mesh(data=2, model=4), "pods": Mesh(pod=8), "all": Mesh(2, 2, 2)}

@@ -17,7 +17,7 @@ from alhena.tokens.store import Examples, write_examples
 from alhena.train.best_rq import BestRq, BestRqParams, loss, pretrain_audio_encoder, spans, targets
 from alhena.train.optimizer import Optimizer
 
-C = config.Audio(width=32, layers=1, heads=2, hidden=64, mels=16, chunk=64)
+C = config.Conformer(width=32, layers=1, heads=2, hidden=64, mels=16, chunk=64)
 T = BestRq(
     steps=60, chunks=8, codes=32, start=0.1, span=4, optimizer=Optimizer(learning_rate=1e-2, warmup=5), save_every=20
 )

@@ -1,1 +1,1 @@
-"""Encoders: image patches and audio frames become vectors of the decoder's width."""
+"""Encoders: from image patches and audio frames to vectors of the decoder's width."""

@@ -1,8 +1,8 @@
-"""Audio: a conformer on chunks of log-mel frames, attention inside fixed chunks (USM, Zhang et al. 2023; Gulati et al. 2020).
+"""Conformer audio encoder: log-mel frames, attention within fixed chunks (Gulati et al. 2020; USM, Zhang et al. 2023).
 
     frames [B, C, T, M] ─ two stride-2 convolutions ─ [B·C, T/4, E] ─ conformer layers ─ stack neighbors ─► [B, C, T/8, D]
 
-A chunk knows how many of its frames are valid; the vectors of the valid ones, in order, are the sound's soft tokens.
+Each chunk comes with its number of valid frames. The output vectors of valid frames, in order, are the soft tokens of the audio.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from alhena.shapes import Array, Bool, Float, Int, pytree
 @pytree
 @dataclass(frozen=True)
 class Layers:
-    """A conformer layer: half MLP, attention, convolution, half MLP, norm."""
+    """Weights of the conformer layers, stacked: half-step MLP, attention, convolution, half-step MLP, norm."""
 
     first_norm: Array
     first_up: Array  # [E, F]
@@ -45,14 +45,16 @@ class Layers:
 
 @pytree
 @dataclass(frozen=True)
-class Audio:
+class Conformer:
+    """Weights of the encoder."""
+
     subsample_1: Array  # [3·M, E]
     subsample_2: Array  # [3·E, E]
     layers: Layers
     project: Array  # [stack·E, D]
 
 
-def _layer_weights(c: config.Audio) -> Layers:
+def _layer_weights(c: config.Conformer) -> Layers:
     E, F, small = c.width, c.hidden, (4 * c.layers) ** -0.5
     layer = Layers(
         first_norm=vector(E),
@@ -74,15 +76,15 @@ def _layer_weights(c: config.Audio) -> Layers:
     return stacked(c.layers, layer)
 
 
-def depthwise(key: int, c: config.Audio) -> Any:
-    """The kernel of each channel ``[kernel, E]``: no matrix that a linear layer multiplies by, so Adam trains it."""
+def depthwise(key: int, c: config.Conformer) -> Any:
+    """Specification of a depthwise convolution kernel ``[kernel, E]``: no matrix of a linear layer, so Adam trains it."""
     return WeightSpec((c.kernel, c.width), (None, None), Normal(key), "adam", decay=False)
 
 
-def weights(c: config.Audio, width: int) -> Audio:
-    """The specification of every weight, for a decoder of that width."""
+def weights(c: config.Conformer, width: int) -> Conformer:
+    """The specification of every weight, for a decoder of model width ``width``."""
     E = c.width
-    return Audio(
+    return Conformer(
         subsample_1=matrix(9, (3 * c.mels, E), (None, "width")),
         subsample_2=matrix(10, (3 * E, E), ("width", "hidden")),
         layers=_layer_weights(c),
@@ -90,35 +92,50 @@ def weights(c: config.Audio, width: int) -> Audio:
     )
 
 
-def init(key: Array, c: config.Audio, width: int) -> Audio:
+def init(key: Array, c: config.Conformer, width: int) -> Conformer:
+    """Random weights, for a decoder of model width ``width``."""
     return spec.init(key, weights(c, width))
 
 
-def _halve(x: Float[Array, "X T E"], w: Float[Array, "W O"], dtype: str) -> Float[Array, "X T/2 O"]:
-    """A stride-2 convolution over three neighbors, as one matrix product."""
+def _subsample(x: Float[Array, "X T I"], w: Float[Array, "3*I O"], dtype: str) -> Float[Array, "X T//2 O"]:
+    """Convolution over time, kernel size 3 and stride 2, as one matmul."""
     padded = jnp.pad(x, ((0, 0), (1, 0), (0, 0)))
     windows = jnp.concatenate([padded[:, 0:-1:2], padded[:, 1::2], x[:, 1::2]], -1)
     return einsum("...i,io->...o", windows, w, dtype)
 
 
 def _depthwise(x: Float[Array, "X T E"], w: Float[Array, "k E"]) -> Float[Array, "X T E"]:
-    """Each channel convolved with its own kernel, centered (the light convolution)."""
+    """Depthwise convolution over time, centered."""
     k, T = w.shape[0], x.shape[1]
     padded = jnp.pad(x, ((0, 0), (k // 2, k - 1 - k // 2), (0, 0)))
     return sum((padded[:, i : i + T] * w[i] for i in range(1, k)), padded[:, :T] * w[0])
 
 
-def _mlp(x: Array, norm: Array, up: Array, down: Array, dtype: str) -> Array:
+def _mlp(
+    x: Float[Array, "X T E"],
+    norm: Float[Array, " E"],
+    up: Float[Array, "E F"],
+    down: Float[Array, "F E"],
+    dtype: str,
+) -> Float[Array, "X T E"]:
+    """Adds half of a SiLU MLP's output to ``x``."""
     h = jax.nn.silu(einsum("...i,io->...o", rms_norm(x, norm), up, dtype))
     return x + 0.5 * einsum("...i,io->...o", h, down, dtype)
 
 
-def _layer(w: Layers, x: Float[Array, "X T E"], valid: Bool[Array, "X T"], table: Array, c: config.Audio, dtype: str):
+def _layer(
+    w: Layers,
+    x: Float[Array, "X T E"],
+    valid: Bool[Array, "X T"],
+    rotary: Float[Array, "1 T H"],
+    c: config.Conformer,
+    dtype: str,
+) -> Float[Array, "X T E"]:
     X, T, E = x.shape
     x = _mlp(x, w.first_norm, w.first_up, w.first_down, dtype)
     qkv = einsum("...i,io->...o", rms_norm(x, w.attention_norm), w.qkv, dtype).reshape(X, T, 3 * c.heads, -1)
     q, k, v = jnp.split(qkv, 3, axis=2)
-    q, k, v = (a.astype(dtype) for a in (rope(q, table), rope(k, table), v))
+    q, k, v = (a.astype(dtype) for a in (rope(q, rotary), rope(k, rotary), v))
     heads = dense_attention(q, k, v, jnp.broadcast_to(valid[:, None, :], (X, T, T)))
     x = x + einsum("...i,io->...o", heads.reshape(X, T, E), w.output, dtype)
     value, gate = jnp.split(einsum("...i,io->...o", rms_norm(x, w.convolution_norm), w.convolution_in, dtype), 2, -1)
@@ -130,26 +147,26 @@ def _layer(w: Layers, x: Float[Array, "X T E"], valid: Bool[Array, "X T"], table
 
 
 def features(
-    params: Audio, frames: Float[Array, "X T M"], lengths: Int[Array, " X"], c: config.Audio, dtype: str
+    params: Conformer, frames: Float[Array, "X T M"], lengths: Int[Array, " X"], c: config.Conformer, dtype: str
 ) -> tuple[Float[Array, "X t E"], Bool[Array, "X t"]]:
-    """A vector for every four frames of each chunk, and whether it is of valid ones (zero where not)."""
+    """One vector per four frames, zero where invalid, and the mask of valid vectors."""
     T = frames.shape[1]
-    inside = jnp.arange(T) < lengths[:, None]
-    x = jnp.where(inside[..., None], frames, 0).astype(jnp.float32)
+    valid_frames = jnp.arange(T) < lengths[:, None]
+    x = jnp.where(valid_frames[..., None], frames, 0).astype(jnp.float32)
     x = sharding.constrain(x, "chunks", None, None)
-    x = jax.nn.silu(_halve(x, params.subsample_1, dtype))
-    x = jax.nn.silu(_halve(x, params.subsample_2, dtype))
-    valid = inside[:, ::4]
-    table = rope_table(jnp.arange(T // 4)[None], c.width // c.heads, 1_000.0)
+    x = jax.nn.silu(_subsample(x, params.subsample_1, dtype))
+    x = jax.nn.silu(_subsample(x, params.subsample_2, dtype))
+    valid = valid_frames[:, ::4]
+    rotary = rope_table(jnp.arange(T // 4)[None], c.width // c.heads, 1_000.0)
 
-    x = run_layers(params.layers, _layer_weights(c), x, lambda w, x: _layer(w, x, valid, table, c, dtype), c, dtype)
+    x = run_layers(params.layers, _layer_weights(c), x, lambda w, x: _layer(w, x, valid, rotary, c, dtype), c, dtype)
     return jnp.where(valid[:, :, None], x, 0), valid
 
 
 def encode(
-    params: Audio, frames: Float[Array, "B C T M"], lengths: Int[Array, "B C"], c: config.Audio, dtype: str
+    params: Conformer, frames: Float[Array, "B C T M"], lengths: Int[Array, "B C"], c: config.Conformer, dtype: str
 ) -> tuple[Float[Array, "B A D"], Bool[Array, "B A"]]:
-    """Chunks to A = C·T / (4·stack) vectors a row, and which of them are valid."""
+    """A = C·T / (4·stack) soft tokens per sequence, and the mask of valid ones."""
     B, C, T, M = frames.shape
     x, valid = features(params, frames.reshape(B * C, T, M), lengths.reshape(-1), c, dtype)
     vectors = einsum("...i,io->...o", x.reshape(B, C * T // c.frames_per_token, -1), params.project, dtype)

@@ -1,15 +1,14 @@
-"""Vision: a ViT on packed patches of any number of images, each at its own size and shape.
+"""Vision encoder: a ViT on packed patches of any number of images, each in its own resolution and aspect ratio.
 
-    patches [B, P, Q] ─ stem ─ + row and column embedding ─ layers (a patch sees the patches of its image) ─ join ─► [B, P/pool², D]
+    patches [B, P, Q] ─ stem ─ + row and column embedding ─ layers (attention within an image) ─ pool ─► [B, P/pool², D]
 
-Patches come pool-window first, so the neighbors of a window are neighbors in memory: the stem sees a window whole (an MLP over its
-pixels: the early convolution of Xiao et al. 2021, for packed patches), and joining is a reshape and one product, which keeps where in
-the window a thing was (a mean, as in PaliGemma's later sizes, does not; docs/results.md has the difference). Nothing is padded to a
-square (NaViT, Dehghani et al. 2023; ViT, Dosovitskiy et al. 2020).
+Patches are ordered by pooling window, so those of a window are contiguous. The stem is an MLP over all pixels of a window (the early
+convolution of Xiao et al. 2021, for packed patches). Pooling is a reshape and one matmul; unlike a mean it retains the position within
+the window (docs/results.md has the difference). Images are not padded to a square (NaViT, Dehghani et al. 2023; ViT, Dosovitskiy et
+al. 2020).
 
-A ``plain`` ViT is SigLIP's (Zhai et al. 2023), whose numbers a test compares: layer norms and biases, an MLP without a gate, an embedding
-for each place of a square, no stem. Ours differs where a small model, trained from nothing, learns sooner or with less: a stem that
-sees edges, positions that any shape of image has, and the decoder's own norm and MLP.
+A ``plain`` ViT is SigLIP's (Zhai et al. 2023), and a test compares their outputs: layer norms and biases, an MLP without a gate, a
+position embedding for each patch of a square, no MLP in the stem. The default differs where a small model trained from scratch gains.
 """
 
 from __future__ import annotations
@@ -35,19 +34,23 @@ LAYER_EPSILON = 1e-6
 @pytree
 @dataclass(frozen=True)
 class Layers:
+    """Weights of the layers, stacked."""
+
     attention_norm: Array
     qkv: Array  # [E, 3·E]
     output: Array  # [E, E]
     mlp_norm: Array
-    gate: Array | None  # [E, F]; None: plain
+    gate: Array | None  # [E, F]; None in a plain layer
     up: Array  # [E, F]
     down: Array  # [F, E]
-    biases: Biases | None = None  # of a plain layer
+    biases: Biases | None = None  # only in a plain layer
 
 
 @pytree
 @dataclass(frozen=True)
 class Biases:
+    """Biases of the plain layers, named by the weights that they follow."""
+
     attention_norm: Array
     qkv: Array
     output: Array
@@ -59,8 +62,10 @@ class Biases:
 @pytree
 @dataclass(frozen=True)
 class Vision:
+    """Weights of the encoder."""
+
     patch: Array  # [Q, E]
-    places: Stem | Square
+    stem: Stem | PlainStem
     layers: Layers
     norm: Array
     project: Array  # [pool²·E, D]
@@ -70,7 +75,7 @@ class Vision:
 @pytree
 @dataclass(frozen=True)
 class Stem:
-    """What a patch gets beside its own pixels: what its window shows, its row, its column."""
+    """What is added to a patch's embedding: an MLP of its window's pixels, and embeddings of its row and column."""
 
     window_in: Array  # [pool²·Q, 2·E]
     window_out: Array  # [2·E, pool²·E]
@@ -80,27 +85,28 @@ class Stem:
 
 @pytree
 @dataclass(frozen=True)
-class Square:
-    """The same of a plain ViT: its place in a square of side × side patches."""
+class PlainStem:
+    """What a plain ViT adds: an embedding of the position in a square of side × side patches, and a bias."""
 
-    squares: Array  # [side², E]
+    positions: Array  # [side², E]
     bias: Array
 
 
 @dataclass(frozen=True)
-class Waves:
-    """Initializer of the position embeddings: sines and cosines of growing wavelength, one half of the width for the row of a
-    patch and the other for its column. ``of`` says whether of rows, of columns, or of all patches of a square, row by row.
+class Sinusoids:
+    """Initializer of position embeddings: sinusoids of a patch's row in the first half of the width, of its column in the second.
+
+    ``of`` is what the table is indexed by: rows, columns, or the patches of a square in row-major order.
     """
 
-    of: Literal["rows", "columns", "squares"]
+    of: Literal["rows", "columns", "patches"]
 
     def __call__(self, key: Array, shape: tuple[int, ...]) -> Array:
-        side, half = math.isqrt(shape[0]) if self.of == "squares" else shape[0], shape[1] // 2
+        side, half = math.isqrt(shape[0]) if self.of == "patches" else shape[0], shape[1] // 2
         angle = np.arange(side)[:, None] * (64.0 ** (-np.arange(half // 2) / (half // 2)))
-        waves = jnp.asarray(0.5 * np.concatenate([np.sin(angle), np.cos(angle)], 1), jnp.float32)
-        none = jnp.zeros((side, half))
-        rows, columns = jnp.concatenate([waves, none], 1), jnp.concatenate([none, waves], 1)
+        sinusoids = jnp.asarray(0.5 * np.concatenate([np.sin(angle), np.cos(angle)], 1), jnp.float32)
+        zeros = jnp.zeros((side, half))
+        rows, columns = jnp.concatenate([sinusoids, zeros], 1), jnp.concatenate([zeros, sinusoids], 1)
         return {"rows": rows, "columns": columns}.get(self.of, (rows[:, None] + columns[None]).reshape(-1, 2 * half))
 
 
@@ -121,11 +127,11 @@ def _layer_weights(c: config.Vision) -> Layers:
 
 
 def weights(c: config.Vision, width: int) -> Vision:
-    """The specification of every weight, for a decoder of that width."""
+    """The specification of every weight, for a decoder of model width ``width``."""
     E, Q, window = c.width, c.patch_values, c.pool**2
 
-    def position(n: int, of: Literal["rows", "columns", "squares"]) -> Any:
-        return WeightSpec((n, E), (None, None), Waves(of), "adam", decay=False)
+    def position(n: int, of: Literal["rows", "columns", "patches"]) -> Any:
+        return WeightSpec((n, E), (None, None), Sinusoids(of), "adam", decay=False)
 
     stem = Stem(
         window_in=matrix(7, (window * Q, 2 * E), (None, "hidden")),
@@ -135,7 +141,7 @@ def weights(c: config.Vision, width: int) -> Vision:
     )
     return Vision(
         patch=matrix(5, (Q, E), (None, "width")),
-        places=Square(position(c.side**2, "squares"), vector(E)) if c.plain else stem,
+        stem=PlainStem(position(c.side**2, "patches"), vector(E)) if c.plain else stem,
         layers=_layer_weights(c),
         norm=vector(E),
         project=matrix(6, (window * E, width), ("hidden", "width")),
@@ -144,45 +150,55 @@ def weights(c: config.Vision, width: int) -> Vision:
 
 
 def init(key: Array, c: config.Vision, width: int) -> Vision:
+    """Random weights, for a decoder of model width ``width``."""
     return spec.init(key, weights(c, width))
 
 
-def _product(x: Float[Array, "... I"], w: Array, bias: Array | None, dtype: str) -> Float[Array, "... O"]:
+def _linear(
+    x: Float[Array, "... I"], w: Float[Array, "I O"], bias: Float[Array, " O"] | None, dtype: str
+) -> Float[Array, "... O"]:
     out = einsum("...i,io->...o", x, w, dtype)
     return out if bias is None else out + bias
 
 
-def _norm(x: Float[Array, "... E"], scale: Float[Array, " E"], bias: Array | None) -> Float[Array, "... E"]:
-    """The decoder's norm or, with a bias, layer norm (Ba et al. 2016)."""
+def _norm(
+    x: Float[Array, "... E"], scale: Float[Array, " E"], bias: Float[Array, " E"] | None
+) -> Float[Array, "... E"]:
+    """RMSNorm or, with a bias, layer norm (Ba et al. 2016)."""
     if bias is None:
         return rms_norm(x, scale)
-    away = x - x.mean(-1, keepdims=True)
-    return away * jax.lax.rsqrt(jnp.square(away).mean(-1, keepdims=True) + LAYER_EPSILON) * (1 + scale) + bias
+    centered = x - x.mean(-1, keepdims=True)
+    return centered * jax.lax.rsqrt(jnp.square(centered).mean(-1, keepdims=True) + LAYER_EPSILON) * (1 + scale) + bias
 
 
-def _begin(params: Vision, pixels: Float[Array, "B P Q"], positions: Int[Array, "B P 2"], c: config.Vision, dtype: str):
-    x, places = einsum("...i,io->...o", pixels, params.patch, dtype), params.places
+def _embed(
+    params: Vision, pixels: Float[Array, "B P Q"], positions: Int[Array, "B P 2"], c: config.Vision, dtype: str
+) -> Float[Array, "B P E"]:
+    """Patch embeddings plus what the stem adds."""
+    x, stem = einsum("...i,io->...o", pixels, params.patch, dtype), params.stem
     rows, columns = positions[..., 0], positions[..., 1]
-    if isinstance(places, Square):
-        return x + places.bias + places.squares[rows * c.side + columns]
+    if isinstance(stem, PlainStem):
+        return x + stem.bias + stem.positions[rows * c.side + columns]
     windows = pixels.reshape(len(pixels), -1, c.pool**2 * c.patch_values)
-    seen = jax.nn.gelu(einsum("...i,io->...o", windows, places.window_in, dtype))
-    x = x + einsum("...i,io->...o", seen, places.window_out, dtype).reshape(x.shape)
-    return x + places.rows[rows] + places.columns[columns]
+    h = jax.nn.gelu(einsum("...i,io->...o", windows, stem.window_in, dtype))
+    x = x + einsum("...i,io->...o", h, stem.window_out, dtype).reshape(x.shape)
+    return x + stem.rows[rows] + stem.columns[columns]
 
 
-def _layer(w: Layers, x: Float[Array, "B P E"], mask: Bool[Array, "B P P"], c: config.Vision, dtype: str) -> Array:
+def _layer(
+    w: Layers, x: Float[Array, "B P E"], mask: Bool[Array, "B P P"], c: config.Vision, dtype: str
+) -> Float[Array, "B P E"]:
     B, P, _ = x.shape
     b = w.biases or Biases(*(None,) * 6)  # type: ignore[arg-type]
-    qkv = _product(_norm(x, w.attention_norm, b.attention_norm), w.qkv, b.qkv, dtype).astype(dtype)
+    qkv = _linear(_norm(x, w.attention_norm, b.attention_norm), w.qkv, b.qkv, dtype).astype(dtype)
     q, k, v = jnp.split(qkv.reshape(B, P, 3 * c.heads, -1), 3, axis=2)
     k, v = (sharding.constrain(a, "batch", None, None, None) for a in (k, v))
     heads = jax.checkpoint(dense_attention)(q, k, v, mask).reshape(B, P, -1)
-    x = x + _product(heads, w.output, b.output, dtype)
+    x = x + _linear(heads, w.output, b.output, dtype)
     h = _norm(x, w.mlp_norm, b.mlp_norm)
-    up = _product(h, w.up, b.up, dtype)
+    up = _linear(h, w.up, b.up, dtype)
     h = jax.nn.gelu(up) if w.gate is None else gated(einsum("...i,io->...o", h, w.gate, dtype), up)
-    return x + _product(h, w.down, b.down, dtype)
+    return x + _linear(h, w.down, b.down, dtype)
 
 
 def features(
@@ -193,8 +209,8 @@ def features(
     c: config.Vision,
     dtype: str,
 ) -> Float[Array, "B P E"]:
-    """uint8 patches to normed vectors. ``images`` numbers the image of each patch; 0 is padding."""
-    x = _begin(params, patches.astype(jnp.float32) / 127.5 - 1, positions, c, dtype)
+    """One normalized vector per uint8 patch. ``images`` is the number of each patch's image in its sequence; 0 is padding."""
+    x = _embed(params, patches.astype(jnp.float32) / 127.5 - 1, positions, c, dtype)
     x = sharding.constrain(x, "batch", "length", None)
     mask = sharding.constrain(images[:, :, None] == images[:, None, :], "batch", "length", None)
 
@@ -210,6 +226,6 @@ def encode(
     c: config.Vision,
     dtype: str,
 ) -> Float[Array, "B W D"]:
-    """:func:`features`, joined to W = P / pool² soft tokens a row."""
+    """W = P / pool² soft tokens per sequence: :func:`features`, pooled and projected."""
     x = features(params, patches, positions, images, c, dtype)
     return einsum("...i,io->...o", x.reshape(len(x), -1, c.pool**2 * c.width), params.project, dtype)

@@ -1,7 +1,7 @@
-"""Configurations in the layout of Hugging Face, every key accounted for: read, of one value only, or known to change nothing.
+"""Configurations in Hugging Face's layout, every key accounted for: read, of one implemented value, or irrelevant.
 
 stored = read_settings(folder / "config.json")
-settings_of(Siglip, stored["vision_config"], ALWAYS, path, "vision_config")      ─► Siglip(hidden_size=1152, …)
+parse_settings(Siglip, stored["vision_config"], FIXED, path, "vision_config")      ─► Siglip(hidden_size=1152, …)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from alhena.schema import parsed, shown
 
 T = TypeVar("T")
 
-# Keys that change nothing in what a model computes from tokens: names, ids, training, sampling, and how it is run.
+# Keys that do not change what a model computes from tokens: names, ids, training, sampling, runtime options.
 IRRELEVANT = frozenset(
     """
     architectures auto_map dtype torch_dtype transformers_version _name_or_path name_or_path use_cache initializer_range initializer_factor
@@ -30,30 +30,32 @@ IRRELEVANT = frozenset(
     num_return_sequences repetition_penalty temperature top_k top_p typical_p
     """.split()
 )
-# Keys of every configuration that are never what changes a model, unless they say something else.
-ONLY: Mapping[str, Sequence[Any]] = {
+# Keys of any configuration of which only these values are implemented.
+FIXED: Mapping[str, Sequence[Any]] = {
     "add_cross_attention": (False, None), "is_encoder_decoder": (False, None), "is_decoder": (False, True, None),
     "cross_attention_hidden_size": (None,), "tie_encoder_decoder": (False, None), "pruned_heads": ({}, None),
     "quantization_config": (None,), "compression_config": (None,),
 }  # fmt: skip
 
 
-def settings_of(kind: type[T], stored: Any, always: Mapping[str, Sequence[Any]], path: Path, field: str = "") -> T:
-    """A stored configuration as a ``kind``; ``always`` gives the values that a key may have where ours has only those.
+def parse_settings(kind: type[T], stored: Any, fixed: Mapping[str, Sequence[Any]], path: Path, field: str = "") -> T:
+    """A stored configuration as a ``kind``; ``fixed`` has the implemented values of keys that are not read.
 
-    Raises ValueError that names file and key for any other value, and for a key that nobody knows.
+    Raises ValueError that names file and key for any other value, and for an unknown key.
     """
     if not isinstance(stored, Mapping):
         raise ValueError(f"{path}: {field}: a JSON object is needed, not {shown(stored)}")
-    left = {name: value for name, value in stored.items() if name not in IRRELEVANT}
-    for name, values in {**ONLY, **always}.items():
-        if name in left and not any(left[name] == value and type(left[name]) in _like(value) for value in values):
+    remaining = {name: value for name, value in stored.items() if name not in IRRELEVANT}
+    for name, values in {**FIXED, **fixed}.items():
+        if name in remaining and not any(
+            remaining[name] == value and type(remaining[name]) in _json_types(value) for value in values
+        ):
             where = ".".join(filter(None, (field, name)))
-            raise ValueError(f"{path}: {where} is {shown(left[name])}; ours has {' or '.join(map(repr, values))}")
-        left.pop(name, None)
-    return parsed(kind, left, path, field)
+            raise ValueError(f"{path}: {where} is {shown(remaining[name])}; ours has {' or '.join(map(repr, values))}")
+        remaining.pop(name, None)
+    return parsed(kind, remaining, path, field)
 
 
-def _like(value: Any) -> tuple[type, ...]:
-    """The types that a stored value equal to this one may have: 1 is 1.0, but not true."""
+def _json_types(value: Any) -> tuple[type, ...]:
+    """The types of JSON values equal to this one: 1 equals 1.0, but not true."""
     return (int, float) if type(value) in (int, float) else (type(value),)

@@ -1,6 +1,6 @@
-"""Makes the golden numbers of ``tests/model/test_encoders.py``: tiny random encoders of the reference implementation, and their outputs.
+"""Writes the golden files of ``tests/model/test_encoders.py``: tiny random encoders of the reference implementation and their outputs.
 
-python -m pip install torch transformers       (for this script alone)
+python -m pip install torch transformers       (for this script only)
 python tests/model/golden/make_encoders.py     writes siglip/, usm/ and log_mel.npz beside it
 """
 
@@ -23,10 +23,10 @@ RNG = np.random.default_rng(0)
 
 
 def scrambled(model: torch.nn.Module) -> torch.nn.Module:
-    """Random weights, norms and biases too: a scale of one or a bias of zero would hide that it is missing."""
+    """Random weights, norms and biases too: a scale of one or a bias of zero would hide a missing one."""
     for name, weight in model.named_parameters():
-        near = 1.0 if name.endswith("norm.weight") or ("layer_norm" in name and name.endswith("weight")) else 0.0
-        torch.nn.init.normal_(weight, mean=near, std=0.2)
+        mean = 1.0 if name.endswith("norm.weight") or ("layer_norm" in name and name.endswith("weight")) else 0.0
+        torch.nn.init.normal_(weight, mean=mean, std=0.2)
     return model.eval()
 
 
@@ -38,13 +38,13 @@ def siglip() -> None:
     model = scrambled(SiglipVisionModel(settings))
     pixels = RNG.integers(0, 256, (3, 32, 32, 3), np.uint8)
     with torch.no_grad():
-        seen = model(torch.from_numpy(pixels.transpose(0, 3, 1, 2) / np.float32(127.5) - 1)).last_hidden_state
+        hidden = model(torch.from_numpy(pixels.transpose(0, 3, 1, 2) / np.float32(127.5) - 1)).last_hidden_state
     model.save_pretrained(HERE / "siglip")
-    np.savez_compressed(HERE / "siglip" / "golden.npz", pixels=pixels, seen=seen.numpy())
+    np.savez_compressed(HERE / "siglip" / "golden.npz", pixels=pixels, hidden=hidden.numpy())
 
 
 def usm() -> None:
-    """Sounds whole, nearly whole, half and nearly empty; the last block of queries is not full."""
+    """Audio of full length, one frame less, about half, and three frames; the last block of queries is partial."""
     settings = Gemma3nAudioConfig(
         hidden_size=24, conf_num_attention_heads=3, conf_num_hidden_layers=2, input_feat_size=16, conf_attention_chunk_size=4,
         conf_attention_context_left=5, conf_attention_context_right=2, conf_attention_logit_cap=3.0, conf_conv_kernel_size=5,
@@ -52,12 +52,13 @@ def usm() -> None:
     )  # fmt: skip
     model = scrambled(Gemma3nAudioEncoder(settings))
     lengths = np.array([72, 71, 37, 3])
-    void = np.arange(72) >= lengths[:, None]
-    frames = np.where(void[..., None], 0, RNG.standard_normal((4, 72, 16)).astype(np.float32))
-    with torch.no_grad():  # zeros behind a sound, as our batches pad: its convolutions look ahead
-        heard = model(torch.from_numpy(frames), torch.from_numpy(void)).last_hidden_state
+    invalid = np.arange(72) >= lengths[:, None]
+    frames = np.where(invalid[..., None], 0, RNG.standard_normal((4, 72, 16)).astype(np.float32))
+    # Padding is zero as in our batches: the convolutions read frames after the current one.
+    with torch.no_grad():
+        hidden = model(torch.from_numpy(frames), torch.from_numpy(invalid)).last_hidden_state
     model.save_pretrained(HERE / "usm")
-    np.savez_compressed(HERE / "usm" / "golden.npz", frames=frames, lengths=lengths, heard=heard.numpy())
+    np.savez_compressed(HERE / "usm" / "golden.npz", frames=frames, lengths=lengths, hidden=hidden.numpy())
 
 
 def log_mel() -> None:

@@ -1,6 +1,6 @@
-"""Makes the golden numbers of ``tests/model/test_gemma.py``: tiny random models of the reference implementation, and their logits.
+"""Writes the golden files of ``tests/model/test_gemma.py``: tiny random models of the reference implementation and their logits.
 
-python -m pip install torch transformers        (for this script alone)
+python -m pip install torch transformers        (for this script only)
 python tests/model/golden/make_gemma.py         writes gemma/, gemma2/ and gemma3/ beside it
 
 python tests/model/golden/make_gemma.py FOLDER  opens a folder that Alhena exported and writes its logits to FOLDER/logits.npz
@@ -32,8 +32,8 @@ TOKENS = np.random.default_rng(0).integers(3, 48, (2, 14))
 
 
 def models() -> dict[str, torch.nn.Module]:
-    far = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0}
-    near = {"rope_type": "default", "rope_theta": 10_000.0}
+    global_rope = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0}
+    local_rope = {"rope_type": "default", "rope_theta": 10_000.0}
     return {
         "gemma": GemmaForCausalLM(GemmaConfig(**SIZES, num_hidden_layers=2)),
         "gemma2": Gemma2ForCausalLM(
@@ -52,7 +52,7 @@ def models() -> dict[str, torch.nn.Module]:
                 num_hidden_layers=7,
                 sliding_window=4,
                 query_pre_attn_scalar=8,
-                rope_parameters={"full_attention": far, "sliding_attention": near},
+                rope_parameters={"full_attention": global_rope, "sliding_attention": local_rope},
             )
         ),
     }
@@ -72,7 +72,7 @@ def main() -> None:
     torch.manual_seed(0)
     here = Path(__file__).parent
     for name, model in models().items():
-        for weight in model.parameters():  # norms too: a scale of one everywhere would hide a missing norm
+        for weight in model.parameters():  # norms too: scales of one would hide a missing norm
             torch.nn.init.normal_(weight, std=0.4)
         model.save_pretrained(here / name, max_shard_size="30KB" if name == "gemma3" else "5GB")
         (here / name / "generation_config.json").unlink(missing_ok=True)
