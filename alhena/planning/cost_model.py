@@ -18,7 +18,7 @@ from alhena.model.sharding import Mesh
 from alhena.planning.hardware import Machine
 from alhena.tokens.loader import BatchShape
 from alhena.train.loss import MESH_CHUNK
-from alhena.train.muon import ROUNDS
+from alhena.train.muon import ITERATIONS
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def estimate(c: config.Model, sizes: Sizes, shape: BatchShape, mesh: Mesh, where
     mine = math.ceil(d.layers / data)
     over_data |= {"all-to-all": 8 * stacks * mine / d.layers * share}  # there and back
     over_model = dict.fromkeys(("all-gather", "reduce-scatter"), 12 * d.layers * tokens * d.width * part)
-    over_model |= {"all-reduce": ROUNDS * 5 * mine * 8 * d.width**2 * part}
+    over_model |= {"all-reduce": ITERATIONS * 5 * mine * 8 * d.width**2 * part}
     inside = {kind: over_data.get(kind, 0.0) + over_model.get(kind, 0.0) for kind in over_data | over_model}
     between = {"all-reduce": 2 * 4 * sizes.all / (data * model) * (mesh.pod - 1) / mesh.pod} if mesh.pod > 1 else {}
     needed = model_flops(c, sizes, shape) / mesh.chips
@@ -100,7 +100,7 @@ def estimate(c: config.Model, sizes: Sizes, shape: BatchShape, mesh: Mesh, where
     # The layers' forward pass runs twice, the loss once; kernels know no scores when they go back (splash attention: twice over).
     flops = (needed - scores) * 4 / 3 - 2 * tokens / model * sizes.embedding + scores * (11 if where.is_tpu else 9) / 6
     sides = (3 * d.hidden + 2 * d.heads * d.head_dim) / model  # the longer sides of the five
-    flops += ROUNDS * mine * (4 * d.width**2 * sides + 5 * 2 * d.width**3)
+    flops += ITERATIONS * mine * (4 * d.width**2 * sides + 5 * 2 * d.width**3)
     links = sum(over_data.values()) / where.link_speed(data) + sum(over_model.values()) / where.link_speed(model)
     seconds = {
         "products and memory": flops / where.chip.flops,

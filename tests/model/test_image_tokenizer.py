@@ -127,7 +127,7 @@ def test_files_of_another_tokeniser_are_refused(params, tmp_path):
         tokenizer.load(tmp_path)
 
 
-SETTINGS = TrainImageTokenizer(steps=90, batch=16, save_every=30)
+SETTINGS = TrainImageTokenizer(steps=90, batch_size=16, save_every=30)
 
 
 def test_it_learns_to_redraw_and_shows_it(tmp_path):
