@@ -82,7 +82,7 @@ def test_copies_are_restored_until_the_run_folder_is_deleted(small, data, tmp_pa
     assert starts(out.out) == [0, 3]
     shutil.rmtree(out.out)
     with pytest.raises(Killed):
-        train(initial_params(small), small, COPIED, out, "anew", killed_after(1))
+        train(initial_params(small), small, COPIED, out, "new", killed_after(1))
     assert starts(out.out) == [0]
     shutil.rmtree(out.out)
     log: list[str] = []
@@ -167,7 +167,7 @@ def test_a_signal_saves_and_stops_and_the_resumed_run_is_the_same_bit_for_bit(sm
     assert ended.value.code == 143
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     resumed = train(copy(params), c, TRAINING, out, "stopped")
-    # The signal of step 3 is seen after step 4, which is saved.
+    # The signal of step 3 takes effect after step 4, which is saved.
     assert starts(out.out) == [0, 1, 4]
     uninterrupted = Folders(data, tmp_path / "uninterrupted")
     equal(resumed, train(copy(params), c, TRAINING, uninterrupted, "uninterrupted"))
