@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+
 from alhena.processes import StopSignals, start_child
 from alhena.recovery.memory_checkpoint import SLOT
 
@@ -43,8 +45,6 @@ def initialize_distributed() -> None:
             ) from None
         pathwaysutils.initialize()
         return
-    import jax
-
     arguments: dict[str, Any] = {}
     if coordinator != AUTO:
         missing = [name for name in (PROCESSES, PROCESS) if not os.environ.get(name, "").isdigit()]
