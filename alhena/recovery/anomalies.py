@@ -54,7 +54,7 @@ def reset_for_new_phase(recent: RecentSteps) -> RecentSteps:
     return replace(no_recent_steps(), skipped=recent.skipped)
 
 
-def limits(recent: RecentSteps) -> Float[Array, 2]:
+def limits(recent: RecentSteps) -> Float[Array, " quantities"]:
     """The largest loss and gradient norm that are no spike."""
     median = jnp.median(recent.values, axis=1)
     deviation = jnp.median(jnp.abs(recent.values - median[:, None]), axis=1)
