@@ -37,8 +37,10 @@ from alhena.tokens.vocabulary import Vocabulary
 from alhena.train import compare
 from alhena.train import image_tokenizer as image_training
 from alhena.train.best_rq import pretrain_audio_encoder
+from alhena.train.mixture import open_examples
 from alhena.train.replay import Replayed, replay
-from alhena.train.trainer import Folders, open_examples, train, validate
+from alhena.train.trainer import Folders, train
+from alhena.train.validation import validate
 
 BASE, ASSISTANT, NANO = "base", "assistant", "nano"
 AUDIO_ENCODER = "listen"

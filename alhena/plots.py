@@ -1,4 +1,4 @@
-"""Plots: one palette, one set-up of figures, one way to save them."""
+"""Plots: palette, figures without a display, PNG files."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ GRAY, PALE = "#888888", "#f1f1ee"
 def figure(
     width: float, height: float, layout: Literal["constrained"] | None = "constrained", dpi: int = 120
 ) -> Figure:
-    """A figure of so many inches that needs no display. ``layout=None``: its axes are placed by hand."""
-    made = Figure(figsize=(width, height), dpi=dpi, layout=layout)
-    FigureCanvasAgg(made)
-    return made
+    """A figure that needs no display; sizes in inches. ``layout=None``: the caller positions the axes."""
+    out = Figure(figsize=(width, height), dpi=dpi, layout=layout)
+    FigureCanvasAgg(out)
+    return out
 
 
 def hide_spines(axes: Axes) -> None:
-    """Leaves the lines of the two axes only."""
+    """Hides the upper and the right border of a plot."""
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def as_png(made: Figure, transparent: bool = False) -> bytes:
+def as_png(plot: Figure, transparent: bool = False) -> bytes:
     out = io.BytesIO()
-    made.savefig(out, format="png", transparent=transparent, **({} if transparent else {"facecolor": "white"}))
+    plot.savefig(out, format="png", transparent=transparent, **({} if transparent else {"facecolor": "white"}))
     return out.getvalue()
 
 
-def save(made: Figure, path: Path) -> None:
-    """Writes a PNG, whole or not at all."""
-    write_atomically(path, as_png(made))
+def save(plot: Figure, path: Path) -> None:
+    """Writes a PNG file atomically."""
+    write_atomically(path, as_png(plot))

@@ -1,4 +1,4 @@
-"""A pool that does not run ahead of its consumer: memory is bounded by jobs and by bytes under way."""
+"""A pool that does not run ahead of its consumer: memory is bounded by the number and the size of pending jobs."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from typing import TypeVar
 
-T = TypeVar("T")
-U = TypeVar("U")
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
-def bounded(
+def map_bounded(
     pool: Executor,
-    work: Callable[[T], U],
-    jobs: Iterable[T],
-    most: int,
-    weigh: Callable[[T], float] = lambda job: 0,
-    heaviest: float = math.inf,
-) -> Iterator[U]:
-    """Results in the order of the jobs; never more than ``most`` jobs under way, nor more than ``heaviest`` in weight.
+    work: Callable[[Job], Result],
+    jobs: Iterable[Job],
+    max_pending: int,
+    size_of: Callable[[Job], float] = lambda job: 0,
+    max_size: float = math.inf,
+) -> Iterator[Result]:
+    """Results in the order of the jobs; at most ``max_pending`` jobs, of total size ``max_size``, are pending.
 
-    One job that is heavier than ``heaviest`` runs alone.
+    A job that is larger than ``max_size`` runs alone.
     """
-    waiting: deque[tuple[Future[U], float]] = deque()
+    pending: deque[tuple[Future[Result], float]] = deque()
     total = 0.0
     for job in jobs:
-        weight = weigh(job)
-        while waiting and (len(waiting) >= most or total + weight > heaviest):
-            total -= waiting[0][1]
-            yield waiting.popleft()[0].result()
-        waiting.append((pool.submit(work, job), weight))
-        total += weight
-    while waiting:
-        yield waiting.popleft()[0].result()
+        size = size_of(job)
+        while pending and (len(pending) >= max_pending or total + size > max_size):
+            total -= pending[0][1]
+            yield pending.popleft()[0].result()
+        pending.append((pool.submit(work, job), size))
+        total += size
+    while pending:
+        yield pending.popleft()[0].result()

@@ -1,14 +1,15 @@
-"""Processes that end when they should: children with their parent, long work after it has saved.
+"""Processes: children that end with their parent, signals that end long work after it has saved, values gathered from all processes.
 
     alhena launch ─┬─ child            Linux ends a child when its parent ends, however that ended (prctl, PR_SET_PDEATHSIG)
                    └─ child ─ worker   a worker of a pool waits for the end of the process that made the pool
 
-Run as a script, this file becomes the command that it is given, bound to its parent. A function between fork and exec
-(``preexec_fn``) would not be safe in a process with threads.
+Run as a script, this file executes the command in its arguments, bound to its parent. A function between fork and exec
+(``preexec_fn``) would not be safe in a process with threads. The script starts without site packages, so this file imports none.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,27 +17,28 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from types import FrameType
+from typing import Any
 
 _PR_SET_PDEATHSIG = 1
-_NOTICE = b"\nalhena: stops as soon as its state is saved; Ctrl-C again stops it at once\n"
+_NOTICE = b"\nalhena: stopping as soon as the state is saved; Ctrl-C again stops at once\n"
 
 
 def start_child(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen:
-    """Starts a command that is killed when the calling process ends. The calling thread has to outlive the child.
+    """Starts a command that is killed when the calling process ends. The calling thread must outlive the child.
 
-    On systems without ``prctl`` the command is an ordinary child.
+    On systems without ``prctl`` the command is an ordinary child process.
     """
-    own = [sys.executable, "-I", "-S", os.path.abspath(__file__), str(os.getpid())]
-    return subprocess.Popen([*own, *command], env=dict(environment))
+    launcher = [sys.executable, "-I", "-S", os.path.abspath(__file__), str(os.getpid())]
+    return subprocess.Popen([*launcher, *command], env=dict(environment))
 
 
-def _become(parent: int, command: list[str]) -> None:
-    """Binds this process to its parent and executes ``command`` in its place, which keeps the process id and the bond."""
+def _execute(parent: int, command: list[str]) -> None:
+    """Binds this process to its parent and executes ``command`` in its place, which inherits the process id and the binding."""
     if sys.platform == "linux":
         import ctypes
 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # A parent that ended before the call above sends no signal: the process has another parent by now.
+    # If the parent ended before the call above, no signal will come: this process has another parent now.
     if os.getppid() != parent:
         sys.exit(1)
     try:
@@ -46,7 +48,7 @@ def _become(parent: int, command: list[str]) -> None:
 
 
 def end_with_parent() -> None:
-    """The ``initializer`` of a process pool: its workers end when the process that made the pool ends, and on Ctrl-C."""
+    """An ``initializer`` for process pools: workers end when the process that made the pool ends, and on Ctrl-C."""
     import multiprocessing
     from multiprocessing.connection import wait
 
@@ -55,39 +57,39 @@ def end_with_parent() -> None:
     if parent is None:
         return
 
-    def watch() -> None:
-        # A pipe whose other end only the parent holds: it is ready when the parent has ended, also by SIGKILL.
+    def wait_for_parent() -> None:
+        # A pipe whose other end only the parent has open: it is ready when the parent has ended, also by SIGKILL.
         wait([parent.sentinel])
         os._exit(1)
 
-    threading.Thread(target=watch, name="end with parent", daemon=True).start()
+    threading.Thread(target=wait_for_parent, name="end with parent", daemon=True).start()
 
 
 class StopSignals:
-    """Context manager: notes SIGTERM and SIGINT instead of ending the process; a second SIGINT ends it at once.
+    """Context manager: records SIGTERM and SIGINT instead of ending the process; a second SIGINT ends it at once.
 
-    The loop inside looks at ``received`` between its steps, saves, and raises :meth:`exit`. Outside the main thread, where Python
-    allows no handlers, nothing is noted.
+    The loop inside checks ``received`` between its steps, saves, and raises :meth:`exit`. Outside the main thread, where Python
+    allows no handlers, no signal is recorded.
     """
 
     def __init__(self, signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT)) -> None:
         self.received: signal.Signals | None = None
         self._signals, self._interrupts = signals, 0
-        self._before: dict[signal.Signals, object] = {}
+        self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in self._signals}
+            self._previous = {number: signal.signal(number, self._record) for number in self._signals}
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler or signal.SIG_DFL)  # type: ignore[arg-type]
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self._interrupts += number == signal.SIGINT
         if self._interrupts > 1:
-            # No exception: unwinding through a compiler at work crashes the process.
+            # No exception: unwinding through a running compilation crashes the process.
             os._exit(128 + number)
         if self.received is None:
             self.received = signal.Signals(number)
@@ -98,5 +100,18 @@ class StopSignals:
         return SystemExit(128 + (self.received or signal.SIGTERM))
 
 
+def gather_from_processes(value: Any) -> list[Any]:
+    """The values (JSON) that all processes of a training pass, in the order of their index."""
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    local = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([len(local)])).reshape(-1)
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: len(local)] = local
+    gathered = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
+    return [json.loads(row[:size].tobytes()) for row, size in zip(gathered, sizes, strict=True)]
+
+
 if __name__ == "__main__":
-    _become(int(sys.argv[1]), sys.argv[2:])
+    _execute(int(sys.argv[1]), sys.argv[2:])

@@ -12,7 +12,7 @@ from alhena.tokens.encode import Budget
 from alhena.tokens.vocabulary import Vocabulary
 from alhena.train.best_rq import BestRq
 from alhena.train.image_tokenizer import TrainImageTokenizer
-from alhena.train.trainer import Training
+from alhena.train.mixture import Training
 
 
 @dataclass(frozen=True)

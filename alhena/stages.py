@@ -43,7 +43,7 @@ from alhena.files import (
     read_json,
     write_json,
 )
-from alhena.recovery.memory_checkpoint import gather_from_processes
+from alhena.processes import gather_from_processes
 
 CONSOLE = Console()
 OLD = ".old-"

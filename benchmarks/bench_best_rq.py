@@ -25,9 +25,10 @@ from alhena.tokens.encode import Encoder
 from alhena.tokens.loader import Batches, BatchShape
 from alhena.tokens.store import Examples, write_examples
 from alhena.train.best_rq import BestRq, pretrain_audio_encoder
+from alhena.train.mixture import open_examples
 from alhena.train.optimizer import Optimizer, optimizer
 from alhena.train.step import initial_state, train_step
-from alhena.train.trainer import open_examples, validate
+from alhena.train.validation import validate
 from recipes import starter
 
 SHAPE = BatchShape(batch_size=8, tokens=256, patches=0, chunks=4)

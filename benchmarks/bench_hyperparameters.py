@@ -24,9 +24,10 @@ from alhena import plots
 from alhena.files import read_json, write_json
 from alhena.model import model
 from alhena.tokens.encode import Encoder
+from alhena.train.mixture import Mixture, Phase, Training, open_examples
 from alhena.train.optimizer import Optimizer, optimizer, schedule
 from alhena.train.step import initial_state, train_step
-from alhena.train.trainer import Mixture, Phase, Training, open_examples, validate
+from alhena.train.validation import validate
 from recipes import starter
 
 EMA = 0.98  # a mean over about 50 steps

@@ -50,7 +50,7 @@ def curve(bench: Bench, transform: optax.GradientTransformation) -> list[float]:
     state, losses = initial_state(model.init(jax.random.key(0), c), c, transform), []
     for _ in range(bench.steps):
         state, measured = train_step(state, next(batches), c, transform)
-        losses.append(float(measured.tally.nats.sum() / measured.tally.weight.sum()))
+        losses.append(float(measured.sums.nats.sum() / measured.sums.weight.sum()))
     return [round(float(np.mean(losses[i : i + WINDOW])), 3) for i in range(0, bench.steps, WINDOW)]
 
 

@@ -45,7 +45,8 @@ def work(run_folder: Path, out: Path) -> None:
     from alhena.model.sharding import Mesh, use_mesh
     from alhena.recovery.supervisor import initialize_distributed
     from alhena.tokens.encode import Encoder
-    from alhena.train.trainer import Folders, Phase, train
+    from alhena.train.mixture import Phase
+    from alhena.train.trainer import Folders, train
     from recipes import starter
 
     initialize_distributed()
@@ -136,7 +137,7 @@ def main() -> None:
             "steps": max(ours),
             "copy_every_steps": COPY_EVERY,
             "steps_compared": len(both),
-            "steps_that_differ": [step for step in both if ours[step].differs(theirs[step])],
+            "steps_that_differ": [step for step in both if ours[step].first_difference(theirs[step])],
         }
     write_json(RESULT, result)
     print(found)

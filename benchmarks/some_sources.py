@@ -23,7 +23,8 @@ from alhena.model import model
 from alhena.pipeline import write_model_folder
 from alhena.serve.engine import Engine
 from alhena.tokens.encode import Encoder
-from alhena.train.trainer import Folders, Phase, Training, train
+from alhena.train.mixture import Phase, Training
+from alhena.train.trainer import Folders, train
 from recipes import starter
 
 

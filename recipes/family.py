@@ -16,8 +16,8 @@ from alhena.tokens.encode import Budget
 from alhena.tokens.loader import BatchShape
 from alhena.tokens.vocabulary import Vocabulary
 from alhena.train.image_tokenizer import TrainImageTokenizer
+from alhena.train.mixture import Phase, Training
 from alhena.train.optimizer import Optimizer
-from alhena.train.trainer import Phase, Training
 
 CONTEXT = 32_768
 PATCHES = 4096  # of a row: four images of 256 tokens, or sixteen frames of 64

@@ -12,8 +12,8 @@ from alhena.recipe import Recipe
 from alhena.tokens.encode import Budget
 from alhena.tokens.loader import BatchShape
 from alhena.train.image_tokenizer import TrainImageTokenizer
+from alhena.train.mixture import Phase, Training
 from alhena.train.optimizer import Optimizer
-from alhena.train.trainer import Phase, Training
 
 CONTEXT = 256
 SHAPE = BatchShape(batch_size=16, tokens=CONTEXT, patches=256, chunks=2)

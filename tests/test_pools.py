@@ -1,4 +1,4 @@
-"""The bounded pool: results in order, never more under way than allowed."""
+"""The bounded pool: results in order, never more pending jobs than allowed."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from alhena.pools import bounded
+from alhena.pools import map_bounded
 
 
-@pytest.mark.parametrize("most", [1, 3, 100])
-@pytest.mark.parametrize("heaviest", [5, 50])
-def test_results_come_in_order_within_the_bounds(most, heaviest):
+@pytest.mark.parametrize("max_pending", [1, 3, 100])
+@pytest.mark.parametrize("max_size", [5, 50])
+def test_results_come_in_order_within_the_bounds(max_pending, max_size):
     taken: list[int] = []
-    weights = [1, 7, 2, 2, 30, 1, 1, 1, 4, 80, 0, 3]
+    sizes = [1, 7, 2, 2, 30, 1, 1, 1, 4, 80, 0, 3]
 
     def jobs():
-        for number, weight in enumerate(weights):
-            taken.append(number)
-            yield number, weight
+        for index, size in enumerate(sizes):
+            taken.append(index)
+            yield index, size
 
     with ThreadPoolExecutor(2) as pool:
-        results = bounded(pool, lambda job: job[0], jobs(), most, lambda job: job[1], heaviest)
+        results = map_bounded(pool, lambda job: job[0], jobs(), max_pending, lambda job: job[1], max_size)
         for done, result in enumerate(results):
             assert result == done
-            # The job that was taken last waits for room; those before it are under way.
-            under_way = weights[done : len(taken) - 1]
-            assert len(under_way) <= most
-            assert len(under_way) <= 1 or sum(under_way) <= heaviest or len(taken) == len(weights)
-    assert len(taken) == len(weights)
+            # The job that was taken last waits; those before it are pending.
+            pending = sizes[done : len(taken) - 1]
+            assert len(pending) <= max_pending
+            assert len(pending) <= 1 or sum(pending) <= max_size or len(taken) == len(sizes)
+    assert len(taken) == len(sizes)

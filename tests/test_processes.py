@@ -1,4 +1,4 @@
-"""Processes end when they should: children and workers with their parent, long work after it has saved."""
+"""Processes: children and workers end with their parent, long work stops after it has saved."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run_script(folder: Path, script: str) -> subprocess.Popen[str]:
 
 
 def runs(pid: int) -> bool:
-    """Whether a process is there and is no zombie."""
+    """Whether a process exists and is no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -33,7 +33,7 @@ def runs(pid: int) -> bool:
 
 
 def ended(pids: list[int]) -> bool:
-    """Whether all end soon."""
+    """Whether all end within 20 seconds."""
     for _ in range(200):
         if not any(map(runs, pids)):
             return True
@@ -41,8 +41,8 @@ def ended(pids: list[int]) -> bool:
     return False
 
 
-def pids_of(process: subprocess.Popen[str]) -> list[int]:
-    """Those of the first line that it prints, all of which run."""
+def printed_pids(process: subprocess.Popen[str]) -> list[int]:
+    """The process ids in the first line of output, all of running processes."""
     assert process.stdout is not None
     pids = [int(word) for word in process.stdout.readline().split()]
     assert pids and all(map(runs, pids))
@@ -69,7 +69,7 @@ POOL = """
 @pytest.mark.parametrize("context", ["forkserver", "spawn"])
 def test_workers_end_when_the_process_that_made_their_pool_is_killed(tmp_path, context):
     process = run_script(tmp_path, POOL.format(context))
-    workers = pids_of(process)
+    workers = printed_pids(process)
     process.kill()
     assert ended(workers)
 
@@ -105,7 +105,7 @@ SUPERVISOR = """
 def test_a_signal_to_the_supervisor_lets_the_children_save(tmp_path, monkeypatch, number, code):
     monkeypatch.chdir(tmp_path)
     process = run_script(tmp_path, SUPERVISOR)
-    children = pids_of(process)
+    children = printed_pids(process)
     process.send_signal(number)
     assert process.wait(60) == code
     assert ended(children)
@@ -115,24 +115,24 @@ def test_a_signal_to_the_supervisor_lets_the_children_save(tmp_path, monkeypatch
 def test_children_end_when_their_supervisor_is_killed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     process = run_script(tmp_path, SUPERVISOR)
-    children = pids_of(process)
+    children = printed_pids(process)
     process.kill()
     assert ended(children)
 
 
-def test_a_child_whose_parent_ended_before_it_began_does_not_run(tmp_path):
-    """As if the parent had been killed between fork and exec: this process is the parent, and not that of the number given."""
+def test_a_child_whose_parent_ended_before_it_started_does_not_run(tmp_path):
+    """As if the parent had been killed between fork and exec: the given process id is not that of the parent."""
     command = [sys.executable, processes.__file__, "1", sys.executable, "-c", f"open({str(tmp_path / 'ran')!r}, 'w')"]
     assert subprocess.run(command).returncode == 1
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_command_that_is_not_there_is_named():
+def test_a_command_that_does_not_exist_fails():
     process = processes.start_child(["no-such-command"], os.environ)
     assert process.wait(60) == 1
 
 
-def test_signals_are_noted_then_a_second_interrupt_ends_the_process(tmp_path):
+def test_signals_are_recorded_then_a_second_interrupt_ends_the_process(tmp_path):
     script = """
         import os, signal
         from alhena.processes import StopSignals
@@ -146,7 +146,7 @@ def test_signals_are_noted_then_a_second_interrupt_ends_the_process(tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
             print(stop.exit().code, flush=True)
             os.kill(os.getpid(), signal.SIGINT)
-            print("still there", flush=True)
+            print("still running", flush=True)
     """
     process = run_script(tmp_path, script)
     assert process.communicate(timeout=60)[0].split() == ["130"]

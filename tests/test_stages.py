@@ -229,8 +229,8 @@ SHARED = """
 import sys
 import jax
 from pathlib import Path
-from alhena.recovery.supervisor import join
-join()
+from alhena.recovery.supervisor import initialize_distributed
+initialize_distributed()
 from alhena.stages import Stage, locked, run_stage
 from alhena.files import write_atomically
 run, mine = Path(sys.argv[1]), jax.process_index()
@@ -244,6 +244,6 @@ with locked(run, take=mine == 0):
 def test_processes_of_one_training_share_a_stage_and_its_lock(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("XLA_FLAGS", "")
-    ended = supervise([sys.executable, "-c", SHARED, str(tmp_path)], processes=2, most=0, tell=pytest.fail)
+    ended = supervise([sys.executable, "-c", SHARED, str(tmp_path)], processes=2, max_restarts=0, log=pytest.fail)
     assert ended.code == 0
     assert sorted(read_json(tmp_path / "train" / MANIFEST)["files"]) == ["0.log", "1.log"]

@@ -20,8 +20,10 @@ from alhena.shapes import Int
 from alhena.tokens.loader import BatchShape
 from alhena.tokens.store import Examples
 from alhena.tokens.tokenize import Encoding
+from alhena.train.mixture import Phase, Training, open_examples
 from alhena.train.optimizer import Optimizer
-from alhena.train.trainer import Folders, Phase, Training, open_examples, train, validate
+from alhena.train.trainer import Folders, train
+from alhena.train.validation import validate
 
 MEMORY = 4  # times as long rows may become, on data of one's own, before there are fewer of them
 

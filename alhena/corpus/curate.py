@@ -25,7 +25,7 @@ from alhena.content import Document, Text, read_documents, size_of
 from alhena.corpus.filters import Blocked, Held, Inspected, Reason, Seen, inspect, quality
 from alhena.corpus.outputs import Outputs
 from alhena.corpus.readers import Dropped, read
-from alhena.pools import bounded
+from alhena.pools import map_bounded
 from alhena.progress import progress_bar
 
 SPLITS = ("test", "validation", "train")
@@ -104,7 +104,7 @@ def inspected(records: Iterable[Document | Dropped], workers: int) -> Iterator[I
         return size_of(record) if isinstance(record, Document) else 0
 
     with ThreadPoolExecutor(workers) as pool:
-        yield from bounded(pool, work, records, MOST_UNDER_WAY, weigh, MOST_BYTES_UNDER_WAY)
+        yield from map_bounded(pool, work, records, MOST_UNDER_WAY, weigh, MOST_BYTES_UNDER_WAY)
 
 
 def _held(paths: Iterable[Path], settings: Curate) -> Held:

@@ -15,7 +15,7 @@ from alhena.model import config, model
 from alhena.model.linear import dense
 from alhena.serve.engine import Engine
 from alhena.tokens.loader import padded_batch
-from alhena.train.loss import weighted_loss
+from alhena.train.loss import LossOptions, weighted_loss
 
 ROWS, TOKENS = 8, 256
 
@@ -26,10 +26,8 @@ def _nats(params: model.Params, c: config.Model, batch: Batch) -> jax.Array:
     hidden = model.forward(params, c, batch)
     weights = (batch.weights > 0).astype(np.float32)
     flat = hidden.reshape(-1, hidden.shape[-1])
-    targets, cap = batch.targets.reshape(-1), c.decoder.final_logit_softcap
-    _, nats = weighted_loss(
-        flat, dense(params.embedding), targets, weights.reshape(-1), c.compute_dtype, cap, c.code_factors
-    )
+    targets, options = batch.targets.reshape(-1), LossOptions.of(c)
+    _, nats = weighted_loss(flat, dense(params.embedding), targets, weights.reshape(-1), options)
     return (nats.reshape(weights.shape) * weights).sum(1)
 
 

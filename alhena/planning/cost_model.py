@@ -18,7 +18,7 @@ from alhena.model.sharding import Mesh
 from alhena.planning.hardware import Machine
 from alhena.tokens.loader import BatchShape
 from alhena.train.loss import MESH_CHUNK
-from alhena.train.muon import ROUNDS
+from alhena.train.muon import ITERATIONS
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _communication(d: config.Decoder, shards: _Shards, mesh: Mesh) -> tuple[dict
     over_model = dict.fromkeys(
         ("all-gather", "reduce-scatter"), 12 * d.layers * shards.tokens * d.width * over_model_share
     )
-    over_model |= {"all-reduce": ROUNDS * 5 * matrices * 8 * d.width**2 * over_model_share}
+    over_model |= {"all-reduce": ITERATIONS * 5 * matrices * 8 * d.width**2 * over_model_share}
     return over_data, over_model
 
 
@@ -130,7 +130,7 @@ def estimate(c: config.Model, sizes: Sizes, shape: BatchShape, mesh: Mesh, machi
     flops = (needed - scores) * 4 / 3 - 2 * shards.tokens / model * sizes.embedding
     flops += scores * (11 if machine.is_tpu else 9) / 6
     long_sides = (3 * d.hidden + 2 * d.heads * d.head_dim) / model  # of a layer's five matrices
-    flops += ROUNDS * shards.matrices * (4 * d.width**2 * long_sides + 5 * 2 * d.width**3)
+    flops += ITERATIONS * shards.matrices * (4 * d.width**2 * long_sides + 5 * 2 * d.width**3)
     links = sum(over_data.values()) / machine.link_speed(data) + sum(over_model.values()) / machine.link_speed(model)
     seconds = {
         "compute and memory": flops / machine.chip.flops,

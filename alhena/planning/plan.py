@@ -32,9 +32,9 @@ from alhena.planning.hardware import GIB, Machine
 from alhena.planning.hlo import parse
 from alhena.planning.simulator import Simulator, Speeds
 from alhena.tokens.loader import BatchShape
+from alhena.train.mixture import Training
 from alhena.train.optimizer import optimizer
 from alhena.train.step import State, initial_state, train_step
-from alhena.train.trainer import Training
 
 MAX_COMPILED = 4  # meshes that are compiled until one fits
 

@@ -1,16 +1,16 @@
-"""Trouble in training: what it is, and what is done about it, one measure after the other.
+"""Training anomalies (NaN, loss or gradient spike): detection, and what is done about them.
 
-    loss or gradient no finite number, or a spike ─► the step is skipped: it changes nothing, and is counted
-    IN_A_ROW such steps ───────────────────────────► back to the last checkpoint, and the very same batches again
-    trouble again from the same step on ───────────► stop; the batch is saved for inspection
+    loss or gradient norm not finite, or a spike ──► the step is skipped: it changes nothing, and is counted
+    ROLLBACK_AFTER such steps in a row ────────────► roll back to the last checkpoint, and repeat the same batches
+    the same step begins a streak again ───────────► stop; the batch is saved for inspection
 
-Steps are exact, so going back tells two causes apart. What the machine did wrong is not there the second time, and the run ends
-with the bits of one that never had the trouble. What the data or the learning rate did is there again, in the same step.
+Steps are exact, so the rollback separates two causes. An error of the machine does not occur the second time, and the run ends with
+the same bits as a run without it. A cause in the data or the learning rate occurs again, in the same step.
 
 A spike is judged by the last WINDOW good steps of the phase, of median m and median absolute deviation d:
 
-    loss          > m + max(16·d, m/2, ½)   at least one and a half times the usual, and half a nat more
-    gradient norm > m + max(32·d, 4·m, 1)   at least five times the usual (it is clipped anyway)
+    loss          > m + max(16·d, m/2, ½)   at least 1.5 times the median, and half a nat more
+    gradient norm > m + max(32·d, 4·m, 1)   at least five times the median (it is clipped anyway)
 
 Before there are WINDOW good steps nothing is a spike. PaLM (Chowdhery et al. 2022) skipped batches around spikes by hand.
 """
@@ -30,16 +30,17 @@ from alhena.shapes import Array, Bool, Float, Int, pytree
 
 WINDOW = 64
 ROLLBACK_AFTER = 3
-DEVIATIONS, LEAST = (16.0, 32.0), (0.5, 4.0)  # of the loss and of the gradient norm: times d, and at least times m
-NEAR_ZERO = (0.5, 1.0)  # where a training has learned all, the next hard example is many times the usual and no spike
+# Of the loss and of the gradient norm: how far above m a value may lie, in units of d, in units of m, and absolutely. The absolute
+# margin is for a model that has learned almost everything: its next hard example is many times the median and no spike.
+DEVIATIONS, MIN_RELATIVE, MIN_ABSOLUTE = (16.0, 32.0), (0.5, 4.0), (0.5, 1.0)
 
 
 @pytree
 @dataclass(frozen=True)
 class RecentSteps:
-    """Loss and gradient norm of the last good steps, as a ring; part of the training state, so that resuming is exact."""
+    """Loss and gradient norm of the last good steps, as a ring buffer; part of the training state, so that resuming is exact."""
 
-    values: Float[Array, "2 WINDOW"]
+    values: Float[Array, "2 window"]
     good: Int[Array, ""]  # good steps of this phase
     skipped: Int[Array, ""]  # steps skipped since the beginning of training
 
@@ -49,23 +50,23 @@ def no_recent_steps() -> RecentSteps:
 
 
 def reset_for_new_phase(recent: RecentSteps) -> RecentSteps:
-    """Another mixture has another loss: what was usual is forgotten."""
+    """Forgets the recent values: another mixture has another loss. The number of skipped steps remains."""
     return replace(no_recent_steps(), skipped=recent.skipped)
 
 
-def limits(recent: RecentSteps) -> Float[Array, 2]:
+def limits(recent: RecentSteps) -> Float[Array, " quantities"]:
     """The largest loss and gradient norm that are no spike."""
-    middle = jnp.median(recent.values, axis=1)
-    deviation = jnp.median(jnp.abs(recent.values - middle[:, None]), axis=1)
-    room = jnp.maximum(jnp.array(DEVIATIONS) * deviation, jnp.array(LEAST) * middle)
-    room = jnp.maximum(room, jnp.array(NEAR_ZERO))
-    return jnp.where(recent.good >= WINDOW, middle + room, jnp.inf)
+    median = jnp.median(recent.values, axis=1)
+    deviation = jnp.median(jnp.abs(recent.values - median[:, None]), axis=1)
+    margin = jnp.maximum(jnp.array(DEVIATIONS) * deviation, jnp.array(MIN_RELATIVE) * median)
+    margin = jnp.maximum(margin, jnp.array(MIN_ABSOLUTE))
+    return jnp.where(recent.good >= WINDOW, median + margin, jnp.inf)
 
 
 def check_step(
     recent: RecentSteps, loss: Float[Array, ""], norm: Float[Array, ""]
 ) -> tuple[Bool[Array, ""], RecentSteps]:
-    """Whether a step is good, and what is recent after it."""
+    """Whether a step is good, and the recent steps after it."""
     measured = jnp.stack([loss, norm])
     good = jnp.all(jnp.isfinite(measured) & (measured <= limits(recent)))
     values = recent.values.at[:, recent.good % WINDOW].set(measured)
@@ -75,7 +76,7 @@ def check_step(
 
 @dataclass
 class AnomalyStreak:
-    """Troubled steps in a row as the host sees them, with the batch that began it."""
+    """Anomalies in consecutive steps, with the batch of the first."""
 
     folder: Path  # where the batch of a step that stops the training is saved
     length: int = 0
@@ -93,25 +94,25 @@ class AnomalyStreak:
         return self.length >= ROLLBACK_AFTER
 
     def roll_back(self, checkpoint: int | None) -> str:
-        """Called when the streak is long: what to tell about going back. Raises ValueError when that would not help."""
+        """The message of a rollback to the checkpoint of that step. Raises ValueError when a rollback would not help."""
         assert self._first is not None
         step, batch, loss, norm = self._first
-        what = f"loss {loss:.4g} and gradient norm {norm:.4g} in step {step}, and {self.length - 1} more steps like it"
+        anomaly = f"loss {loss:.4g} and gradient norm {norm:.4g} in step {step}, and {self.length - 1} more anomalies after it"
         if checkpoint is not None and step not in self._rolled_back:
             self._rolled_back.add(step)
             self.length, self._first = 0, None
-            return f"trouble: {what}; back to the checkpoint of step {checkpoint}, to do the same steps again"
+            return f"anomaly: {anomaly}; rolled back to the checkpoint of step {checkpoint}, to repeat the same steps"
         path = save_batch(self.folder / f"step-{step}.safetensors", batch)
-        why = (
-            "there is no checkpoint to go back to"
+        reason = (
+            "there is no checkpoint to roll back to"
             if checkpoint is None
-            else "it is the same after going back to a checkpoint, so the machine computes alike: the batch or the rate is at fault"
+            else "they are the same after a rollback, so no machine error: the batch or the learning rate is the cause"
         )
-        raise ValueError(f"training stopped: {what}; {why}. The batch of step {step} is kept in {path}")
+        raise ValueError(f"training stopped: {anomaly}; {reason}. The batch of step {step} is saved in {path}")
 
 
 def save_batch(path: Path, batch: Batch) -> Path:
-    """The arrays of a batch by name, to be opened by ``safetensors.numpy.load_file``."""
+    """Saves the arrays of a batch by name, for ``safetensors.numpy.load_file``."""
     arrays = {f.name: np.ascontiguousarray(getattr(batch, f.name)) for f in fields(batch)}
     write_atomically(path, save(arrays))
     return path

@@ -1,15 +1,15 @@
-"""Goodput: the share of the elapsed time that went into useful new steps, from a ledger beside the metrics.
+"""Goodput: the fraction of the elapsed time spent on useful new steps, computed from a ledger of the run.
 
-    ledger.jsonl   {"at": 1763.2, "what": "restore", "step": 400}     the time since the line before went into ``what``,
-                   {"at": 1771.9, "what": "steps", "step": 410}       after which training stood at ``step``
+    ledger.jsonl   {"at": 1763.2, "what": "restore", "step": 400}     the time since the previous line was spent on ``what``,
+                   {"at": 1771.9, "what": "steps", "step": 410}       after which training was at ``step``
 
-    started      steps               killed       started again
+    started      steps               killed       restarted
     │ compile │ ████████ │ save │ ▒▒▒▒ ╳ ┈┈┈┈┈┈┈┈ │ restore │ compile │ ████████ │    █ useful
-                                  ▒ repeated: done, but after the checkpoint that the next start went on from
-                                  ┈ stopped: from the last line before the kill to the next start
+                                  ▒ repeated: lost, since the restart resumed from an earlier checkpoint
+                                  ┈ stopped: from the last line before the kill to the restart
 
-What is elapsed begins with the first start and ends with the last line; the time between two processes counts, as it does for who
-waits for the model. The first step of a process is counted as compiling.
+The elapsed time begins with the first start and ends with the last line; the time between two processes counts. The first step of a
+process is counted as compilation.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import Literal, get_args
 from alhena.files import add_line, cut_lines, read_lines
 
 FILE = "ledger.jsonl"
-What = Literal["stopped", "restore", "compile", "steps", "validate", "save", "copy", "rollback"]
-BACKWARD = ("stopped", "rollback")  # after these, steps beyond the line's own will be done again
+Activity = Literal["stopped", "restore", "compile", "steps", "validate", "save", "copy", "rollback"]
+BACKWARD = ("stopped", "rollback")  # after these, steps after the line's step will be repeated
 
 
 class Ledger:
@@ -33,24 +33,26 @@ class Ledger:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._path, self._began = folder / FILE, time.time()
+        self._path, self._started = folder / FILE, time.time()
         cut_lines(self._path, sys.maxsize)  # a line that a killed process was writing
 
     def resumed(self, step: int) -> None:
-        """Training begins or goes on, after ``step``."""
-        add_line(self._path, {"at": self._began, "what": "stopped", "step": step})
+        """Training starts or resumes, after ``step``."""
+        add_line(self._path, {"at": self._started, "what": "stopped", "step": step})
         self.mark("restore", step)
 
-    def mark(self, what: What, step: int) -> None:
-        """The time since the last mark went into ``what``."""
+    def mark(self, what: Activity, step: int) -> None:
+        """Records that the time since the last mark was spent on ``what``."""
         add_line(self._path, {"at": time.time(), "what": what, "step": step})
 
 
 @dataclass(frozen=True)
 class Goodput:
-    useful: float  # seconds
+    """Seconds of useful steps, of everything, and of the other activities by name."""
+
+    useful: float
     elapsed: float
-    other: dict[str, float]  # seconds of what else
+    other: dict[str, float]
 
     @property
     def share(self) -> float:
@@ -63,16 +65,17 @@ class Goodput:
 
 
 def goodput(folder: Path) -> Goodput | None:
-    """What the ledger of a folder adds up to; None when there is none."""
+    """The goodput of a folder's ledger; None when there is no ledger. Raises ValueError that names the first invalid line."""
     lines = read_lines(folder / FILE, at=float, what=str, step=int)
     if not lines:
         return None
     for number, line in enumerate(lines, 1):
-        if line["what"] not in get_args(What):
+        if line["what"] not in get_args(Activity):
             raise ValueError(
-                f"{folder / FILE}, line {number}: {line['what']!r:.40} is not of {get_args(What)}; delete the line"
+                f"{folder / FILE}, line {number}: {line['what']!r:.40} is none of {get_args(Activity)}; delete the line"
             )
-    steps: list[tuple[int, int, float]] = []  # after which step, up to which, seconds
+    # Intervals of steps: after which step, up to which, seconds.
+    steps: list[tuple[int, int, float]] = []
     other: dict[str, float] = {}
     for before, line in itertools.pairwise(lines):
         seconds, what, step = line["at"] - before["at"], line["what"], line["step"]
@@ -81,16 +84,16 @@ def goodput(folder: Path) -> Goodput | None:
             continue
         other[what] = other.get(what, 0.0) + seconds
         if what in BACKWARD:
-            steps, repeated = _cut(steps, step)
+            steps, repeated = _truncate(steps, step)
             other["repeated"] = other.get("repeated", 0.0) + repeated
     return Goodput(sum(seconds for _, _, seconds in steps), lines[-1]["at"] - lines[0]["at"], other)
 
 
-def _cut(steps: list[tuple[int, int, float]], step: int) -> tuple[list[tuple[int, int, float]], float]:
-    """The pieces up to ``step``, and the seconds of what lies beyond.
+def _truncate(steps: list[tuple[int, int, float]], step: int) -> tuple[list[tuple[int, int, float]], float]:
+    """The intervals up to ``step``, and the seconds of those after it.
 
-    >>> _cut([(0, 10, 5.0), (10, 20, 4.0), (20, 30, 3.0)], 15)
+    >>> _truncate([(0, 10, 5.0), (10, 20, 4.0), (20, 30, 3.0)], 15)
     ([(0, 10, 5.0), (10, 15, 2.0)], 5.0)
     """
-    kept = [(a, min(b, step), s * (min(b, step) - a) / (b - a)) for a, b, s in steps if a < step]
-    return kept, sum(s for *_, s in steps) - sum(s for *_, s in kept)
+    before = [(a, min(b, step), s * (min(b, step) - a) / (b - a)) for a, b, s in steps if a < step]
+    return before, sum(s for *_, s in steps) - sum(s for *_, s in before)

@@ -28,7 +28,9 @@ from alhena.files import read_json, write_json
 from alhena.model import config, model
 from alhena.scaling.laws import BESIROGLU, HOFFMANN, Rung, ScalingLaw, bootstrap, fit
 from alhena.shapes import Float
-from alhena.train.trainer import Folders, Phase, Training, fingerprint_of, open_examples, train, validate
+from alhena.train.mixture import Phase, Training, open_examples
+from alhena.train.trainer import Folders, fingerprint_of, train
+from alhena.train.validation import validate
 
 LAW, RUNG = "law.json", "rung.json"
 _MIN_STEPS = 20

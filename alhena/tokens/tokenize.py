@@ -26,7 +26,7 @@ from alhena import plots
 from alhena.batch import Example
 from alhena.content import Document, Image, Text, read_documents
 from alhena.media import decode_image
-from alhena.pools import bounded
+from alhena.pools import map_bounded
 from alhena.processes import end_with_parent
 from alhena.tokens import tokenizer
 from alhena.tokens.encode import Codes, Encoder, ImageCodeEncoder
@@ -288,7 +288,7 @@ def encode_split(
     context = multiprocessing.get_context("forkserver")
     with ExitStack() as stack, ProcessPoolExecutor(how.workers, context, initializer=end_with_parent) as pool:
         files = _Files(out, inner, stack)
-        for results in bounded(pool, _encode, _jobs(curated, how, encoder, draw), 4 * how.workers):
+        for results in map_bounded(pool, _encode, _jobs(curated, how, encoder, draw), 4 * how.workers):
             for result in results:
                 files.add(result)
             files.limit_memory()

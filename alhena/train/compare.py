@@ -1,4 +1,4 @@
-"""Runs side by side: a table of every training under some folders, and their losses by modality drawn over each other.
+"""Comparison of runs: a table of all trainings under some folders, and a plot of their losses by modality.
 
 runs/starter/pretrain   training.json, metrics.jsonl, ledger.jsonl  ─► a row: model, steps, losses, goodput, warnings
 runs/starter/tune       …                                           ─► a row
@@ -20,12 +20,12 @@ from alhena.recovery.goodput import goodput
 from alhena.train.divergence import growing_norms
 from alhena.train.metrics import FACTS, FILE, read_facts, read_metrics
 
-PLOT = "losses.png"  # of each stage that trains
+PLOT = "losses.png"  # in the folder of each stage that trains
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What one training left: its facts, and its log lines of training and of validation."""
+    """The logs of one training: its facts, and its log lines of training and of validation."""
 
     folder: Path
     facts: dict[str, Any]
@@ -34,23 +34,25 @@ class TrainingRun:
 
     @property
     def warnings(self) -> list[str]:
-        """How often steps were skipped, and which norms grow at the end."""
+        """The number of skipped steps, and the norms that grow at the end."""
         skipped = self.train[-1].get("skipped", 0)
         grown = [f"{name} ×{factor}" for name, factor in growing_norms(self.train, self.facts["warmup"]).items()]
         return [f"{skipped} skipped"] * (skipped > 0) + grown
 
 
 def find_runs(folders: Sequence[Path]) -> list[TrainingRun]:
-    """Every training under the folders that has logged something. Raises ValueError when there is none."""
+    """All trainings under the folders that have logged something. Raises ValueError when there is none."""
     out = []
     for path in sorted({path.parent for folder in folders for path in folder.rglob(FACTS)}):
         lines = read_metrics(path / FILE)
         train = [line for line in lines if line["kind"] == "train"]
         if train:
-            held = [line for line in lines if line["kind"] == "validation"]
-            out.append(TrainingRun(path, read_facts(path / FACTS), train, held))
+            validation = [line for line in lines if line["kind"] == "validation"]
+            out.append(TrainingRun(path, read_facts(path / FACTS), train, validation))
     if not out:
-        raise ValueError(f"{', '.join(map(str, folders))}: no training has logged anything there ({FILE})")
+        raise ValueError(
+            f"{', '.join(map(str, folders))}: no training has logged anything under these folders ({FILE})"
+        )
     return out
 
 
@@ -60,28 +62,28 @@ def _modalities(runs: Sequence[TrainingRun]) -> list[str]:
 
 
 def runs_table(runs: Sequence[TrainingRun]) -> Table:
-    """One row a training: last losses in nats per token, by modality and of validation (mean over its sources)."""
-    there = _modalities(runs)
+    """One row per training: last losses in nats per token, by modality and of validation (mean over its sources)."""
+    modalities = _modalities(runs)
     out = Table(box=None)
     out.add_column("training", overflow="fold", min_width=20)
-    for name in (*there, "validation", "goodput"):
+    for name in (*modalities, "validation", "goodput"):
         out.add_column(name, justify="right", no_wrap=True)
     for r in runs:
-        losses, held, spent = r.train[-1]["loss_by_modality"], r.validation, goodput(r.folder)
+        losses, measured = r.train[-1]["loss_by_modality"], goodput(r.folder)
         model = (
             f"{r.facts['title']}, {r.facts['parameters'] / 1e6:.2f} M, step {r.train[-1]['step']}/{r.facts['steps']}"
         )
         out.add_row(
             "\n".join([str(r.folder), f"[dim]{model}[/dim]", *(f"[yellow]{w}[/yellow]" for w in r.warnings)]),
-            *[f"{losses[m]:.2f}" if m in losses else "–" for m in there],
-            f"{_mean(held[-1]):.2f}" if held else "–",
-            f"{100 * spent.share:.1f} %" if spent else "–",
+            *[f"{losses[m]:.2f}" if m in losses else "–" for m in modalities],
+            f"{_mean(r.validation[-1]):.2f}" if r.validation else "–",
+            f"{100 * measured.share:.1f} %" if measured else "–",
         )
     return out
 
 
 def plot_losses(runs: Sequence[TrainingRun], path: Path) -> None:
-    """Training loss by modality and validation, if any was measured, over steps; one panel each, one color a training."""
+    """Training loss by modality and validation loss over steps, as PNG; one panel each, one color per training."""
     panels = [*_modalities(runs), *["validation"] * any(r.validation for r in runs)]
     rows, columns = -(-len(panels) // 3), min(len(panels), 3)
     figure = plots.figure(3.5 * columns, 2.7 * rows + 0.5)

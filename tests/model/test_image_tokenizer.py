@@ -128,7 +128,7 @@ def test_files_of_another_tokenizer_are_refused(params, tmp_path):
         tokenizer.load(tmp_path)
 
 
-SETTINGS = TrainImageTokenizer(steps=90, batch=16, save_every=30)
+SETTINGS = TrainImageTokenizer(steps=90, batch_size=16, save_every=30)
 
 
 def test_training_learns_to_reconstruct_and_plots_it(tmp_path):

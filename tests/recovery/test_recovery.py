@@ -1,4 +1,4 @@
-"""What a training resumes from is its own; signals save; logs that are damaged are named."""
+"""A training resumes only from its own state; signals save; errors name damaged lines of logs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from alhena.recovery.memory_checkpoint import MemoryCheckpoints, memory_folder
 from alhena.tokens.store import Examples
 from alhena.train import compare, trainer
 from alhena.train import image_tokenizer as image_training
-from alhena.train.best_rq import _Sound
+from alhena.train.best_rq import AudioChunks
 from alhena.train.metrics import read_metrics
 from alhena.train.trainer import Folders, Hooks, fingerprint_of, train
 from tests.train.test_training import TRAINING, copy, equal
@@ -31,12 +31,12 @@ COPIED = replace(TRAINING, mesh=Mesh(), memory_checkpoint_every=1, save_every=10
 
 
 class Killed(BaseException):
-    """Ends a training between two steps, as SIGKILL would: nothing is saved."""
+    """Ends a training between two steps like SIGKILL: nothing is saved."""
 
 
 def killed_after(step: int) -> Hooks:
-    def on_step(now: int) -> None:
-        if now == step:
+    def on_step(current: int) -> None:
+        if current == step:
             raise Killed
 
     return Hooks(on_step=on_step)
@@ -57,20 +57,20 @@ def small(tiny) -> config.Model:
     return replace(tiny[1], vision=None, audio=None, decoder=replace(tiny[1].decoder, layers=1))
 
 
-def begin(c: config.Model) -> model.Params:
+def initial_params(c: config.Model) -> model.Params:
     return model.init(jax.random.key(0), c)
 
 
-def test_copies_of_another_seed_or_rate_are_never_restored(small, data, tmp_path, memory, capfd):
+def test_copies_of_another_seed_or_learning_rate_are_never_restored(small, data, tmp_path, memory, capfd):
     out = Folders(data, tmp_path / "out")
     with pytest.raises(Killed):
-        train(begin(small), small, COPIED, out, "first", killed_after(3))
+        train(initial_params(small), small, COPIED, out, "first", killed_after(3))
     assert len(list(memory_folder(out.out, 0).glob("*.copy"))) == 2
     other = replace(COPIED, seed=1, optimizer=replace(COPIED.optimizer, learning_rate=1e-4))
-    found = train(begin(small), small, other, out, "second")
+    params = train(initial_params(small), small, other, out, "second")
     assert starts(out.out) == [0, 0]
     assert "copies of another training removed (2)" in capfd.readouterr().err
-    equal(found, train(begin(small), small, other, Folders(data, tmp_path / "fresh"), "fresh"))
+    equal(params, train(initial_params(small), small, other, Folders(data, tmp_path / "fresh"), "fresh"))
     assert not list(memory.glob("*/*/*.copy"))
 
 
@@ -78,112 +78,113 @@ def test_copies_are_restored_until_the_run_folder_is_deleted(small, data, tmp_pa
     out = Folders(data, tmp_path / "out")
     for step in (3, 5):
         with pytest.raises(Killed):
-            train(begin(small), small, COPIED, out, "run", killed_after(step))
+            train(initial_params(small), small, COPIED, out, "run", killed_after(step))
     assert starts(out.out) == [0, 3]
     shutil.rmtree(out.out)
     with pytest.raises(Killed):
-        train(begin(small), small, COPIED, out, "anew", killed_after(1))
+        train(initial_params(small), small, COPIED, out, "new", killed_after(1))
     assert starts(out.out) == [0]
     shutil.rmtree(out.out)
-    told: list[str] = []
-    MemoryCheckpoints(tmp_path / "another", 0, "x", told.append)
-    assert len(told) == 1 and "which was deleted" in told[0] and not memory_folder(out.out, 0).exists()
+    log: list[str] = []
+    MemoryCheckpoints(tmp_path / "another", 0, "x", log.append)
+    assert len(log) == 1 and "deleted run folder" in log[0] and not memory_folder(out.out, 0).exists()
 
 
 def test_copies_that_are_damaged_or_of_another_mesh_do_not_displace_new_ones(tmp_path, memory):
     with jax.set_mesh(jax.make_mesh((1, 1), ("pod", "data"))):
-        place = lambda x: jax.device_put(x, jax.NamedSharding(jax.sharding.get_mesh(), jax.P()))  # noqa: E731
+        put = lambda x: jax.device_put(x, jax.NamedSharding(jax.sharding.get_mesh(), jax.P()))  # noqa: E731
         copies = MemoryCheckpoints(tmp_path, 0, "x", pytest.fail)
         for step in (7, 8):
-            copies.save(step, {"a": place(np.zeros(step))}, None)
-        assert copies.restore({"a": place(np.zeros(3))}) is None
+            copies.save(step, {"a": put(np.zeros(step))}, None)
+        assert copies.restore({"a": put(np.zeros(3))}) is None
         for step in (4, 5):
-            copies.save(step, {"a": place(np.full(3, step))}, {"step": step})
-        step, state, place_in_data = copies.restore({"a": place(np.zeros(3))})
-        assert (step, state["a"][0], place_in_data) == (5, 5, {"step": 5})
+            copies.save(step, {"a": put(np.full(3, step))}, {"step": step})
+        step, state, data_state = copies.restore({"a": put(np.zeros(3))})
+        assert (step, state["a"][0], data_state) == (5, 5, {"step": 5})
 
 
 def test_checkpoints_of_another_training_are_refused(small, data, tmp_path):
     out = Folders(data, tmp_path / "out")
-    train(begin(small), small, TRAINING, out, "first", Hooks(stop_after=2))
+    train(initial_params(small), small, TRAINING, out, "first", Hooks(stop_after=2))
     shutil.copytree(data, tmp_path / "other")
     shutil.copy(data / "a.arrow", tmp_path / "other" / "b.arrow")
     others = {
         "seed": (replace(TRAINING, seed=1), out),
-        "rate": (replace(TRAINING, optimizer=replace(TRAINING.optimizer, learning_rate=1e-4)), out),
+        "learning rate": (replace(TRAINING, optimizer=replace(TRAINING.optimizer, learning_rate=1e-4)), out),
         "data": (TRAINING, replace(out, data=tmp_path / "other")),
     }
     for t, folders in others.values():
         with pytest.raises(ValueError, match=r"out: its checkpoints \(the newest of step 2\) are of another training"):
-            train(begin(small), small, t, folders, "second")
-    # One that was copied there is refused by itself.
+            train(initial_params(small), small, t, folders, "second")
+    # A checkpoint that was copied into a new folder is refused too.
     shutil.copytree(out.out / "checkpoints", tmp_path / "new" / "checkpoints")
     with pytest.raises(ValueError, match=r"checkpoints/2: this checkpoint is of another training"):
-        train(begin(small), small, others["seed"][0], Folders(data, tmp_path / "new"), "third")
+        train(initial_params(small), small, others["seed"][0], Folders(data, tmp_path / "new"), "third")
 
 
-def test_the_fingerprint_knows_the_stage_and_the_data_and_not_the_mesh(small, data, tmp_path):
+def test_the_fingerprint_covers_the_stage_and_the_data_but_not_the_mesh(small, data, tmp_path):
     out = Folders(data, tmp_path)
-    own = fingerprint_of(small, TRAINING, out)
+    original = fingerprint_of(small, TRAINING, out)
     assert (
-        fingerprint_of(small, replace(TRAINING, mesh=Mesh(pod=2), memory_checkpoint_every=5, save_every=3), out) == own
+        fingerprint_of(small, replace(TRAINING, mesh=Mesh(pod=2), memory_checkpoint_every=5, save_every=3), out)
+        == original
     )
     shutil.copytree(data, tmp_path / "data")
-    assert fingerprint_of(small, TRAINING, replace(out, data=tmp_path / "data")) == own
+    assert fingerprint_of(small, TRAINING, replace(out, data=tmp_path / "data")) == original
     content = bytearray((tmp_path / "data" / "a.arrow").read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / "data" / "a.arrow").write_bytes(content)
-    assert fingerprint_of(small, TRAINING, replace(out, data=tmp_path / "data")) != own
+    assert fingerprint_of(small, TRAINING, replace(out, data=tmp_path / "data")) != original
     write_json(tmp_path / "begun.json", {"fingerprint": "0123"})
-    assert fingerprint_of(small, TRAINING, out) != own
+    assert fingerprint_of(small, TRAINING, out) != original
 
 
-def test_a_signal_saves_and_ends_and_the_rest_is_the_same_bit_for_bit(small, data, tmp_path):
+def test_a_signal_saves_and_stops_and_the_resumed_run_is_the_same_bit_for_bit(small, data, tmp_path):
     """Ctrl-C while the first step compiles, SIGTERM between two steps."""
     c = replace(small, decoder=replace(small.decoder, hidden=40))
-    params, before = begin(c), [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    out = Folders(data, tmp_path / "cut")
-    advance, sent = trainer.train_on_next_batch, []
+    params, before = initial_params(c), [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    out = Folders(data, tmp_path / "stopped")
+    train_on_next_batch, sent = trainer.train_on_next_batch, []
 
     def interrupted(*args):
         if not sent:
             sent.append(threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)))
             sent[0].start()
-        found = advance(*args)
+        result = train_on_next_batch(*args)
         sent[0].join()
-        return found
+        return result
 
     def terminated(step):
         if step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr(trainer, "advance", interrupted)
-        train(copy(params), c, TRAINING, out, "cut")
+        patch.setattr(trainer, "train_on_next_batch", interrupted)
+        train(copy(params), c, TRAINING, out, "stopped")
     assert ended.value.code == 130
     with pytest.raises(SystemExit) as ended:
-        train(copy(params), c, TRAINING, out, "cut", Hooks(on_step=terminated))
+        train(copy(params), c, TRAINING, out, "stopped", Hooks(on_step=terminated))
     assert ended.value.code == 143
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-    found = train(copy(params), c, TRAINING, out, "cut")
-    # The signal of step 3 is seen after step 4, which is saved.
+    resumed = train(copy(params), c, TRAINING, out, "stopped")
+    # The signal of step 3 takes effect after step 4, which is saved.
     assert starts(out.out) == [0, 1, 4]
-    whole = Folders(data, tmp_path / "whole")
-    equal(found, train(copy(params), c, TRAINING, whole, "whole"))
-    assert read_fingerprints(out.out)[0] == read_fingerprints(whole.out)[0]
+    uninterrupted = Folders(data, tmp_path / "uninterrupted")
+    equal(resumed, train(copy(params), c, TRAINING, uninterrupted, "uninterrupted"))
+    assert read_fingerprints(out.out)[0] == read_fingerprints(uninterrupted.out)[0]
 
 
 def test_another_image_tokenizer_is_not_resumed(tmp_path):
     images = [np.random.default_rng(k).integers(0, 256, (32, 32, 3), np.uint8) for k in range(3)]
     c = config.ImageTokenizer((8, 8), (3, 3, 3), 8)
-    t = image_training.TrainImageTokenizer(steps=1, batch=2, save_every=1)
+    t = image_training.TrainImageTokenizer(steps=1, batch_size=2, save_every=1)
     image_training.train(images, c, t, tmp_path)
-    for other, some in ((replace(t, seed=1), images), (t, images[:2])):
+    for other, subset in ((replace(t, seed=1), images), (t, images[:2])):
         with pytest.raises(ValueError, match=r"checkpoints/1: this checkpoint is of another training"):
-            image_training.train(some, c, other, tmp_path)
+            image_training.train(subset, c, other, tmp_path)
 
 
-def test_sound_is_found_by_lengths_and_no_example_is_read(data):
+def test_audio_chunks_are_located_by_lengths_and_no_example_is_read(data):
     class Counted(Examples):
         reads = 0
 
@@ -192,14 +193,14 @@ def test_sound_is_found_by_lengths_and_no_example_is_read(data):
             return super().__getitem__(index)
 
     sources = {file.stem: Counted(file) for file in sorted(data.glob("*.arrow"))}
-    sound = _Sound(sources)
+    audio = AudioChunks(sources)
     assert Counted.reads == 0
-    places = [(e, k) for _, some in sorted(sources.items()) for e in some for k in range(len(e.frame_lengths))]
-    assert sound.chunks == len(places) > 2
-    for number, (example, chunk) in enumerate(places):
-        found, index = sound._chunk(number)
+    chunks = [(e, k) for _, examples in sorted(sources.items()) for e in examples for k in range(len(e.frame_lengths))]
+    assert audio.count == len(chunks) > 2
+    for number, (example, chunk) in enumerate(chunks):
+        located, index = audio.chunk(number)
         assert index == chunk
-        np.testing.assert_array_equal(found.frames, example.frames)
+        np.testing.assert_array_equal(located.frames, example.frames)
 
 
 GOOD = {
@@ -228,7 +229,7 @@ READ = {
         ("fingerprints.jsonl", GOOD["fingerprints.jsonl"].replace("00000000", "xyz", 1)),
     ],
 )
-def test_a_line_that_is_not_of_the_log_is_named(tmp_path, name, bad):
+def test_errors_name_an_invalid_line_of_a_log(tmp_path, name, bad):
     path = tmp_path / name
     path.write_text(f"{GOOD[name]}\n")
     READ[name](tmp_path)
@@ -237,7 +238,7 @@ def test_a_line_that_is_not_of_the_log_is_named(tmp_path, name, bad):
         READ[name](tmp_path)
 
 
-def test_facts_of_a_run_that_are_no_facts_are_named(tmp_path):
+def test_errors_name_a_missing_fact_of_a_run(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(GOOD["metrics.jsonl"] + "\n")
     write_json(tmp_path / "training.json", {"title": "x"})
     with pytest.raises(ValueError, match=r"training\.json: it has no field 'parameters'"):

@@ -1,6 +1,6 @@
-"""Run by test_sharded.py in a process of its own, where the CPU stands for eight devices; prints one line of JSON.
+"""Run by test_sharded.py in a separate process, with eight simulated CPU devices; prints one line of JSON.
 
-For each mesh: how far loss and gradients are from those of one device, and which weight stacks the compiled step gathers whole.
+For each mesh: the difference of loss and gradients from those of one device, and the weight stacks that the compiled step gathers.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from alhena.train.loss import batch_loss
 from alhena.train.optimizer import Optimizer, optimizer
 from alhena.train.step import initial_state, train_step
 
-ROWS, TOKENS, PATCHES, FACTORS = 8, 32, 8, (8, 16)
-VOCABULARY = 64 + 8 * 16 - (8 + 16)  # 64 rows; those of image codes are on several chips, not all their own
+BATCH_SIZE, TOKENS, PATCHES, FACTORS = 8, 32, 8, (8, 16)
+VOCABULARY = 64 + 8 * 16 - (8 + 16)  # 64 embedding rows; those of the image codes are spread over several devices
 CONFIG = config.Model(
     VOCABULARY,
     1,
     2,
-    # More layers than are unrolled: the loop over them is what must not gather the stack.
+    # More layers than are unrolled: the loop over them must not gather the stack.
     config.Decoder(width=16, layers=14, heads=4, head_dim=8, hidden=24, final_logit_softcap=3.0, remat=True),
     config.Vision(width=16, layers=2, heads=2, hidden=16, patch=2, remat=True),
     config.Conformer(width=16, layers=2, heads=2, hidden=16, remat=True),
@@ -51,21 +51,21 @@ TRANSFORM = optimizer(Optimizer(warmup=1), 10, SPECS)
 
 def random_batch() -> Batch:
     rng = np.random.default_rng(0)
-    tokens = rng.integers(3, VOCABULARY, (ROWS, TOKENS))
+    tokens = rng.integers(3, VOCABULARY, (BATCH_SIZE, TOKENS))
     tokens[:, :2], tokens[:, 4:12] = 1, 2
-    rows = lambda values: np.asarray(values, np.int32)  # noqa: E731
+    int32 = lambda values: np.asarray(values, np.int32)  # noqa: E731
     return Batch(
-        tokens=rows(tokens),
-        targets=rows(rng.integers(0, VOCABULARY, (ROWS, TOKENS))),
-        weights=np.float32(rng.random((ROWS, TOKENS)) * (rng.random((ROWS, TOKENS)) < 0.7)),
-        modality=rows(rng.integers(0, 5, (ROWS, TOKENS))),
-        segments=rows(np.sort(rng.integers(1, 3, (ROWS, TOKENS)), 1)),
-        positions=rows(np.tile(np.arange(TOKENS), (ROWS, 1))),
-        patches=np.uint8(rng.integers(0, 256, (ROWS, PATCHES, 12))),
-        patch_positions=rows(rng.integers(0, 4, (ROWS, PATCHES, 2))),
-        patch_images=rows(np.ones((ROWS, PATCHES))),
-        frames=np.float32(rng.normal(size=(ROWS, 1, 64, 128))),
-        frame_lengths=rows(np.full((ROWS, 1), 50)),
+        tokens=int32(tokens),
+        targets=int32(rng.integers(0, VOCABULARY, (BATCH_SIZE, TOKENS))),
+        weights=np.float32(rng.random((BATCH_SIZE, TOKENS)) * (rng.random((BATCH_SIZE, TOKENS)) < 0.7)),
+        modality=int32(rng.integers(0, 5, (BATCH_SIZE, TOKENS))),
+        segments=int32(np.sort(rng.integers(1, 3, (BATCH_SIZE, TOKENS)), 1)),
+        positions=int32(np.tile(np.arange(TOKENS), (BATCH_SIZE, 1))),
+        patches=np.uint8(rng.integers(0, 256, (BATCH_SIZE, PATCHES, 12))),
+        patch_positions=int32(rng.integers(0, 4, (BATCH_SIZE, PATCHES, 2))),
+        patch_images=int32(np.ones((BATCH_SIZE, PATCHES))),
+        frames=np.float32(rng.normal(size=(BATCH_SIZE, 1, 64, 128))),
+        frame_lengths=int32(np.full((BATCH_SIZE, 1), 50)),
     )
 
 
@@ -75,21 +75,21 @@ def random_params() -> model.Params:
     return jax.tree.unflatten(structure, [x + 0.1 * rng.normal(size=x.shape).astype(np.float32) for x in leaves])
 
 
-def far(a: Any, b: Any) -> float:
-    """Largest difference, where 1 is the largest value of an array (or 1)."""
-    parts = jax.tree.map(lambda x, y: np.abs(np.asarray(x) - np.asarray(y)).max() / max(1, np.abs(y).max()), a, b)
-    return float(max(jax.tree.leaves(parts)))
+def max_difference(a: Any, b: Any) -> float:
+    """Largest difference, relative to the largest value of each array, or to 1 if that is larger."""
+    differences = jax.tree.map(lambda x, y: np.abs(np.asarray(x) - np.asarray(y)).max() / max(1, np.abs(y).max()), a, b)
+    return float(max(jax.tree.leaves(differences)))
 
 
 def stacks_gathered(text: str) -> list[str]:
-    """What all-gathers put together that has all layers in it (no other dimension is as long)."""
+    """Shapes of all-gather results that contain all layers (no other dimension has that size)."""
     gathers = [op for ops in hlo.parse(text).computations.values() for op in ops if op.kind.startswith("all-gather")]
     assert gathers
     return sorted({str(shape.dims) for op in gathers for shape in op.shapes if CONFIG.decoder.layers in shape.dims})
 
 
-def measure(shape: Mesh, params: model.Params, batch: Batch, one: tuple) -> dict[str, Any]:
-    """Loss and gradients on a mesh against those of one device."""
+def measure(shape: Mesh, params: model.Params, batch: Batch, reference: tuple) -> dict[str, Any]:
+    """Differences of loss and gradients on a mesh from those of one device."""
     with sharding.use_mesh(shape):
         args = (
             sharding.shard(params, spec.shardings(params, SPECS)),
@@ -98,55 +98,55 @@ def measure(shape: Mesh, params: model.Params, batch: Batch, one: tuple) -> dict
         compiled = LOSS.lower(*args).compile()
         loss, gradient = compiled(*args)
     return {
-        "loss": abs(float(loss) - float(one[0])) / float(one[0]),
-        "gradient": far(gradient, one[1]),
+        "loss": abs(float(loss) - float(reference[0])) / float(reference[0]),
+        "gradient": max_difference(gradient, reference[1]),
         "gathered": stacks_gathered(compiled.as_text()),
     }
 
 
-def kept(tree: Any) -> bool:
-    """Whether every array is cut as the table says."""
+def has_expected_shardings(tree: Any) -> bool:
+    """Whether every array has the sharding of its specification."""
     mesh = jax.sharding.get_mesh()
-    right = lambda x, part: x.sharding.is_equivalent_to(NamedSharding(mesh, part), x.ndim)  # noqa: E731
-    return all(jax.tree.leaves(jax.tree.map(right, tree, spec.shardings(tree, SPECS))))
+    matches = lambda x, part: x.sharding.is_equivalent_to(NamedSharding(mesh, part), x.ndim)  # noqa: E731
+    return all(jax.tree.leaves(jax.tree.map(matches, tree, spec.shardings(tree, SPECS))))
 
 
 def measure_step(shape: Mesh, params: model.Params, batch: Batch) -> dict[str, Any]:
-    """Two whole training steps, optimizer included, on a mesh against one device; the first, of a warm-up, changes no parameter."""
+    """Two complete training steps on a mesh against one device; the first, of the warm-up, changes no parameter."""
     one = initial_state(jax.tree.map(jnp.copy, params), CONFIG, TRANSFORM)
     for _ in range(2):
         one, _ = train_step(one, batch, CONFIG, TRANSFORM)
     with sharding.use_mesh(shape), TemporaryDirectory() as folder:
-        born = kept(model.init(jax.random.key(0), CONFIG))  # in parts, never whole
+        initialized = has_expected_shardings(model.init(jax.random.key(0), CONFIG))
         state = initial_state(jax.tree.map(jnp.copy, params), CONFIG, TRANSFORM)
-        rows = sharding.shard(batch, sharding.batch_specs(batch))
-        compiled = train_step.lower(state, rows, CONFIG, TRANSFORM).compile()
-        after, _ = compiled(state, rows)
+        sharded = sharding.shard(batch, sharding.batch_specs(batch))
+        compiled = train_step.lower(state, sharded, CONFIG, TRANSFORM).compile()
+        after, _ = compiled(state, sharded)
         saved = Checkpoints(Path(folder), "one")
         saved.save(1, after, None)
         saved.close()
         _, restored, _ = Checkpoints(Path(folder), "one").restore(after)
-        after, _ = compiled(restored, rows)
-        all_kept = born and kept(restored) and kept(after)
+        after, _ = compiled(restored, sharded)
+        match = initialized and has_expected_shardings(restored) and has_expected_shardings(after)
     return {
-        "moved": far(params, one.params),
-        "params": far(after.params, one.params),
-        "optimizer": far(after.optimizer, one.optimizer),
+        "moved": max_difference(params, one.params),
+        "params": max_difference(after.params, one.params),
+        "optimizer": max_difference(after.optimizer, one.optimizer),
         "gathered": stacks_gathered(compiled.as_text()),
-        "shardings_kept": all_kept,
+        "shardings_match": match,
     }
 
 
 def main() -> None:
     params, batch = random_params(), random_batch()
-    one = LOSS(params, batch)
-    found: dict[str, Any] = {name: measure(shape, params, batch, one) for name, shape in MESHES.items()}
-    found["step"] = measure_step(Mesh(2, 2, 2), params, batch)
-    # A table that cuts the stack itself: the loop then needs all of it at once, and the search above has to find that.
+    reference = LOSS(params, batch)
+    results: dict[str, Any] = {name: measure(shape, params, batch, reference) for name, shape in MESHES.items()}
+    results["step"] = measure_step(Mesh(2, 2, 2), params, batch)
+    # Rules that shard the stack along its layers: the loop then needs all of it at once, and stacks_gathered must find that.
     sharding.RULES |= {"layers": "model", "heads": None, "hidden": None}
     jax.clear_caches()
-    found["wrong_table"] = measure(Mesh(data=4, model=2), params, batch, one)
-    print(json.dumps(found))
+    results["wrong_rules"] = measure(Mesh(data=4, model=2), params, batch, reference)
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Our Muon is optax's, number for number; what ours adds is where a matrix is when it is orthogonalized (test_sharded.py)."""
+"""Our Muon equals that of optax; sharding, which ours adds, is tested in test_sharded.py."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ def test_three_steps_equal_those_of_optax():
     steps, states = [jax.jit(t.update) for t in (theirs, ours)], [t.init(params) for t in (theirs, ours)]
     for _ in range(3):
         gradient = {name: jnp.asarray(rng.normal(size=p.shape), jnp.float32) for name, p in params.items()}
-        (expected, states[0]), (found, states[1]) = (f(gradient, s, params) for f, s in zip(steps, states, strict=True))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
-        assert all(np.abs(update).max() > 0.01 for update in jax.tree.leaves(found))
+        (expected, states[0]), (actual, states[1]) = (
+            f(gradient, s, params) for f, s in zip(steps, states, strict=True)
+        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), actual, expected)
+        assert all(np.abs(update).max() > 0.01 for update in jax.tree.leaves(actual))

@@ -1,4 +1,4 @@
-"""Sharded = single device: FSDP, tensor parallel, pods and all at once, on eight simulated devices; no weight stack is gathered whole."""
+"""Sharded = single device: FSDP, tensor parallel, pods and all at once, on eight simulated devices; no weight stack is gathered completely."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ import pytest
 
 from alhena.model import model, sharding, spec
 from alhena.model.attention import causal_attention
-from alhena.train.loss import weighted_loss
+from alhena.train.loss import LossOptions, weighted_loss
 from alhena.train.optimizer import Optimizer, optimizer
 from alhena.train.step import initial_state
 
-CLOSE = 1e-5  # float32, relative to the largest value
+TOLERANCE = 1e-5  # float32, relative to the largest value
 
 
 @pytest.fixture(scope="module")
 def measured() -> dict:
     root = Path(__file__).parents[2]
     command = [sys.executable, str(Path(__file__).with_name("eight_devices.py"))]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    result = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("mesh", ["fsdp", "tensor", "pods", "all"])
 def test_loss_and_gradients_equal_those_of_one_device(measured, mesh):
-    assert measured[mesh]["loss"] < CLOSE
-    assert measured[mesh]["gradient"] < CLOSE
+    assert measured[mesh]["loss"] < TOLERANCE
+    assert measured[mesh]["gradient"] < TOLERANCE
 
 
-def test_a_whole_step_equals_that_of_one_device_and_keeps_its_shardings(measured):
-    assert measured["step"]["params"] < CLOSE < 1e-3 < measured["step"]["moved"]
-    assert measured["step"]["optimizer"] < CLOSE
-    assert measured["step"]["shardings_kept"]
+def test_a_complete_step_equals_that_of_one_device_and_keeps_its_shardings(measured):
+    assert measured["step"]["params"] < TOLERANCE < 1e-3 < measured["step"]["moved"]
+    assert measured["step"]["optimizer"] < TOLERANCE
+    assert measured["step"]["shardings_match"]
 
 
-def test_no_weight_stack_is_gathered_whole(measured):
+def test_no_weight_stack_is_gathered_completely(measured):
     assert [measured[mesh]["gathered"] for mesh in ("fsdp", "tensor", "all", "step")] == [[]] * 4
-    assert measured["wrong_table"]["gathered"]  # a stack cut along its layers would be
-    assert measured["wrong_table"]["gradient"] < CLOSE  # and no comparison of numbers sees what that costs
+    assert measured["wrong_rules"]["gathered"]  # a stack sharded along its layers would be
+    assert measured["wrong_rules"]["gradient"] < TOLERANCE  # comparing numbers does not show what that costs
 
 
 def test_every_array_of_the_state_has_logical_axes(tiny):
@@ -74,12 +74,12 @@ def test_a_mesh_that_does_not_divide_is_refused():
         sharding.make_mesh(sharding.Mesh(data=8), jax.devices()[:1])
 
 
-def test_heads_and_colours_that_cannot_be_cut_are_refused():
+def test_heads_and_colors_that_cannot_be_sharded_are_refused():
     four = jax.sharding.AbstractMesh((1, 1, 4), ("pod", "data", "model"))
-    x, rows = jax.numpy.zeros((2, 8, 6, 8)), jax.numpy.zeros((2, 8))
-    ids = rows.astype(int)
+    x, weights = jax.numpy.zeros((2, 8, 6, 8)), jax.numpy.zeros((2, 8))
+    ids, options = weights.astype(int), LossOptions("float32", code_factors=(2, 6))
     with jax.sharding.use_abstract_mesh(four):
         with pytest.raises(ValueError, match="6 query heads cannot be sharded over 4 chips"):
             jax.eval_shape(causal_attention, x, x, x, ids)
-        with pytest.raises(ValueError, match="6 colors of image codes cannot be cut over 4 chips"):
-            jax.eval_shape(lambda x: weighted_loss(x, x[0], ids, rows, "float32", None, (2, 6)), x[:, :, 0])
+        with pytest.raises(ValueError, match="6 colors of image codes cannot be sharded over 4 devices"):
+            jax.eval_shape(lambda x: weighted_loss(x, x[0], ids, weights, options), x[:, :, 0])

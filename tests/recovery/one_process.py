@@ -1,6 +1,6 @@
-"""One process of a training: run by ``test_processes.py``, several at a time.
+"""One process of a training; ``test_processes.py`` runs several at a time.
 
-python processes.py MODEL DATA OUT [KILL …]      KILL: process:step or process:step:lost, with which goes what it had in memory
+python one_process.py MODEL DATA OUT [KILL …]      KILL: process:step, or process:step:lost, which also deletes its copies in memory
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from alhena.model.weights import load_model
 from alhena.recovery.memory_checkpoint import memory_folder
 from alhena.recovery.supervisor import initialize_distributed
 from alhena.tokens.loader import BatchShape
+from alhena.train.mixture import Phase, Training
 from alhena.train.optimizer import Optimizer
-from alhena.train.trainer import Folders, Hooks, Phase, Training, train
+from alhena.train.trainer import Folders, Hooks, train
 
 PHASES = (Phase(6, {"a": 1.0, "b": 1.0}), Phase(4, {"b": 1.0}))
 
@@ -39,17 +40,17 @@ def main() -> None:
         memory_checkpoint_every=1,
     )
 
-    def die(step: int) -> None:
+    def kill_if_due(step: int) -> None:
         for kill in sys.argv[4:]:
-            process, when, *lost = kill.split(":")
-            marker = out / f"killed-{when}"
-            if jax.process_index() == int(process) and step == int(when) and not marker.exists():
+            process, kill_step, *lost = kill.split(":")
+            marker = out / f"killed-{kill_step}"
+            if jax.process_index() == int(process) and step == int(kill_step) and not marker.exists():
                 marker.touch()
                 if lost:
                     shutil.rmtree(memory_folder(out, int(process)))
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    params = train(*load_model(model), t, Folders(data, out), "processes", Hooks(on_step=die))
+    params = train(*load_model(model), t, Folders(data, out), "processes", Hooks(on_step=kill_if_due))
     if jax.process_index() == 0:
         np.savez(out / "params.npz", *map(np.asarray, jax.tree.leaves(params)))
 

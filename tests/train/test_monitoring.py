@@ -1,4 +1,4 @@
-"""What is told of a run: early warnings as defined, output norms as they are, and trainings beside each other."""
+"""Monitoring: early warnings of divergence, output norms by modality, comparison of trainings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from alhena.files import add_line, read_lines
 from alhena.model import model
 from alhena.tokens.loader import padded_batch
 from alhena.train import compare
-from alhena.train.divergence import SPAN, growing_norms, newly_growing_norms
+from alhena.train.divergence import WINDOW, growing_norms, newly_growing_norms
 from alhena.train.loss import batch_loss
 from alhena.train.metrics import Metrics, by_modality
 from alhena.train.trainer import Folders, Hooks, train
@@ -28,35 +28,35 @@ def lines(norms, gradient=1.0) -> list[dict]:
     ]
 
 
-def test_a_trend_is_warned_of_and_noise_is_not():
+def test_a_trend_gives_a_warning_and_noise_does_not():
     rng, x = np.random.default_rng(0), np.arange(40)
     slow, fast = 2 ** (x / 15), 2 ** (x / 8)
     assert growing_norms(lines(slow), 0) == {}
-    assert growing_norms(lines(fast), 0) == {"output norm (image)": round(2 ** ((SPAN - 1) / 8), 2)}
+    assert growing_norms(lines(fast), 0) == {"output norm (image)": round(2 ** ((WINDOW - 1) / 8), 2)}
     assert growing_norms(lines(fast * np.exp(0.05 * rng.normal(size=40))), 0)
     assert growing_norms(lines(np.exp(rng.normal(size=40))), 0) == {}
     assert growing_norms(lines(fast[::-1]), 0) == {}
-    assert growing_norms(lines(fast[: SPAN - 1]), 0) == {}
-    assert growing_norms(lines(fast[: SPAN + 3]), warmup=40) == {}  # of which only 11 came after the warm-up
-    # it is told once, when it begins
+    assert growing_norms(lines(fast[: WINDOW - 1]), 0) == {}
+    assert growing_norms(lines(fast[: WINDOW + 3]), warmup=40) == {}  # only 11 of them are after the warm-up
+    # One warning, when the growth begins.
     flat_then_fast = np.concatenate([np.ones(20), fast])
-    told = [n for n in range(1, 60) if newly_growing_norms(lines(flat_then_fast[:n]), 0)]
-    assert len(told) == 1
-    assert 20 < told[0] < 20 + SPAN
+    warned = [n for n in range(1, 60) if newly_growing_norms(lines(flat_then_fast[:n]), 0)]
+    assert len(warned) == 1
+    assert 20 < warned[0] < 20 + WINDOW
 
 
 def test_the_output_norm_is_that_of_the_last_layer(tiny, encoder, documents):
     batch = padded_batch([e for d in documents for e in encoder.encode(d, 256)], 64, 64, 4)
-    _, tally = jax.jit(batch_loss, static_argnums=1)(*tiny, batch)
+    _, sums = jax.jit(batch_loss, static_argnums=1)(*tiny, batch)
     x = np.asarray(model.decoder_output(*tiny, batch))
-    found = by_modality([tally])["output_norm"]
-    assert set(found) == {"text", "image", "audio"}
-    for name, value in found.items():
+    norms = by_modality([sums])["output_norm"]
+    assert set(norms) == {"text", "image", "audio"}
+    for name, value in norms.items():
         weights = batch.weights * (batch.modality == Modality[name.upper()])
         np.testing.assert_allclose(value, np.sqrt(np.sum(weights * np.mean(x**2, -1)) / weights.sum()), rtol=1e-3)
 
 
-def test_runs_are_listed_and_drawn(tiny, data, tmp_path):
+def test_runs_are_listed_and_plotted(tiny, data, tmp_path):
     params, c = tiny
     for name, steps in (("one", 8), ("two", 4)):
         train(
@@ -71,24 +71,24 @@ def test_runs_are_listed_and_drawn(tiny, data, tmp_path):
     assert last["kind"] == "train"
     add_line(tmp_path / "two" / "metrics.jsonl", last | {"step": 5, "skipped": 3})
     (tmp_path / "empty").mkdir()
-    found = compare.find_runs([tmp_path])
-    assert [r.folder.name for r in found] == ["one", "two"]
+    runs = compare.find_runs([tmp_path])
+    assert [r.folder.name for r in runs] == ["one", "two"]
     screen = Console(file=io.StringIO(), width=250)
-    screen.print(compare.runs_table(found))
+    screen.print(compare.runs_table(runs))
     text = screen.file.getvalue()
     for words in ("a run called one", "8/8", "5/8", "3 skipped", f"{model.count(params) / 1e6:.2f} M", " %"):
         assert words in text
     assert f"{last['loss_by_modality']['text']:.2f}" in text
     narrow = Console(file=io.StringIO(), width=80)
-    narrow.print(compare.runs_table(found))
+    narrow.print(compare.runs_table(runs))
     assert all(name in narrow.file.getvalue() for name in ("training", "text", "validation", "goodput"))
-    compare.plot_losses(found, tmp_path / "plots" / "losses.png")
+    compare.plot_losses(runs, tmp_path / "plots" / "losses.png")
     assert (tmp_path / "plots" / "losses.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match="no training has logged anything there"):
+    with pytest.raises(ValueError, match="no training has logged anything under these folders"):
         compare.find_runs([tmp_path / "empty"])
 
 
-def test_weights_and_biases_without_its_package_is_told_at_once(tmp_path, monkeypatch):
+def test_weights_and_biases_without_its_package_is_refused_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_PROJECT", "alhena")
     with pytest.raises(ValueError, match=r"pip install 'alhena\[wandb\]'"):
         Metrics(tmp_path, "title", 10, 0)
