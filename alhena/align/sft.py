@@ -23,7 +23,7 @@ from alhena.tokens.tokenize import Encoding
 from alhena.train.optimizer import Optimizer
 from alhena.train.trainer import Folders, Phase, Training, open_examples, train, validate
 
-MEMORY = 4  # times as long rows may become, on data of one's own, before there are fewer of them
+MAX_GROWTH = 4  # times as long rows may become, on data of one's own, before there are fewer of them
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def _sizes(sources: Mapping[str, Examples]) -> Int[np.ndarray, "examples 3"]:
     )
 
 
-def widened(shape: BatchShape, sources: Mapping[str, Examples]) -> BatchShape:
+def grow_to_fit(shape: BatchShape, sources: Mapping[str, Examples]) -> BatchShape:
     """Rows in which the largest example fits, fewer of them where they are much larger: the memory of a step is bounded.
 
     No row holds more than a whole batch of ``shape`` does: what is larger still does not fit. Attention makes memory grow with the
@@ -59,12 +59,12 @@ def widened(shape: BatchShape, sources: Mapping[str, Examples]) -> BatchShape:
     sizes = _sizes(sources)
     sizes = sizes[(sizes <= before * shape.batch_size).all(1)]
     after = np.maximum(before, sizes.max(0, initial=0))
-    growth = after / np.maximum(before, 1) / MEMORY
+    growth = after / np.maximum(before, 1) / MAX_GROWTH
     rows = max(1, int(shape.batch_size / max(1.0, growth[0] ** 2, growth[1] ** 2, growth[2])))
     return BatchShape(rows, *(int(size) for size in after))
 
 
-def trimmed(shape: BatchShape, sources: Mapping[str, Examples]) -> BatchShape:
+def shrink_to_fit(shape: BatchShape, sources: Mapping[str, Examples]) -> BatchShape:
     """Rows no larger than these examples can fill: recordings alone need no room for patches, and hardly any for tokens.
 
     The scarcest budget says how many examples a row holds; the others keep room for a quarter more than those need.
@@ -93,7 +93,7 @@ def training(t: Tune, data: Path, questions: float) -> Training:
         )
     weights = {name: t.weights[name] for name in sizes if name in t.weights} if t.weights else sizes
     phases = (Phase(t.steps, weights),)
-    shape = t.shape if t.weights else trimmed(widened(t.shape, sources), sources)
+    shape = t.shape if t.weights else shrink_to_fit(grow_to_fit(t.shape, sources), sources)
     return Training(phases, shape, t.optimizer, t.seed, t.save_every, 5, 100, questions)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image as Pillow
 
 GRID = 8
-SIDE = 48  # pixels a side at which a drawn shape is compared with the ideal ones
+TEMPLATE_SIDE = 48  # pixels a side at which a drawn shape is compared with the ideal ones
 
 Digit = Callable[[np.ndarray], int]
 
@@ -51,12 +51,12 @@ def _fitted(mask: np.ndarray) -> np.ndarray:
     """The foreground's bounding box as float [SIDE, SIDE]."""
     ys, xs = np.nonzero(mask)
     box = mask[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
-    image = Pillow.fromarray(box.astype(np.uint8) * 255).resize((SIDE, SIDE), Pillow.Resampling.BILINEAR)
+    image = Pillow.fromarray(box.astype(np.uint8) * 255).resize((TEMPLATE_SIDE, TEMPLATE_SIDE), Pillow.Resampling.BILINEAR)
     return np.asarray(image, np.float64) / 255
 
 
 @cache
-def ideals() -> dict[str, np.ndarray]:
+def shape_templates() -> dict[str, np.ndarray]:
     """Perfect shapes, cut to their bounding boxes."""
     y, x = (np.mgrid[0:200, 0:200] - 99.5) / 90
     angle, distance = np.arctan2(x, -y), np.hypot(x, y)
@@ -81,6 +81,6 @@ def shape_of(pixels: np.ndarray) -> str | None:
     if mask.sum() < 20:
         return None
     drawn = _fitted(mask)
-    scores = {n: float(np.minimum(drawn, s).sum() / np.maximum(drawn, s).sum()) for n, s in ideals().items()}
+    scores = {n: float(np.minimum(drawn, s).sum() / np.maximum(drawn, s).sum()) for n, s in shape_templates().items()}
     best = max(scores, key=lambda name: scores[name])
     return best if scores[best] > 0.6 else None

@@ -15,7 +15,7 @@ import numpy as np
 from sacrebleu.metrics import CHRF
 
 
-def normal(text: str) -> str:
+def normalize(text: str) -> str:
     """Case and spaces do not count.
 
     >>> normal("  Forty  Seven ")
@@ -25,22 +25,22 @@ def normal(text: str) -> str:
 
 
 def matches(reference: str, answer: str) -> float:
-    return float(normal(reference) == normal(answer))
+    return float(normalize(reference) == normalize(answer))
 
 
-def exact(references: Sequence[str], answers: Sequence[str]) -> float:
+def exact_match(references: Sequence[str], answers: Sequence[str]) -> float:
     """Share of answers equal to their reference, in percent."""
     return 100 * float(np.mean([matches(r, a) for r, a in zip(references, answers, strict=True)]))
 
 
-def word_errors(references: Sequence[str], answers: Sequence[str]) -> float:
+def word_error_rate(references: Sequence[str], answers: Sequence[str]) -> float:
     """Word error rate, in percent."""
-    return 100 * jiwer.wer([normal(r) for r in references], [normal(a) for a in answers])
+    return 100 * jiwer.wer([normalize(r) for r in references], [normalize(a) for a in answers])
 
 
-def character_errors(references: Sequence[str], answers: Sequence[str]) -> float:
+def character_error_rate(references: Sequence[str], answers: Sequence[str]) -> float:
     """Character error rate, in percent."""
-    return 100 * jiwer.cer([normal(r) for r in references], [normal(a) for a in answers])
+    return 100 * jiwer.cer([normalize(r) for r in references], [normalize(a) for a in answers])
 
 
 def chrf(references: Sequence[str], answers: Sequence[str]) -> float:
@@ -49,17 +49,17 @@ def chrf(references: Sequence[str], answers: Sequence[str]) -> float:
 
 
 Metric = Callable[[Sequence[str], Sequence[str]], float]
-LOWER_IS_BETTER = (word_errors, character_errors)
+LOWER_IS_BETTER = (word_error_rate, character_error_rate)
 
 
 def constant_chance(metric: Metric, references: Sequence[str]) -> float:
     """The best score of one and the same answer to everything, among the twenty most frequent references."""
-    candidates = [word for word, _ in Counter(map(normal, references)).most_common(20)]
+    candidates = [word for word, _ in Counter(map(normalize, references)).most_common(20)]
     scores = [metric(references, [candidate] * len(references)) for candidate in candidates]
     return min(scores) if metric in LOWER_IS_BETTER else max(scores)
 
 
-def wilson(percent: float, items: int) -> float:
+def wilson_interval(percent: float, items: int) -> float:
     """Half width, in points, of the 95 % Wilson interval of a share.
 
     >>> round(wilson(50.0, 100), 1)
@@ -71,24 +71,24 @@ def wilson(percent: float, items: int) -> float:
 
 def _errors(metric: Metric, reference: str, answer: str) -> tuple[int, int]:
     """Errors of one answer, and the words or characters of its reference."""
-    if metric is word_errors:
-        words = jiwer.process_words(normal(reference), normal(answer))
+    if metric is word_error_rate:
+        words = jiwer.process_words(normalize(reference), normalize(answer))
         return (
             words.substitutions + words.deletions + words.insertions,
             words.hits + words.substitutions + words.deletions,
         )
-    letters = jiwer.process_characters(normal(reference), normal(answer))
+    letters = jiwer.process_characters(normalize(reference), normalize(answer))
     errors = letters.substitutions + letters.deletions + letters.insertions
     return errors, letters.hits + letters.substitutions + letters.deletions
 
 
-def interval(metric: Metric, references: Sequence[str], answers: Sequence[str]) -> float | None:
+def confidence_interval(metric: Metric, references: Sequence[str], answers: Sequence[str]) -> float | None:
     """Half width, in points, of the 95 % interval of a score; None where there is no formula or a single item.
 
     Of a share Wilson's. Of an error rate that of a ratio of sums (errors by length), items drawn at random (Cochran 1977, 6.4).
     """
-    if metric is exact:
-        return wilson(exact(references, answers), len(references))
+    if metric is exact_match:
+        return wilson_interval(exact_match(references, answers), len(references))
     if metric not in LOWER_IS_BETTER or len(references) < 2:
         return None
     errors, lengths = np.array([_errors(metric, r, a) for r, a in zip(references, answers, strict=True)]).T

@@ -13,7 +13,7 @@ import numpy as np
 from alhena import plots
 from alhena.content import Audio, Image, Text, Video
 from alhena.evaluate.metrics import matches
-from alhena.evaluate.results import Answered, Line
+from alhena.evaluate.results import AnsweredQuestion, ReportRow
 from alhena.files import write_atomically
 from alhena.media import SAMPLE_RATE, decode_audio, decode_video, encode_png
 
@@ -25,7 +25,7 @@ COLOURS = {
     "combined": plots.GREEN,
     "drawing": plots.RED,
 }
-SHOWN = 4  # test items of each kind in the gallery
+GALLERY_ITEMS = 4  # test items of each kind in the gallery
 
 
 def _headline(results: Mapping[str, Any]) -> str:
@@ -35,14 +35,14 @@ def _headline(results: Mapping[str, Any]) -> str:
     return f"{facts.get('parameters', 0) / 1e6:.2f} M parameters · {seen} · {weights}"
 
 
-def _height(line: Line, value: float) -> float:
+def _height(line: ReportRow, value: float) -> float:
     """Where a score stands between the worst (0) and the best (1) of its scale."""
     if line.metric == "bits per byte":
         return 1 - value / 8
     return 1 - min(value, 100) / 100 if line.lower_is_better else value / 100
 
 
-def plot_report(lines: Sequence[Line], results: Mapping[str, Any], path: Path) -> None:
+def plot_report(lines: Sequence[ReportRow], results: Mapping[str, Any], path: Path) -> None:
     """Bars from chance to score, one a capability; a diamond marks the 4-bit model. Longer is better on every row."""
     figure = plots.figure(10.8, 0.34 * len(lines) + 1.7, layout=None)
     axes = figure.add_axes((0.31, 0.07, 0.42, 0.84))
@@ -103,19 +103,19 @@ def _media(part: object) -> str:
     return f"<p>{html.escape(part.text[-160:])}</p>" if isinstance(part, Text) else ""
 
 
-def _item(a: Answered) -> str:
+def _item(a: AnsweredQuestion) -> str:
     asked = "".join(_media(part) for content in a.document.contents[:-1] for part in content.parts)
     said = []
     for name, answer in a.answers.items():
         good = matches(a.reference, answer) == 1
-        picture = f'<img class="pixels" src="{_inline(a.pictures[name])}" alt="drawn">' if name in a.pictures else ""
+        picture = f'<img class="pixels" src="{_inline(a.images[name])}" alt="drawn">' if name in a.images else ""
         said.append(
             f'<p class="{"good" if good else "bad"}"><small>{name}</small> {picture}{html.escape(answer[:80])}</p>'
         )
     return f'<figure>{asked}{"".join(said)}<p class="ref"><small>right</small> {html.escape(a.reference[:80])}</p></figure>'
 
 
-def _table(lines: Sequence[Line]) -> str:
+def _table(lines: Sequence[ReportRow]) -> str:
     names = list(lines[0].scores)
     head = "".join(
         f"<th>{html.escape(n)}</th>"
@@ -133,7 +133,7 @@ def _table(lines: Sequence[Line]) -> str:
         body.append(
             f'<tr class="{"" if line.above_chance else "bad"}"><td style="color:{COLOURS[line.group]}">{line.group}</td><td>{html.escape(line.name)}</td><td>{line.metric}{arrow}</td>'
             f'<td class="n">{line.items}</td><td class="n">{line.chance:.2f}</td>{scores}<td class="n">{interval}</td>'
-            f'<td class="n">{max(line.cut.values(), default=0) or "–"}</td></tr>'
+            f'<td class="n">{max(line.truncated.values(), default=0) or "–"}</td></tr>'
         )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
@@ -158,12 +158,12 @@ def _not_asked(results: Mapping[str, Any]) -> str:
     return f" Not asked: {reasons}." if reasons else ""
 
 
-def _page(lines: Sequence[Line], answered: Sequence[Answered], results: Mapping[str, Any]) -> str:
-    tasks: dict[str, list[Answered]] = {}
+def _page(lines: Sequence[ReportRow], answered: Sequence[AnsweredQuestion], results: Mapping[str, Any]) -> str:
+    tasks: dict[str, list[AnsweredQuestion]] = {}
     for a in answered:
         tasks.setdefault(str(a.document.facts.get("task")), []).append(a)
     galleries = "".join(
-        f'<h2>{html.escape(task)}</h2><div class="gallery">{"".join(map(_item, some[:SHOWN]))}</div>'
+        f'<h2>{html.escape(task)}</h2><div class="gallery">{"".join(map(_item, some[:GALLERY_ITEMS]))}</div>'
         for task, some in tasks.items()
     )
     judge = results["digit_judge_accuracy"]
@@ -177,7 +177,7 @@ def _page(lines: Sequence[Line], answered: Sequence[Answered], results: Mapping[
     )
 
 
-def write_report(lines: Sequence[Line], answered: Sequence[Answered], results: Mapping[str, Any], out: Path) -> None:
+def write_report(lines: Sequence[ReportRow], answered: Sequence[AnsweredQuestion], results: Mapping[str, Any], out: Path) -> None:
     """Writes report.png and report.html."""
     plot_report(lines, results, out / "report.png")
     write_atomically(out / "report.html", _page(lines, answered, results))

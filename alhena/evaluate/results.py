@@ -11,24 +11,24 @@ from alhena.evaluate.metrics import matches
 
 
 @dataclass(frozen=True)
-class Answered:
+class AnsweredQuestion:
     """A test document, what was right, and each model's answer."""
 
     document: Document
     reference: str
     answers: dict[str, str]
-    pictures: dict[str, bytes]
-    cut: frozenset[str] = frozenset()  # models whose answer ended at the limit of tokens
+    images: dict[str, bytes]
+    truncated: frozenset[str] = frozenset()  # models whose answer ended at the limit of tokens
 
     def to_json(self) -> str:
         """One line of answers.jsonl."""
         right = {name: matches(self.reference, answer) == 1 for name, answer in self.answers.items()}
         row = {"id": self.document.id, "task": self.document.facts.get("task"), "reference": self.reference}
-        return json.dumps(row | {"answers": self.answers, "right": right, "cut": sorted(self.cut)}, ensure_ascii=False)
+        return json.dumps(row | {"answers": self.answers, "right": right, "cut": sorted(self.truncated)}, ensure_ascii=False)
 
 
 @dataclass(frozen=True)
-class Line:
+class ReportRow:
     """One measured row: a score for each model, the chance level, and the half width of the 95 % interval of the first score."""
 
     group: str
@@ -39,7 +39,7 @@ class Line:
     chance: float
     scores: dict[str, float]
     interval: float | None
-    cut: dict[str, int] = field(default_factory=dict)  # answers that ended at the limit of tokens
+    truncated: dict[str, int] = field(default_factory=dict)  # answers that ended at the limit of tokens
 
     @property
     def above_chance(self) -> bool:
@@ -48,16 +48,16 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Asked:
+class AnswerSet:
     """Every question that all models answered, and how many could not be asked, by reason."""
 
-    answered: Sequence[Answered]
-    not_asked: Mapping[str, int]
+    questions: Sequence[AnsweredQuestion]
+    skipped: Mapping[str, int]
 
 
 @dataclass(frozen=True)
-class Measured:
+class Evaluation:
     """The rows of a report and the answers behind them."""
 
-    lines: Sequence[Line]
-    asked: Asked
+    rows: Sequence[ReportRow]
+    answers: AnswerSet

@@ -17,7 +17,7 @@ from alhena.serve.engine import Engine
 from alhena.tokens.loader import padded_batch
 from alhena.train.loss import weighted_loss
 
-ROWS, TOKENS = 8, 256
+BATCH_SIZE, WINDOW_TOKENS = 8, 256
 
 
 @partial(jax.jit, static_argnums=1)
@@ -35,11 +35,11 @@ def _nats(params: model.Params, c: config.Model, batch: Batch) -> jax.Array:
 
 def text_nats(engine: Engine, documents: Sequence[Document]) -> tuple[float, int, int]:
     """Total nats, UTF-8 bytes and tokens of running text; long documents are read in windows of TOKENS tokens."""
-    examples = [e for d in documents for e in engine.encoder.encode(d, TOKENS)]
+    examples = [e for d in documents for e in engine.encoder.encode(d, WINDOW_TOKENS)]
     total = 0.0
-    for start in range(0, len(examples), ROWS):
-        some = examples[start : start + ROWS]
-        batch = padded_batch(some + [some[0]] * (ROWS - len(some)), TOKENS, 0, 0)
+    for start in range(0, len(examples), BATCH_SIZE):
+        some = examples[start : start + BATCH_SIZE]
+        batch = padded_batch(some + [some[0]] * (BATCH_SIZE - len(some)), WINDOW_TOKENS, 0, 0)
         total += float(np.sum(_nats(engine.params, engine.config, batch)[: len(some)]))
     size = sum(len(text_of(d.contents).encode()) for d in documents)
     return total, size, sum(int((e.weights > 0).sum()) for e in examples)

@@ -17,14 +17,14 @@ Verdict = Callable[
 
 
 @dataclass(frozen=True)
-class Row:
+class TaskMetric:
     """One line of the card."""
 
     group: str
     name: str
     metric_name: str
     metric: metrics.Metric
-    chosen: Callable[[Document], bool]
+    selects: Callable[[Document], bool]
 
     @property
     def lower_is_better(self) -> bool:
@@ -47,31 +47,31 @@ def _language(code: str) -> Callable[[Document], bool]:
     return lambda document: document.facts.get("task") == "speech" and document.language == code
 
 
-ANSWERS: tuple[Row, ...] = (
-    Row("text", "translation", "exact match %", metrics.exact, _task("translation")),
-    Row("text", "translation, chrF", "chrF", metrics.chrf, _task("translation")),
-    Row("text", "key-value retrieval, first third", "exact match %", metrics.exact, _place(0, 1 / 3)),
-    Row("text", "key-value retrieval, middle", "exact match %", metrics.exact, _place(1 / 3 + 1e-9, 2 / 3)),
-    Row("text", "key-value retrieval, last third", "exact match %", metrics.exact, _place(2 / 3 + 1e-9, 1)),
-    Row("image", "handwritten numbers", "exact match %", metrics.exact, _task("digits")),
-    Row("image", "scene: colour", "exact match %", metrics.exact, _task("scenes/colour")),
-    Row("image", "scene: shape", "exact match %", metrics.exact, _task("scenes/shape")),
-    Row("image", "scene: colour of a shape", "exact match %", metrics.exact, _task("scenes/find")),
-    Row("image", "scene: how many", "exact match %", metrics.exact, _task("scenes/count")),
-    Row("image", "scene: where", "exact match %", metrics.exact, _task("scenes/relation")),
-    Row("image", "reading words (OCR)", "character errors %", metrics.character_errors, _task("ocr")),
-    Row("image", "chart: highest", "exact match %", metrics.exact, _task("charts/highest")),
-    Row("image", "chart: lowest", "exact match %", metrics.exact, _task("charts/lowest")),
-    Row("image", "chart: value", "exact match %", metrics.exact, _task("charts/value")),
-    Row("audio", "speech recognition", "word errors %", metrics.word_errors, _task("speech")),
-    Row("audio", "speech recognition, English", "word errors %", metrics.word_errors, _language("en")),
-    Row("video", "which way it moves", "exact match %", metrics.exact, _task("video/direction")),
-    Row("video", "what moves", "exact match %", metrics.exact, _task("video/what")),
-    Row("video", "how many move", "exact match %", metrics.exact, _task("video/count")),
-    Row("video", "digits in order", "exact match %", metrics.exact, _task("video/order")),
-    Row("combined", "spoken question about a picture", "exact match %", metrics.exact, _task("spoken")),
-    Row("drawing", "digit, by a classifier", "recognized %", metrics.exact, _task("drawing/digit")),
-    Row("drawing", "shape, by its pixels", "right %", metrics.exact, _task("drawing/shape")),
+TASK_METRICS: tuple[TaskMetric, ...] = (
+    TaskMetric("text", "translation", "exact match %", metrics.exact_match, _task("translation")),
+    TaskMetric("text", "translation, chrF", "chrF", metrics.chrf, _task("translation")),
+    TaskMetric("text", "key-value retrieval, first third", "exact match %", metrics.exact_match, _place(0, 1 / 3)),
+    TaskMetric("text", "key-value retrieval, middle", "exact match %", metrics.exact_match, _place(1 / 3 + 1e-9, 2 / 3)),
+    TaskMetric("text", "key-value retrieval, last third", "exact match %", metrics.exact_match, _place(2 / 3 + 1e-9, 1)),
+    TaskMetric("image", "handwritten numbers", "exact match %", metrics.exact_match, _task("digits")),
+    TaskMetric("image", "scene: colour", "exact match %", metrics.exact_match, _task("scenes/colour")),
+    TaskMetric("image", "scene: shape", "exact match %", metrics.exact_match, _task("scenes/shape")),
+    TaskMetric("image", "scene: colour of a shape", "exact match %", metrics.exact_match, _task("scenes/find")),
+    TaskMetric("image", "scene: how many", "exact match %", metrics.exact_match, _task("scenes/count")),
+    TaskMetric("image", "scene: where", "exact match %", metrics.exact_match, _task("scenes/relation")),
+    TaskMetric("image", "reading words (OCR)", "character errors %", metrics.character_error_rate, _task("ocr")),
+    TaskMetric("image", "chart: highest", "exact match %", metrics.exact_match, _task("charts/highest")),
+    TaskMetric("image", "chart: lowest", "exact match %", metrics.exact_match, _task("charts/lowest")),
+    TaskMetric("image", "chart: value", "exact match %", metrics.exact_match, _task("charts/value")),
+    TaskMetric("audio", "speech recognition", "word errors %", metrics.word_error_rate, _task("speech")),
+    TaskMetric("audio", "speech recognition, English", "word errors %", metrics.word_error_rate, _language("en")),
+    TaskMetric("video", "which way it moves", "exact match %", metrics.exact_match, _task("video/direction")),
+    TaskMetric("video", "what moves", "exact match %", metrics.exact_match, _task("video/what")),
+    TaskMetric("video", "how many move", "exact match %", metrics.exact_match, _task("video/count")),
+    TaskMetric("video", "digits in order", "exact match %", metrics.exact_match, _task("video/order")),
+    TaskMetric("combined", "spoken question about a picture", "exact match %", metrics.exact_match, _task("spoken")),
+    TaskMetric("drawing", "digit, by a classifier", "recognized %", metrics.exact_match, _task("drawing/digit")),
+    TaskMetric("drawing", "shape, by its pixels", "right %", metrics.exact_match, _task("drawing/shape")),
 )
 
 
@@ -94,7 +94,7 @@ def reference(document: Document) -> str:
     return " ".join(part.text for part in document.contents[-1].parts if isinstance(part, Text))
 
 
-def verdict(document: Document, parts: Sequence[object]) -> str:
+def predicted_answer(document: Document, parts: Sequence[object]) -> str:
     """An answer as text to compare: its words, or what the judges see in its first picture."""
     task = _judged(document)
     if task is None:
@@ -108,7 +108,7 @@ def verdict(document: Document, parts: Sequence[object]) -> str:
     return f"{colour_of(pixels, dict(COLOURS))} {shape_of(pixels)}"
 
 
-def chance(row: Row, documents: Sequence[Document], references: Sequence[str]) -> float:
+def chance(row: TaskMetric, documents: Sequence[Document], references: Sequence[str]) -> float:
     """The best score without looking: the best constant answer, one number of the list for retrieval, any pair for a drawn shape."""
     if documents[0].facts.get("task") == "retrieval":
         return 100 * sum(1 / float(d.facts["pairs"]) for d in documents) / len(documents)

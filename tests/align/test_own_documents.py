@@ -24,7 +24,7 @@ def test_long_sounds_and_several_pictures_are_used(encoder, tmp_path):
     asked = [(sound(1, 4.0), ask), (sound(2, 20.0), ask), (*pictures, ask), (ask,)]
     documents = [Document((Content("user", parts), answer), str(i), "mine") for i, parts in enumerate(asked)]
     how = T.encoding(tmp_path)
-    examples = [e for d in documents for e in encoder.encode(d, how.most_tokens, window=how.window)]
+    examples = [e for d in documents for e in encoder.encode(d, how.max_tokens, window=how.window)]
     assert [(len(e.patches), len(e.frames)) for e in examples] == [(0, 4), (0, 16), (512, 0), (0, 0)]
     write_examples(tmp_path / "mine.arrow", examples, INNER)
     shape = training(T, tmp_path, 0.1).shape
@@ -39,12 +39,12 @@ def test_running_text_is_split_at_a_row_of_the_recipe_and_chats_are_not(encoder,
     how, words = T.encoding(tmp_path), Text("forty seven circles " * 300)
     prose = Document((Content("document", (words,)),), "0", "mine")
     chat = Document((Content("user", (Text("Write."),)), Content("model", (words,))), "1", "mine")
-    assert 250 < max(len(e.tokens) for e in encoder.encode(prose, how.most_tokens, window=how.window)) <= 256
-    (example,) = encoder.encode(chat, how.most_tokens, window=how.window)
+    assert 250 < max(len(e.tokens) for e in encoder.encode(prose, how.max_tokens, window=how.window)) <= 256
+    (example,) = encoder.encode(chat, how.max_tokens, window=how.window)
     assert len(example.tokens) > 256
     endless = replace(chat, contents=(chat.contents[0], Content("model", (words,) * 20)))
     with pytest.raises(ValueError, match="tokens; at most 4096 fit"):
-        encoder.encode(endless, how.most_tokens, window=how.window)
+        encoder.encode(endless, how.max_tokens, window=how.window)
 
 
 def test_the_loss_on_the_split_of_the_run_is_that_of_its_own_tokenizers(tiny, encoder, documents, tmp_path):

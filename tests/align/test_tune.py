@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alhena.align.sft import Tune, training, trimmed, widened
+from alhena.align.sft import Tune, training, shrink_to_fit, grow_to_fit
 from alhena.batch import Example
 from alhena.tokens.loader import Batches, BatchShape, left_out
 from alhena.tokens.store import Examples, write_examples
@@ -73,7 +73,7 @@ def test_what_is_larger_than_a_batch_is_left_out_with_its_reason(tmp_path):
         "b": {f"more than {shape.tokens} tokens and 0 image patches": 1},
     }
     batches = Batches(sources, {"a": 1.0, "b": 1.0}, shape, seed=0)
-    assert batches.too_long == {"a": 2, "b": 1}
+    assert batches.too_large == {"a": 2, "b": 1}
 
 
 def test_when_nothing_fits_the_reasons_are_said(tmp_path):
@@ -84,7 +84,7 @@ def test_when_nothing_fits_the_reasons_are_said(tmp_path):
 
 def test_the_recipe_keeps_its_rows(tmp_path):
     sources = stored(tmp_path, a=[example(256, 256, 2), example(9)], b=[example(100, 64)])
-    assert widened(SHAPE, sources) == SHAPE
+    assert grow_to_fit(SHAPE, sources) == SHAPE
     given = replace(Tune(10, SHAPE), weights={"a": 1.0})
     stored(tmp_path, a=[example(4000, 256, 20)])
     assert training(given, tmp_path, 0.1).shape == SHAPE
@@ -97,5 +97,5 @@ def test_no_example_is_read_to_know_its_size(tmp_path):
 
     stored(tmp_path, a=[example(30, 0, 1)] * 40)
     sources = {"a": Unread(tmp_path / "a.arrow")}
-    shape = trimmed(widened(SHAPE, sources), sources)
+    shape = shrink_to_fit(grow_to_fit(SHAPE, sources), sources)
     assert (shape.tokens, shape.patches, shape.chunks) == (96, 0, 2)

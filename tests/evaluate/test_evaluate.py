@@ -10,12 +10,12 @@ import pytest
 from alhena.content import Document, Image, Text, read_documents
 from alhena.corpus.starter.splits import COLOURS
 from alhena.evaluate import metrics
-from alhena.evaluate.card import answer_line
-from alhena.evaluate.held_out import held_out_card
+from alhena.evaluate.evaluation import answer_row
+from alhena.evaluate.held_out import evaluate_held_out
 from alhena.evaluate.judges import colour_of, digit_judge, shape_of
-from alhena.evaluate.results import Answered
+from alhena.evaluate.results import AnsweredQuestion
 from alhena.evaluate.scoring import text_nats
-from alhena.evaluate.tasks import ANSWERS, reference, verdict
+from alhena.evaluate.tasks import TASK_METRICS, reference, predicted_answer
 from alhena.files import read_json
 from alhena.media import decode_image
 from alhena.serve.engine import Engine
@@ -27,8 +27,8 @@ def questions(smoke: Path) -> list[Document]:
 
 
 def test_an_oracle_gets_full_marks(questions):
-    answered = [Answered(d, reference(d), {"oracle": verdict(d, d.contents[-1].parts)}, {}) for d in questions]
-    lines = [line for row in ANSWERS if (line := answer_line(row, answered))]
+    answered = [AnsweredQuestion(d, reference(d), {"oracle": predicted_answer(d, d.contents[-1].parts)}, {}) for d in questions]
+    lines = [line for row in TASK_METRICS if (line := answer_row(row, answered))]
     assert len({line.group for line in lines}) == 6
     for line in lines:
         assert line.scores["oracle"] == (0 if line.lower_is_better else pytest.approx(100)), line.name
@@ -36,11 +36,11 @@ def test_an_oracle_gets_full_marks(questions):
 
 def test_a_constant_answer_scores_chance():
     references = ["red"] * 6 + ["blue"] * 3 + ["forty seven"]
-    for metric in (metrics.exact, metrics.word_errors, metrics.character_errors, metrics.chrf):
+    for metric in (metrics.exact_match, metrics.word_error_rate, metrics.character_error_rate, metrics.chrf):
         best = metrics.constant_chance(metric, references)
         constants = [metric(references, [word] * 10) for word in ("red", "blue", "forty seven")]
         assert best == pytest.approx(min(constants) if metric in metrics.LOWER_IS_BETTER else max(constants))
-    assert metrics.constant_chance(metrics.exact, references) == 60
+    assert metrics.constant_chance(metrics.exact_match, references) == 60
 
 
 def test_judges_know_real_drawings_and_reject_noise(questions):
@@ -78,7 +78,7 @@ def test_bits_per_byte_counts_every_byte_once(smoke):
 
 
 def test_held_out_questions_and_texts_are_measured(smoke, tmp_path):
-    results = held_out_card(smoke / "curated" / "test", smoke / "models" / "assistant", tmp_path)
+    results = evaluate_held_out(smoke / "curated" / "test", smoke / "models" / "assistant", tmp_path)
     assert results["questions"] > 20
     assert results["texts"] > 0
     assert results["not_measured"] == 0

@@ -28,16 +28,16 @@ def generated(seed: int, height: int = 32, width: int = 32) -> Document:
 
 
 def test_a_sample_that_fits_is_everything_in_order():
-    assert tokenize.thinned(iter(range(1000)), lambda item: 1, 1000, seed=0) == list(range(1000))
+    assert tokenize.uniform_sample(iter(range(1000)), lambda item: 1, 1000, seed=0) == list(range(1000))
 
 
 def test_a_sample_is_bounded_and_uniform():
-    sample = tokenize.thinned(iter(range(100_000)), lambda item: 3, 6000, seed=0)
+    sample = tokenize.uniform_sample(iter(range(100_000)), lambda item: 3, 6000, seed=0)
     assert 1900 < len(sample) <= 2000
     assert sample == sorted(set(sample))
     assert np.histogram(sample, 10, (0, 100_000))[0].min() > 140
-    assert sample == tokenize.thinned(iter(range(100_000)), lambda item: 3, 6000, seed=0)
-    assert sample != tokenize.thinned(iter(range(100_000)), lambda item: 3, 6000, seed=1)
+    assert sample == tokenize.uniform_sample(iter(range(100_000)), lambda item: 3, 6000, seed=0)
+    assert sample != tokenize.uniform_sample(iter(range(100_000)), lambda item: 3, 6000, seed=1)
 
 
 def test_a_sample_holds_no_more_than_it_returns():
@@ -54,7 +54,7 @@ def test_a_sample_holds_no_more_than_it_returns():
             nonlocal alive
             alive -= 1
 
-    assert len(tokenize.thinned((Item() for _ in range(5000)), lambda item: 1, 20, seed=0)) == 20
+    assert len(tokenize.uniform_sample((Item() for _ in range(5000)), lambda item: 1, 20, seed=0)) == 20
     assert most < 30
 
 
@@ -72,12 +72,12 @@ def test_pictures_are_sampled_and_large_ones_scaled(tmp_path, monkeypatch):
     scene = Document((Content("user", (Image(encode_png(np.zeros((8, 8, 3), np.uint8))),)),), "s", "scenes")
     documents = [generated(0, 600, 1200), Document((broken,), "b", "drawing"), scene, *map(generated, range(1, 9))]
     write_documents(tmp_path / "part.parquet", documents)
-    pictures, scenes = tokenize.sample_pictures(tmp_path)
+    pictures, scenes = tokenize.sample_images(tmp_path)
     assert pictures[0].shape == (362, 724, 3)
     assert [p.shape for p in pictures[1:]] == [(32, 32, 3)] * 8
     assert [p.shape for p in scenes] == [(8, 8, 3)]
     monkeypatch.setattr(tokenize, "PICTURE_BYTES", 3 * 32 * 32 * 3)
-    assert len(tokenize.sample_pictures(tmp_path)[0]) <= 3
+    assert len(tokenize.sample_images(tmp_path)[0]) <= 3
 
 
 @pytest.mark.parametrize("seeing", [0, 1])
@@ -129,10 +129,10 @@ def test_a_file_of_examples_is_whole_or_absent(encoder, documents, tmp_path):
 def test_record_batches_are_bounded_by_bytes(encoder, documents, tmp_path):
     (example,) = encoder.encode(documents[2], 256)
     size = sum(array.nbytes for array in vars(example).values())
-    with ExampleWriter(tmp_path / "a.arrow", INNER, most_bytes=2 * size) as writer:
+    with ExampleWriter(tmp_path / "a.arrow", INNER, max_bytes=2 * size) as writer:
         for _ in range(7):
             writer.add(example)
-            assert writer.waiting < 2 * size
+            assert writer.buffered_bytes < 2 * size
     with pa.memory_map(str(tmp_path / "a.arrow")) as file:
         reader = pa.ipc.open_file(file)
         assert [reader.get_batch(i).num_rows for i in range(reader.num_record_batches)] == [2, 2, 2, 1]

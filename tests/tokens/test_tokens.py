@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from alhena.content import Content, Document, Image, Text
 from alhena.model import config
 from alhena.tokens.audio_features import HOP, chunk, log_mel
-from alhena.tokens.images import fit, patchify
+from alhena.tokens.images import fit_grid, patchify
 from alhena.tokens.loader import Batches, BatchShape, batches_in_order, padded_batch
 from alhena.tokens.store import Examples, write_examples
 
@@ -64,7 +64,7 @@ def test_placeholders_match_what_the_encoders_give(encoder, documents):
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 256))
 def test_an_image_keeps_to_its_budget_and_nearly_to_its_shape(height, width, budget):
-    rows, columns = fit(height, width, budget, 16)
+    rows, columns = fit_grid(height, width, budget, 16)
     assert 1 <= rows * columns <= budget
     if rows >= 4 and columns >= 4:
         assert 0.6 < (columns / rows) / (width / height) < 1.7
@@ -177,7 +177,7 @@ def test_lengths_are_those_of_the_examples(sources, name):
 def test_what_does_not_fit_is_counted_or_refused(encoder, documents, sources):
     small = BatchShape(batch_size=2, tokens=128, patches=96, chunks=0)
     batches = Batches(sources, {"a": 1.0, "b": 1.0}, small, seed=0)
-    assert batches.too_long == {"a": 0, "b": len(sources["b"])}
+    assert batches.too_large == {"a": 0, "b": len(sources["b"])}
     with pytest.raises(ValueError, match="of which there is no data"):
         Batches(sources, {"c": 1.0}, SHAPE, seed=0)
     with pytest.raises(ValueError, match="a prompt of"):

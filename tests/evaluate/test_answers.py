@@ -10,10 +10,10 @@ import pytest
 
 from alhena.content import Audio, Content, Document, Image, Text, write_documents
 from alhena.evaluate import metrics
-from alhena.evaluate.ask import LEAST_TOKENS, answer_limits, ask_all
-from alhena.evaluate.card import measure, print_report, report_card
-from alhena.evaluate.held_out import held_out_card
-from alhena.evaluate.results import Line
+from alhena.evaluate.answers import MIN_TOKENS, answer_limits, answer_questions
+from alhena.evaluate.evaluation import evaluate, print_report, evaluate_models
+from alhena.evaluate.held_out import evaluate_held_out
+from alhena.evaluate.results import ReportRow
 from alhena.files import read_json
 from alhena.model import config, image_tokenizer
 from alhena.model.weights import save_model
@@ -46,7 +46,7 @@ def test_the_limit_follows_from_the_longest_reference_of_a_task(encoder):
     poem = "Draw a blue star. What colour is the circle? red " * 20
     some = [question("red"), question("blue"), question(poem, task="poem"), question("a", task="poem")]
     limits = answer_limits(encoder, some)
-    assert limits["one"] == LEAST_TOKENS
+    assert limits["one"] == MIN_TOKENS
     assert limits["poem"] > len(encoder.tokenizer.encode(poem)) > 100
     assert answer_limits(encoder, [question("x" * 50_000)])["one"] == GROWTH[-1]
     drawn = Document((Content("user", (Text("Draw."),)), Content("model", (picture(0, 64, 64),))), "d", "drawing")
@@ -55,11 +55,11 @@ def test_the_limit_follows_from_the_longest_reference_of_a_task(encoder):
 
 def test_an_answer_at_the_limit_is_counted_as_cut(engine):
     """Random weights hardly ever end a turn within 32 tokens."""
-    asked = ask_all({"tiny": engine}, [question("red", number=i) for i in range(4)])
-    assert len(asked.answered) == 4
-    for a in asked.answered:
-        assert ("tiny" in a.cut) == ('"cut": ["tiny"]' in a.to_json())
-    assert any(a.cut for a in asked.answered)
+    asked = answer_questions({"tiny": engine}, [question("red", number=i) for i in range(4)])
+    assert len(asked.questions) == 4
+    for a in asked.questions:
+        assert ("tiny" in a.truncated) == ('"cut": ["tiny"]' in a.to_json())
+    assert any(a.truncated for a in asked.questions)
 
 
 def test_one_bad_document_is_counted_and_the_others_are_measured(engine):
@@ -67,12 +67,12 @@ def test_one_bad_document_is_counted_and_the_others_are_measured(engine):
     good = [question("red", number=i) for i in range(3)]
     bad = question("red", sound(1, 3.0), number=9)
     broken = question("red", Image(b"\x89PNG\r\n\x1a\nnothing"), number=8)
-    asked = ask_all({"tiny": engine}, [good[0], bad, good[1], broken, good[2]])
-    assert [a.document.id for a in asked.answered] == ["one-0", "one-1", "one-2"]
-    assert sorted(asked.not_asked.values()) == [1, 1]
-    assert any("the sound lasts 3.0 s; this model reads at most 1 s" in reason for reason in asked.not_asked)
-    alone = ask_all({"tiny": engine}, good)
-    assert [a.answers for a in asked.answered] == [a.answers for a in alone.answered]
+    asked = answer_questions({"tiny": engine}, [good[0], bad, good[1], broken, good[2]])
+    assert [a.document.id for a in asked.questions] == ["one-0", "one-1", "one-2"]
+    assert sorted(asked.skipped.values()) == [1, 1]
+    assert any("the sound lasts 3.0 s; this model reads at most 1 s" in reason for reason in asked.skipped)
+    alone = answer_questions({"tiny": engine}, good)
+    assert [a.answers for a in asked.questions] == [a.answers for a in alone.questions]
 
 
 def test_the_held_out_card_has_intervals_chance_and_a_row_for_each_task(folder, tmp_path, capsys):
@@ -84,7 +84,7 @@ def test_the_held_out_card_has_intervals_chance_and_a_row_for_each_task(folder, 
     some = [question("red" if i % 3 else "blue", task="one" if i % 2 else "two", number=i) for i in range(8)]
     long = question("red", sound(1, 3.0))
     write_documents(tmp_path / "data" / "part.parquet", [*some, *texts, drawn, sounds, long])
-    held_out_card(tmp_path / "data", folder, tmp_path / "out")
+    evaluate_held_out(tmp_path / "data", folder, tmp_path / "out")
     results = read_json(tmp_path / "out" / "results.json")
     assert (results["questions"], results["texts"], results["not_measured"]) == (8, 3, 3)
     assert set(results["not_measured_reasons"].values()) == {1}
@@ -100,15 +100,15 @@ def test_the_held_out_card_has_intervals_chance_and_a_row_for_each_task(folder, 
 
 def test_a_set_without_anything_to_measure_is_counted_too(folder, tmp_path):
     write_documents(tmp_path / "part.parquet", [question("red", sound(1, 3.0))])
-    assert held_out_card(tmp_path, folder, tmp_path / "out")["not_measured"] == 1
+    assert evaluate_held_out(tmp_path, folder, tmp_path / "out")["not_measured"] == 1
     with pytest.raises(ValueError, match="no document that the report card has a row for"):
-        report_card(tmp_path, {"tiny": folder}, tmp_path / "report")
+        evaluate_models(tmp_path, {"tiny": folder}, tmp_path / "report")
 
 
 def test_the_report_says_what_was_cut_off_and_not_asked(folder, tmp_path):
     some = [question("red" if i % 3 else "blue", task="translation", number=i) for i in range(4)]
     write_documents(tmp_path / "part.parquet", [*some, question("red", sound(1, 3.0), task="speech")])
-    facts = report_card(tmp_path, {"tiny": folder}, tmp_path / "report")
+    facts = evaluate_models(tmp_path, {"tiny": folder}, tmp_path / "report")
     assert facts == {"rows": 2, "above_chance": 0, "not_asked": 1}
     results = read_json(tmp_path / "report" / "results.json")
     assert [line["name"] for line in results["lines"]] == ["translation", "translation, chrF"]
@@ -121,9 +121,9 @@ def test_the_report_says_what_was_cut_off_and_not_asked(folder, tmp_path):
 
 def test_facts_of_a_starter_task_without_its_truth_are_no_error(engine):
     some = [replace(question("red", task=task), facts={"task": task}) for task in ("drawing/digit", "retrieval")]
-    measured = measure({"tiny": engine}, some)
-    assert len(measured.asked.answered) == 2
-    print_report(measured.lines, {})
+    measured = evaluate({"tiny": engine}, some)
+    assert len(measured.answers.questions) == 2
+    print_report(measured.rows, {})
 
 
 def test_intervals_cover_the_rate_of_the_population():
@@ -131,17 +131,17 @@ def test_intervals_cover_the_rate_of_the_population():
     rng = np.random.default_rng(0)
     references = [" ".join("word" for _ in range(n)) for n in rng.integers(1, 9, 3000)]
     said = [" ".join(w if rng.random() < 0.7 else "other" for w in r.split()) for r in references]
-    rate, inside = metrics.word_errors(references, said), 0
+    rate, inside = metrics.word_error_rate(references, said), 0
     for _ in range(300):
         some = rng.integers(0, 3000, 60)
         r, a = [references[i] for i in some], [said[i] for i in some]
-        half = metrics.interval(metrics.word_errors, r, a)
-        inside += abs(metrics.word_errors(r, a) - rate) <= half
+        half = metrics.confidence_interval(metrics.word_error_rate, r, a)
+        inside += abs(metrics.word_error_rate(r, a) - rate) <= half
     assert 270 <= inside <= 297
 
 
 def test_intervals_where_there_is_none():
-    assert metrics.interval(metrics.chrf, ["a", "b"], ["a", "b"]) is None
-    assert metrics.interval(metrics.word_errors, ["a"], ["b"]) is None
-    assert metrics.interval(metrics.character_errors, ["ab", "cd"], ["ab", "cd"]) == 0
-    assert Line("a", "b", "exact match %", False, 3, 50.0, {"m": 50.0}, None).above_chance is False
+    assert metrics.confidence_interval(metrics.chrf, ["a", "b"], ["a", "b"]) is None
+    assert metrics.confidence_interval(metrics.word_error_rate, ["a"], ["b"]) is None
+    assert metrics.confidence_interval(metrics.character_error_rate, ["ab", "cd"], ["ab", "cd"]) == 0
+    assert ReportRow("a", "b", "exact match %", False, 3, 50.0, {"m": 50.0}, None).above_chance is False

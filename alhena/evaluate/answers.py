@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from alhena.content import Document, Image, Text
-from alhena.evaluate.results import Answered, Asked
-from alhena.evaluate.tasks import reference, verdict
+from alhena.evaluate.results import AnsweredQuestion, AnswerSet
+from alhena.evaluate.tasks import reference, predicted_answer
 from alhena.media import decode_image
 from alhena.progress import progress_bar
 from alhena.serve.engine import GROWTH, Answer, Engine
@@ -19,8 +19,8 @@ from alhena.serve.sampler import DRAWING, Sampling
 from alhena.tokens.encode import Encoder
 from alhena.tokens.images import code_grid
 
-GROUP = 32
-LEAST_TOKENS, FACTOR, MARGIN = 32, 1.5, 8  # of an answer: the longest reference of its task times FACTOR, and MARGIN
+BATCH_SIZE = 32
+MIN_TOKENS, FACTOR, MARGIN = 32, 1.5, 8  # of an answer: the longest reference of its task times FACTOR, and MARGIN
 
 
 def is_question(document: Document) -> bool:
@@ -50,7 +50,7 @@ def answer_limits(encoder: Encoder, documents: Sequence[Document]) -> dict[str, 
     """Most tokens of an answer, by task: one limit for all of a task, so that it says nothing about the single answer."""
     limits: dict[str, int] = {}
     for document in documents:
-        known = limits.get(_task(document), LEAST_TOKENS)
+        known = limits.get(_task(document), MIN_TOKENS)
         limits[_task(document)] = min(max(known, _room(encoder, document)), GROWTH[-1])
     return limits
 
@@ -80,25 +80,25 @@ def respond(
     limits = answer_limits(engine.encoder, documents)
     order = sorted(range(len(documents)), key=lambda i: (limits[_task(documents[i])] > GROWTH[0], _task(documents[i])))
     out: dict[int, Answer | str] = {}
-    for start in range(0, len(order), GROUP):
-        group = order[start : start + GROUP]
+    for start in range(0, len(order), BATCH_SIZE):
+        group = order[start : start + BATCH_SIZE]
         samplings = [_sampling(documents[i], i, limits) for i in group]
         out |= zip(group, _answers(engine, [documents[i] for i in group], samplings), strict=True)
         advance(len(group))
     return [out[i] for i in range(len(documents))]
 
 
-def _answered(document: Document, given: Mapping[str, Answer]) -> Answered:
+def _answered(document: Document, given: Mapping[str, Answer]) -> AnsweredQuestion:
     pictures: dict[str, bytes] = {}
     for name, answer in given.items():
         found = [part.data for part in answer.content.parts if isinstance(part, Image)]
         pictures |= {name: found[0]} if found else {}
-    answers = {name: verdict(document, answer.content.parts) for name, answer in given.items()}
+    answers = {name: predicted_answer(document, answer.content.parts) for name, answer in given.items()}
     cut = frozenset(name for name, answer in given.items() if answer.finish == "length")
-    return Answered(document, reference(document), answers, pictures, cut)
+    return AnsweredQuestion(document, reference(document), answers, pictures, cut)
 
 
-def ask_all(engines: Mapping[str, Engine], documents: Sequence[Document]) -> Asked:
+def answer_questions(engines: Mapping[str, Engine], documents: Sequence[Document]) -> AnswerSet:
     """Every question to every model, under a progress bar."""
     questions = [document for document in documents if is_question(document)]
     given: dict[str, list[Answer | str]] = {}
@@ -106,7 +106,7 @@ def ask_all(engines: Mapping[str, Engine], documents: Sequence[Document]) -> Ask
         for name, engine in engines.items():
             bar = progress.add_task(f"ask {name}", total=len(questions))
             given[name] = respond(engine, questions, lambda done, bar=bar: progress.update(bar, advance=done))
-    answered, not_asked = list[Answered](), Counter[str]()
+    answered, not_asked = list[AnsweredQuestion](), Counter[str]()
     for i, document in enumerate(questions):
         reasons = [answer for some in given.values() if isinstance(answer := some[i], str)]
         if reasons:
@@ -114,4 +114,4 @@ def ask_all(engines: Mapping[str, Engine], documents: Sequence[Document]) -> Ask
             continue
         answers = {name: answer for name, some in given.items() if isinstance(answer := some[i], Answer)}
         answered.append(_answered(document, answers))
-    return Asked(answered, dict(not_asked))
+    return AnswerSet(answered, dict(not_asked))
