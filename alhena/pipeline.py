@@ -235,11 +235,10 @@ def make_assistant(run: Recipe, folder: Path) -> None:
 def tune_on(base: Path, examples: Path, work: Path, out: Path, t: tuning.Tune) -> dict[str, Any]:
     """Tunes the model of folder ``base`` on encoded examples; checkpoints in ``work``, the new model in ``out``."""
     params, c = load_model(base)
-    questions = Encoder.load(base).budget.question_weight
-    training = tuning.training(t, examples, questions)
+    training = tuning.training(t, examples, Encoder.load(base).budget.question_weight)
     sources = {name: some for name, some in open_examples(examples).items() if name in training.phases[0].weights}
     missing = say_left_out(sources, training.shape)
-    params = tuning.tune(params, c, t, examples, work, questions, f"tune {out.name}")
+    params = train(params, c, training, Folders(examples, work), f"tune {out.name}")
     facts = read_config(base)[1] | {"name": out.name, "tuned_steps": t.steps}
     write_model_folder(params, c, base, out, facts)
     compare.plot_losses(compare.find_runs([work]), work / compare.PLOT)

@@ -50,11 +50,11 @@ def main(bench: Bench) -> None:
         results = {}
         for split in ("validation", "test"):
             documents = [d for d in read_documents(bench.folder / "curated" / split) if d.source in asked]
-            measured = evaluate(engines, documents)
-            print_report(measured.rows, measured.answers.skipped)
-            results[split] = [asdict(line) for line in measured.rows]
+            evaluation = evaluate(engines, documents)
+            print_report(evaluation.rows, evaluation.answers.skipped)
+            results[split] = [asdict(row) for row in evaluation.rows]
     name = "_".join(bench.sources)
-    write_json(Path(__file__).parent / "results" / f"alone_{name}.json", {"steps": bench.steps, "lines": results})
+    write_json(Path(__file__).parent / "results" / f"alone_{name}.json", {"steps": bench.steps, "rows": results})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What an evaluation gives: answers, measured rows, and what could not be measured with its reason."""
+"""Results of an evaluation: answers, report rows, and the questions that were skipped with their reason."""
 
 from __future__ import annotations
 
@@ -12,24 +12,32 @@ from alhena.evaluate.metrics import matches
 
 @dataclass(frozen=True)
 class AnsweredQuestion:
-    """A test document, what was right, and each model's answer."""
+    """A test document, its reference, and by model: the predicted answer, the first generated image (PNG), and truncation."""
 
     document: Document
     reference: str
     answers: dict[str, str]
     images: dict[str, bytes]
-    truncated: frozenset[str] = frozenset()  # models whose answer ended at the limit of tokens
+    # Models whose answer ended at the limit of tokens.
+    truncated: frozenset[str] = frozenset()
 
     def to_json(self) -> str:
         """One line of answers.jsonl."""
-        right = {name: matches(self.reference, answer) == 1 for name, answer in self.answers.items()}
-        row = {"id": self.document.id, "task": self.document.facts.get("task"), "reference": self.reference}
-        return json.dumps(row | {"answers": self.answers, "right": right, "cut": sorted(self.truncated)}, ensure_ascii=False)
+        correct = {name: matches(self.reference, answer) == 1 for name, answer in self.answers.items()}
+        record = {
+            "id": self.document.id,
+            "task": self.document.facts.get("task"),
+            "reference": self.reference,
+            "answers": self.answers,
+            "correct": correct,
+            "truncated": sorted(self.truncated),
+        }
+        return json.dumps(record, ensure_ascii=False)
 
 
 @dataclass(frozen=True)
 class ReportRow:
-    """One measured row: a score for each model, the chance level, and the half width of the 95 % interval of the first score."""
+    """One metric of one task: the score of each model, the chance level, and the half width of the 95 % interval of the first score."""
 
     group: str
     name: str
@@ -39,7 +47,8 @@ class ReportRow:
     chance: float
     scores: dict[str, float]
     interval: float | None
-    truncated: dict[str, int] = field(default_factory=dict)  # answers that ended at the limit of tokens
+    # Answers of each model that ended at the limit of tokens.
+    truncated: dict[str, int] = field(default_factory=dict)
 
     @property
     def above_chance(self) -> bool:
@@ -49,10 +58,14 @@ class ReportRow:
 
 @dataclass(frozen=True)
 class AnswerSet:
-    """Every question that all models answered, and how many could not be asked, by reason."""
+    """The questions that all models answered, and the number of skipped ones by reason."""
 
     questions: Sequence[AnsweredQuestion]
     skipped: Mapping[str, int]
+
+    def to_json_lines(self) -> str:
+        """The content of answers.jsonl."""
+        return "".join(question.to_json() + "\n" for question in self.questions)
 
 
 @dataclass(frozen=True)
