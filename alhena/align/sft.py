@@ -103,7 +103,9 @@ def validation_nats(folder: Path, shape: BatchShape) -> dict[str, float]:
     """
     tokens = folder.parent.parent / "tokens"
     files = ("text.model", "vocabulary.json", "image_tokenizer.safetensors")
-    if not all((tokens / name).is_file() and (tokens / name).read_bytes() == (folder / name).read_bytes() for name in files):
+    if not all(
+        (tokens / name).is_file() and (tokens / name).read_bytes() == (folder / name).read_bytes() for name in files
+    ):
         return {}
     params, c = load_model(folder)
     return validate(params, c, open_examples(tokens / "validation"), shape)

@@ -57,7 +57,9 @@ def _cropped(mask: Bool[np.ndarray, "height width"]) -> Float[np.ndarray, "side 
     """The bounding box of the foreground as float [TEMPLATE_SIDE, TEMPLATE_SIDE]."""
     ys, xs = np.nonzero(mask)
     box = mask[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
-    image = Pillow.fromarray(box.astype(np.uint8) * 255).resize((TEMPLATE_SIDE, TEMPLATE_SIDE), Pillow.Resampling.BILINEAR)
+    image = Pillow.fromarray(box.astype(np.uint8) * 255).resize(
+        (TEMPLATE_SIDE, TEMPLATE_SIDE), Pillow.Resampling.BILINEAR
+    )
     return np.asarray(image, np.float64) / 255
 
 

@@ -64,9 +64,7 @@ def _plot_row(axes: Axes, y: int, row: ReportRow) -> None:
     axes.barh(y, first, color=COLORS[row.group], height=0.72, zorder=1)
     axes.plot([chance, chance], [y - 0.42, y + 0.42], color=plots.BLACK, linewidth=1.6, zorder=3)
     for x in others:
-        axes.plot(
-            x, y, marker="D", color="white", markeredgecolor=plots.BLACK, markersize=5, zorder=4, clip_on=False
-        )
+        axes.plot(x, y, marker="D", color="white", markeredgecolor=plots.BLACK, markersize=5, zorder=4, clip_on=False)
     scores = " / ".join(formatted(row, score) for score in row.scores.values())
     axes.text(1.02, y, scores, va="center", fontsize=9, fontweight="bold")
     axes.text(1.25, y, f"{_unit(row)}, n={row.items}", va="center", fontsize=7.5, color="#555555")
@@ -74,26 +72,26 @@ def _plot_row(axes: Axes, y: int, row: ReportRow) -> None:
 
 def plot_report(rows: Sequence[ReportRow], results: Mapping[str, Any], path: Path) -> None:
     """Bar chart of all rows: bars show the first model, diamonds the others, black lines the chance level. Longer is better."""
-    figure = plots.figure(10.8, 0.34 * len(rows) + 1.7, layout=None)
+    figure = plots.figure(11.4, 0.34 * len(rows) + 1.7, layout=None)
     # Margins of fixed height in inches, whatever the number of rows.
     inch = 1 / figure.get_figheight()
-    axes = figure.add_axes((0.31, 0.6 * inch, 0.42, 1 - 1.2 * inch))
+    axes = figure.add_axes((0.32, 0.6 * inch, 0.38, 1 - 1.2 * inch))
     for y, row in enumerate(rows):
         _plot_row(axes, y, row)
         if y == 0 or rows[y - 1].group != row.group:
-            axes.text(-0.7, y, row.group, fontsize=9.5, fontweight="bold", color=COLORS[row.group], va="center")
+            axes.text(-0.79, y, row.group, fontsize=9.5, fontweight="bold", color=COLORS[row.group], va="center")
     axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=9)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 1)
     axes.set_xticks([])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    figure.text(0.016, 1 - 0.3 * inch, "Alhena · report card", fontsize=14, fontweight="bold", va="center")
-    figure.text(0.31, 1 - 0.3 * inch, _headline(results), fontsize=8.5, color="#444444", va="center")
+    figure.text(0.02, 1 - 0.3 * inch, "Alhena · report card", fontsize=14, fontweight="bold", va="center")
+    figure.text(0.32, 1 - 0.3 * inch, _headline(results), fontsize=8.5, color="#444444", va="center")
     bar, *diamonds = rows[0].scores
     legend = [f"bar: {bar}", *([f"◇: {', '.join(diamonds)}"] if diamonds else []), "│: chance level"]
     note = "   ".join([*legend, "↓: lower is better (longer bars are better everywhere)"])
-    figure.text(0.31, 0.27 * inch, note, fontsize=8, color="#444444", va="center")
+    figure.text(0.32, 0.27 * inch, note, fontsize=8, color="#444444", va="center")
     plots.save(figure, path)
 
 
@@ -155,7 +153,7 @@ def _table(rows: Sequence[ReportRow]) -> str:
     for row in rows:
         interval = f"{row.interval:.1f}" if row.interval is not None else "–"
         cells = [
-            f'<td style="color:{COLORS[row.group]}">{row.group}</td>',
+            f'<td style="color:color-mix(in srgb,{COLORS[row.group]} 70%,var(--ink))">{row.group}</td>',
             f"<td>{html.escape(row.name)}</td><td>{_unit(row)}</td>",
             f'<td class="n">{row.items}</td><td class="n">{formatted(row, row.chance)}</td>',
             *(_score_cell(row, score) for score in row.scores.values()),
@@ -181,7 +179,7 @@ figure p{margin:.2rem 0;overflow-wrap:anywhere}figure img{max-width:100%;display
 .good{color:var(--good)}.bad{color:var(--bad)}small{opacity:.7}
 """
 
-_NOTES = """<p>The dark mark on a bar is the chance level: the best constant answer (for retrieval one of the listed numbers, for bits per
+_NOTES = """<p>The mark on a bar is the chance level: the best constant answer (for retrieval one of the listed numbers, for bits per
 byte the entropy of single bytes). Combinations in the test split never occur in training. Generated digits are labeled by a support
 vector machine trained on handwritten digits ({accuracy} % correct on handwritten digits held out from its training), generated shapes
 by template matching. A row in red is not above chance. An answer is truncated at a limit derived from the longest reference of its

@@ -11,7 +11,7 @@ from alhena.evaluate import metrics
 from alhena.evaluate.judges import colour_of, digit_judge, shape_of
 from alhena.media import decode_image
 
-EXACT, ACCURACY, CHRF, BITS_PER_BYTE = EXACT, "accuracy %", "chrF", "bits per byte"
+EXACT, ACCURACY, CHRF, BITS_PER_BYTE = "exact match %", "accuracy %", "chrF", "bits per byte"
 WER, CER = "word error rate %", "character error rate %"
 
 
@@ -75,7 +75,9 @@ TASK_METRICS: tuple[TaskMetric, ...] = (
     TaskMetric("video", "how many move", EXACT, metrics.exact_match, _task("video/count")),
     TaskMetric("video", "digits in order", EXACT, metrics.exact_match, _task("video/order")),
     TaskMetric("combined", "spoken question about an image", EXACT, metrics.exact_match, _task("spoken")),
-    TaskMetric("image output", "generated digit, by a classifier", ACCURACY, metrics.exact_match, _task("drawing/digit")),
+    TaskMetric(
+        "image output", "generated digit, by a classifier", ACCURACY, metrics.exact_match, _task("drawing/digit")
+    ),
     TaskMetric("image output", "generated shape, by its pixels", ACCURACY, metrics.exact_match, _task("drawing/shape")),
 )
 

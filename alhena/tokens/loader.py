@@ -99,7 +99,7 @@ class _Source:
         return dict(vars(self._examples[int(self._indices[index])]))
 
 
-def _batch(packed: Mapping[str, np.ndarray]) -> Batch:
+def _batch(packed: Mapping[str, Any]) -> Batch:
     """The packed fields of grain as a Batch, image numbers unique within a sequence."""
     images = packed["patch_images_segment_ids"] * MAX_IMAGES + packed["patch_images"]
     return Batch(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alhena.align.sft import Tune, training, shrink_to_fit, grow_to_fit
+from alhena.align.sft import Tune, grow_to_fit, shrink_to_fit, training
 from alhena.batch import Example
 from alhena.tokens.loader import Batches, BatchShape, left_out
 from alhena.tokens.store import Examples, write_examples
@@ -59,7 +59,9 @@ def test_the_memory_of_a_step_is_bounded(tmp_path):
         for name, budget in SHAPE.budgets.items():
             assert shape.batch_size * shape.budgets[name] <= 4 * SHAPE.batch_size * budget
             # Attention in the audio encoder stays inside a chunk.
-            squared = name == "frames" or shape.batch_size * shape.budgets[name] ** 2 <= 16 * SHAPE.batch_size * budget**2
+            squared = (
+                name == "frames" or shape.batch_size * shape.budgets[name] ** 2 <= 16 * SHAPE.batch_size * budget**2
+            )
             assert squared
 
 

@@ -32,9 +32,7 @@ def test_longer_audio_with_a_transcript_is_an_error(short):
         short.encode(Document(turns, "0", "speech"), 1000)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "max_tokens", "parts"), [(3.9, 256, 1), (9.0, 256, 3), (3.9, 40, 2), (1.0, 20, 1)]
-)
+@pytest.mark.parametrize(("seconds", "max_tokens", "parts"), [(3.9, 256, 1), (9.0, 256, 3), (3.9, 40, 2), (1.0, 20, 1)])
 def test_audio_without_a_transcript_is_split_and_nothing_is_lost(short, seconds, max_tokens, parts):
     document = Document((Content("document", (sound(1, seconds),)),), "0", "sounds")
     examples = short.encode(document, max_tokens)

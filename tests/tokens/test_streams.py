@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,6 +118,14 @@ def test_windows_change_nothing_and_one_bad_image_is_dropped(encoder, documents,
     assert sorted(p.name for p in (tmp_path / "one_window").iterdir()) == ["drawing.arrow", "mine.arrow"]
     for name in ("drawing.arrow", "mine.arrow"):
         assert (tmp_path / "one_window" / name).read_bytes() == (tmp_path / "windows" / name).read_bytes()
+
+
+def test_a_worker_that_needs_too_much_memory_fails_alone():
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(1, context, initializer=tokenize._start_worker) as pool:
+        with pytest.raises(MemoryError):
+            pool.submit(np.ones, tokenize.WORKER_MEMORY // 8).result()
+        assert pool.submit(np.ones, 1).result() == 1
 
 
 def test_a_file_of_examples_is_complete_or_absent(encoder, documents, tmp_path):
