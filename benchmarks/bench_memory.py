@@ -2,7 +2,7 @@
 
     python benchmarks/bench_memory.py --documents 66600      the size of the starter, and ten times that
 
-Each size has a process of its own: it samples pictures and texts, learns the text pieces, and encodes the split. Recorded are the peak
+Each size has a process of its own: it samples images and texts, trains the text tokenizer, and encodes the split. Recorded are the peak
 resident memory of that process and of the largest worker, in MiB. The corpus is synthetic, in the proportions of media of the starter:
 pictures with questions, sounds, running text, pictures to generate. Writes benchmarks/results/memory.json.
 """

@@ -18,7 +18,7 @@ from sacrebleu.metrics import CHRF
 def normalize(text: str) -> str:
     """Text in lower case, runs of white space as one space.
 
-    >>> normal("  Forty  Seven ")
+    >>> normalize("  Forty  Seven ")
     'forty seven'
     """
     return " ".join(text.lower().split())
@@ -63,7 +63,7 @@ def constant_chance(metric: Metric, references: Sequence[str]) -> float:
 def wilson_interval(percent: float, items: int) -> float:
     """Half width, in percentage points, of the 95 % Wilson interval of a proportion.
 
-    >>> round(wilson(50.0, 100), 1)
+    >>> round(wilson_interval(50.0, 100), 1)
     9.6
     """
     p, z = percent / 100, 1.96

@@ -110,9 +110,9 @@ def test_log_mel_puts_a_tone_into_its_bin_and_gain_is_an_offset():
 
 @pytest.fixture
 def sources(encoder, documents, tmp_path):
-    inner = {"patches": (192,), "frames": (128, 128)}
-    for name, some in (("a", documents[:2]), ("b", documents[2:])):
-        write_examples(tmp_path / f"{name}.arrow", [e for d in some * 9 for e in encoder.encode(d, 256)], inner)
+    inner_shapes = {"patches": (192,), "frames": (128, 128)}
+    for name, group in (("a", documents[:2]), ("b", documents[2:])):
+        write_examples(tmp_path / f"{name}.arrow", [e for d in group * 9 for e in encoder.encode(d, 256)], inner_shapes)
     return {name: Examples(tmp_path / f"{name}.arrow") for name in "ab"}
 
 
