@@ -71,7 +71,7 @@ def make_curated(run: Recipe, folder: Path) -> None:
 
 
 def _learn_image_tokenizer(run: Recipe, curated: Path, out: Path) -> dict[str, Any]:
-    pictures, scenes = tokenize.sample_pictures(curated / "train")
+    pictures, scenes = tokenize.sample_images(curated / "train")
     measured = image_training.train(pictures + scenes, run.image_tokenizer, run.image_tokenizer_training, out)
     params, c = image_tokenizer.load(out)
     square = [p for p in pictures if p.shape[0] == p.shape[1]][:14]
@@ -98,7 +98,7 @@ def make_tokens(run: Recipe, folder: Path) -> None:
 
     def work() -> dict[str, Any]:
         with CONSOLE.status("learning text pieces from the whole corpus"):
-            pieces = tokenize.learn_text(curated / "train", run.text_vocabulary_size)
+            pieces = tokenize.train_text_tokenizer(curated / "train", run.text_vocabulary_size)
         sample: dict[str, list[str]] = {}
         for language, some in tokenize.sample_texts(curated / "train", 500_000, seed=1):
             sample.setdefault(language, []).append(some)
@@ -237,11 +237,10 @@ def make_assistant(run: Recipe, folder: Path) -> None:
 def tune_on(base: Path, examples: Path, work: Path, out: Path, t: tuning.Tune) -> dict[str, Any]:
     """Tunes the model of folder ``base`` on encoded examples; checkpoints in ``work``, the new model in ``out``."""
     params, c = load_model(base)
-    questions = Encoder.load(base).budget.question_weight
-    training = tuning.training(t, examples, questions)
+    training = tuning.training(t, examples, Encoder.load(base).budget.question_weight)
     sources = {name: some for name, some in open_examples(examples).items() if name in training.phases[0].weights}
     missing = say_left_out(sources, training.shape)
-    params = tuning.tune(params, c, t, examples, work, questions, f"tune {out.name}")
+    params = train(params, c, training, Folders(examples, work), f"tune {out.name}")
     facts = read_config(base)[1] | {"name": out.name, "tuned_steps": t.steps}
     write_model_folder(params, c, base, out, facts)
     compare.plot_losses(compare.find_runs([work]), work / compare.PLOT)
@@ -288,11 +287,11 @@ def make_report(run: Recipe, folder: Path) -> None:
 
 def make_card(folder: Path, models: dict[str, Path], out: Path, print_: str) -> None:
     """The stage that asks the models of some folders the run's test split."""
-    from alhena.evaluate.card import report_card
+    from alhena.evaluate.evaluation import evaluate_models
 
     test = folder / "curated" / "test"
     stage = Stage("evaluate", out, print_, (folder / "curated", *models.values()))
-    run_stage(stage, lambda: report_card(test, models, out))
+    run_stage(stage, lambda: evaluate_models(test, models, out))
 
 
 STAGES = (

@@ -2,7 +2,7 @@
 
     python benchmarks/bench_memory.py --documents 66600      the size of the starter, and ten times that
 
-Each size has a process of its own: it samples pictures and texts, learns the text pieces, and encodes the split. Recorded are the peak
+Each size has a process of its own: it samples images and texts, trains the text tokenizer, and encodes the split. Recorded are the peak
 resident memory of that process and of the largest worker, in MiB. The corpus is synthetic, in the proportions of media of the starter:
 pictures with questions, sounds, running text, pictures to generate. Writes benchmarks/results/memory.json.
 """
@@ -82,9 +82,9 @@ def tokenize(folder: Path) -> None:
     from recipes.starter import run as starter
 
     run, data, tokenizers = starter(), folder / "data", folder / "tokens"
-    pictures, scenes = tokenize.sample_pictures(data)
+    pictures, scenes = tokenize.sample_images(data)
     params, c = image_tokenizer.init(jax.random.key(0), run.image_tokenizer), run.image_tokenizer
-    pieces = tokenize.learn_text(data, run.text_vocabulary_size)
+    pieces = tokenize.train_text_tokenizer(data, run.text_vocabulary_size)
     vocabulary = Vocabulary(pieces.size, c.num_codes)
     Encoder(pieces, vocabulary, run.vision, run.audio, run.budget).save(tokenizers)
     how = tokenize.Encoding(tokenizers, run.pretrain.shape.tokens, condition_dropout=run.condition_dropout)

@@ -17,7 +17,7 @@ import jax
 import tyro
 
 from alhena.content import read_documents
-from alhena.evaluate.card import measure, print_report
+from alhena.evaluate.evaluation import evaluate, print_report
 from alhena.files import write_json
 from alhena.model import model
 from alhena.pipeline import write_model_folder
@@ -51,11 +51,11 @@ def main(bench: Bench) -> None:
         results = {}
         for split in ("validation", "test"):
             documents = [d for d in read_documents(bench.folder / "curated" / split) if d.source in asked]
-            measured = measure(engines, documents)
-            print_report(measured.lines, measured.asked.not_asked)
-            results[split] = [asdict(line) for line in measured.lines]
+            evaluation = evaluate(engines, documents)
+            print_report(evaluation.rows, evaluation.answers.skipped)
+            results[split] = [asdict(row) for row in evaluation.rows]
     name = "_".join(bench.sources)
-    write_json(Path(__file__).parent / "results" / f"alone_{name}.json", {"steps": bench.steps, "lines": results})
+    write_json(Path(__file__).parent / "results" / f"alone_{name}.json", {"steps": bench.steps, "rows": results})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Shared by all tests: the journey of the smoke recipe, run once, for real; and small random models."""
+"""Fixtures of all tests: the complete pipeline of the smoke recipe, run once; small random models; documents and encoded examples."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run folder of the smoke recipe: every stage, from raw documents to the report card."""
+    """A finished run folder of the smoke recipe: every stage, from raw documents to the report."""
     from alhena.pipeline import run_pipeline
     from recipes import starter
 
@@ -38,11 +38,12 @@ def encoder() -> Encoder:
 
 
 def make_encoder() -> Encoder:
+    """A small tokenizer, and the settings of small encoders."""
     lines = ["What colour is the circle? red\n", "Transcribe. forty seven", "Draw a blue star.", "x 12 y 34;"]
-    pieces = tokenizer.TextTokenizer.from_bytes(tokenizer.train(lines * 30, 330))
+    text_tokenizer = tokenizer.TextTokenizer.from_bytes(tokenizer.train(lines * 30, 330))
     vision = config.Vision(width=16, layers=2, heads=2, hidden=24)
     audio = config.Conformer(width=16, layers=2, heads=2, hidden=24)
-    return Encoder(pieces, Vocabulary(pieces.size, 64), vision, audio)
+    return Encoder(text_tokenizer, Vocabulary(text_tokenizer.size, 64), vision, audio)
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +52,7 @@ def tiny(encoder: Encoder) -> tuple[model.Params, config.Model]:
 
 
 def make_tiny(encoder: Encoder) -> tuple[model.Params, config.Model]:
-    """A random model with every part, float32; norm scales and positions are random too, so that none can hide."""
+    """A random model with every part, float32. Norm scales and position embeddings are random too: each has an effect."""
     v = encoder.vocabulary
     decoder = config.Decoder(width=32, layers=3, heads=4, head_dim=8, hidden=48)
     c = config.Model(v.size, v.control("<img>"), v.control("<aud>"), decoder, encoder.vision, encoder.audio, (16, 4))
@@ -72,7 +73,7 @@ def sound(seed: int, seconds: float = 1.5) -> Audio:
 
 @pytest.fixture(scope="session")
 def documents() -> list[Document]:
-    """One of each kind of input: text, a picture, a sound longer than a chunk, both together."""
+    """One of each kind of input: text, an image, audio longer than a chunk, both together."""
     ask = Text("What colour is the circle?")
     kinds = [(ask,), (picture(1), ask), (sound(2), ask), (picture(3, 64, 32), sound(4, 0.6), picture(5), ask)]
     answer = Content("model", (Text("red"),))
@@ -81,9 +82,11 @@ def documents() -> list[Document]:
 
 
 @pytest.fixture(scope="session")
-def data(encoder, documents, tmp_path_factory):
+def data(encoder: Encoder, documents: list[Document], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of encoded examples: two sources, each with its documents six times."""
     folder = tmp_path_factory.mktemp("data")
-    inner = {"patches": (192,), "frames": (128, 128)}
-    for name, some in (("a", documents[:2]), ("b", documents[2:])):
-        write_examples(folder / f"{name}.arrow", [e for d in some * 6 for e in encoder.encode(d, 256)], inner)
+    inner_shapes = {"patches": (192,), "frames": (128, 128)}
+    for name, group in (("a", documents[:2]), ("b", documents[2:])):
+        examples = [e for d in group * 6 for e in encoder.encode(d, 256)]
+        write_examples(folder / f"{name}.arrow", examples, inner_shapes)
     return folder

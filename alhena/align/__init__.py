@@ -1,1 +1,1 @@
-"""Align: a base model becomes an assistant."""
+"""Alignment: a base model becomes an assistant."""

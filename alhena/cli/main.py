@@ -189,9 +189,9 @@ class Evaluate(StageCommand):
             if self.data is None:
                 print(f"Report card: {report_on(self.folder, found) / 'report.html'} and report.png")
                 return
-            from alhena.evaluate.held_out import held_out_card
+            from alhena.evaluate.held_out import evaluate_held_out
 
-            held_out_card(self.data, found, self.folder / "held_out" / name)
+            evaluate_held_out(self.data, found, self.folder / "held_out" / name)
 
 
 @dataclass(frozen=True)

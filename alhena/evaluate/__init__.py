@@ -1,1 +1,1 @@
-"""Evaluate: answers become a report card."""
+"""Evaluation: models answer a test split; metrics, chance levels and intervals become a report."""

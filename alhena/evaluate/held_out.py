@@ -1,6 +1,6 @@
-"""A model measured on held-out documents of one's own: answers against references, and how well running text is predicted.
+"""Evaluation of a model on a user's own held-out documents: answers against references, and perplexity of running text.
 
-Rows are for all documents and, where there are several, for each task (``facts.task``) or source.
+There is a row for all documents and, where there are several, for each task (``facts.task``) or source.
 """
 
 from __future__ import annotations
@@ -16,102 +16,103 @@ from rich.console import Console
 
 from alhena.content import Document, Text, read_documents, text_of
 from alhena.evaluate import metrics
-from alhena.evaluate.ask import ask_all, is_question
-from alhena.evaluate.card import answer_line, print_report
-from alhena.evaluate.results import Answered, Line
+from alhena.evaluate.answers import answer_questions, is_question
+from alhena.evaluate.evaluation import answer_row, print_report
+from alhena.evaluate.results import AnsweredQuestion, ReportRow
 from alhena.evaluate.scoring import text_nats
-from alhena.evaluate.tasks import Row, reference
+from alhena.evaluate.tasks import BITS_PER_BYTE, CER, EXACT, WER, TaskMetric, reference, task_of
 from alhena.files import write_atomically, write_json
 from alhena.serve.engine import Engine
 
 ALL = "all"
 METRICS = {
-    "exact_match": ("exact match %", metrics.exact),
-    "wer": ("word errors %", metrics.word_errors),
-    "cer": ("character errors %", metrics.character_errors),
+    "exact_match": (EXACT, metrics.exact_match),
+    "wer": (WER, metrics.word_error_rate),
+    "cer": (CER, metrics.character_error_rate),
 }
 
 
-def _name(document: Document) -> str:
-    return str(document.facts.get("task", document.source))
-
-
-def _names(documents: Sequence[Document]) -> list[str]:
-    """The names of rows: all, and each task or source where there are several."""
-    names = sorted({_name(document) for document in documents})
+def _row_names(documents: Sequence[Document]) -> list[str]:
+    """``all``, and each task or source where there are several."""
+    names = sorted({task_of(document) for document in documents})
     return [ALL, *names] if len(names) > 1 else [ALL]
 
 
 def _kind(document: Document) -> str:
-    """``question``, ``text``, or why a document is not measured."""
+    """``question``, ``text``, or the reason why a document is not measured."""
     if is_question(document):
-        return "question" if metrics.normal(reference(document)) else "the right answer has no words"
+        return "question" if metrics.normalize(reference(document)) else "the reference answer has no words"
     if any(content.role != "document" for content in document.contents):
-        return "it does not end with a turn of the model"
+        return "it does not end with a model turn"
     if not all(isinstance(part, Text) for part in document.parts):
-        return "running material with media"
+        return "running text with media"
     return "text" if text_of(document.contents).strip() else "it has no text"
 
 
-def _answer_lines(answered: Sequence[Answered]) -> list[Line]:
-    lines = []
-    for name in _names([a.document for a in answered]):
-        for title, metric in METRICS.values():
-            row = Row("answers", name, title, metric, lambda d, name=name: name in (ALL, _name(d)))  # type: ignore[misc]
-            lines.append(answer_line(row, answered))
-    return [line for line in lines if line is not None]
+def _answer_rows(answered: Sequence[AnsweredQuestion]) -> list[ReportRow]:
+    rows = []
+    for name in _row_names([question.document for question in answered]):
+
+        def selects(document: Document, name: str = name) -> bool:
+            return name in (ALL, task_of(document))
+
+        rows += [answer_row(TaskMetric("answers", name, *metric, selects), answered) for metric in METRICS.values()]
+    return [row for row in rows if row is not None]
 
 
-def _text_lines(engine: Engine, texts: Sequence[Document]) -> tuple[list[Line], dict[str, float]]:
-    """Bits per byte of running text, and its perplexity."""
-    groups = {name: [d for d in texts if name == _name(d)] for name in {_name(d): None for d in texts}}
-    sums = {name: text_nats(engine, some) for name, some in sorted(groups.items())}
+def _text_rows(engine: Engine, texts: Sequence[Document]) -> tuple[list[ReportRow], dict[str, float]]:
+    """Rows of bits per byte, and the perplexity and bits per byte of all texts."""
+    groups = {name: [d for d in texts if name == task_of(d)] for name in {task_of(d): None for d in texts}}
+    sums = {name: text_nats(engine, group) for name, group in sorted(groups.items())}
     total = tuple(sum(column) for column in zip(*sums.values(), strict=True))
-    lines = []
-    for name in _names(texts):
+    rows = []
+    for name in _row_names(texts):
         nats, size, _ = total if name == ALL else sums[name]
-        some = texts if name == ALL else groups[name]
-        level = metrics.byte_entropy([text_of(d.contents) for d in some])
-        score = {engine.name: round(nats / math.log(2) / size, 4)}
-        lines.append(Line("text", name, "bits per byte", True, len(some), round(level, 3), score, None))
+        group = texts if name == ALL else groups[name]
+        chance = round(metrics.byte_entropy([text_of(d.contents) for d in group]), 3)
+        scores = {engine.name: round(nats / math.log(2) / size, 4)}
+        rows.append(ReportRow("text", name, BITS_PER_BYTE, True, len(group), chance, scores, None))
     nats, size, tokens = total
     facts = {
         "perplexity": round(math.exp(nats / max(tokens, 1)), 3),
         "bits_per_byte": round(nats / math.log(2) / size, 4),
     }
-    return lines, facts
+    return rows, facts
 
 
-def _overall(lines: Sequence[Line], model: str) -> dict[str, Any]:
-    """Score, chance and interval of all answers, by metric."""
+def _overall(rows: Sequence[ReportRow], model: str) -> dict[str, Any]:
+    """Score, chance level and interval of all answers, by metric."""
     out: dict[str, Any] = {}
     for key, (title, _) in METRICS.items():
-        for line in lines:
-            if (line.group, line.name, line.metric) == ("answers", ALL, title):
-                out |= {key: line.scores[model], f"{key}_chance": line.chance, f"{key}_interval": line.interval}
-                out["cut_answers"] = line.cut[model]
+        for row in rows:
+            if (row.group, row.name, row.metric) == ("answers", ALL, title):
+                out |= {key: row.scores[model], f"{key}_chance": row.chance, f"{key}_interval": row.interval}
+                out["truncated_answers"] = row.truncated[model]
     return out
 
 
-def held_out_card(data: Path, folder: Path, out: Path) -> dict[str, Any]:
-    """Exact match, WER and CER of the answers, perplexity of running text, on documents of the user's own."""
+def evaluate_held_out(data: Path, folder: Path, out: Path) -> dict[str, Any]:
+    """Exact match, WER and CER of the answers and perplexity of running text, on a user's own documents.
+
+    ``folder`` is a model folder. Writes results.json and answers.jsonl to ``out``, and returns the content of results.json.
+    """
     engine, kinds = Engine.load(folder), dict[str, list[Document]]()
     for document in read_documents(data):
         kinds.setdefault(_kind(document), []).append(document)
     questions, texts = kinds.pop("question", []), kinds.pop("text", [])
-    asked = ask_all({engine.name: engine}, questions)
-    not_measured = Counter({reason: len(some) for reason, some in kinds.items()}) + Counter(asked.not_asked)
-    lines = _answer_lines(asked.answered) if asked.answered else []
-    facts = _overall(lines, engine.name)
+    answers = answer_questions({engine.name: engine}, questions)
+    not_measured = Counter({reason: len(group) for reason, group in kinds.items()}) + Counter(answers.skipped)
+    rows = _answer_rows(answers.questions) if answers.questions else []
+    facts = _overall(rows, engine.name)
     if texts:
-        more, found = _text_lines(engine, texts)
-        lines, facts = lines + more, facts | found
-    counts = {"questions": len(asked.answered), "texts": len(texts), "not_measured": not_measured.total()}
+        text_rows, text_facts = _text_rows(engine, texts)
+        rows, facts = rows + text_rows, facts | text_facts
+    counts = {"questions": len(answers.questions), "texts": len(texts), "not_measured": not_measured.total()}
     results = {"model": engine.name, **counts, **facts, "not_measured_reasons": dict(not_measured)}
-    results["lines"] = [asdict(line) | {"above_chance": line.above_chance} for line in lines]
+    results["rows"] = [asdict(row) | {"above_chance": row.above_chance} for row in rows]
     write_json(out / "results.json", results)
-    write_atomically(out / "answers.jsonl", "".join(a.to_json() + "\n" for a in asked.answered))
-    print_report(lines, not_measured, f"{data} answered by {engine.name}")
+    write_atomically(out / "answers.jsonl", answers.to_json_lines())
+    print_report(rows, not_measured, f"{engine.name} on {data}")
     if texts:
         Console().print(f"perplexity of {len(texts):,} texts: {results['perplexity']}")
     return results

@@ -1,4 +1,4 @@
-"""What an evaluation gives: answers, measured rows, and what could not be measured with its reason."""
+"""Results of an evaluation: answers, report rows, and the questions that were skipped with their reason."""
 
 from __future__ import annotations
 
@@ -11,25 +11,33 @@ from alhena.evaluate.metrics import matches
 
 
 @dataclass(frozen=True)
-class Answered:
-    """A test document, what was right, and each model's answer."""
+class AnsweredQuestion:
+    """A test document, its reference, and by model: the predicted answer, the first generated image (PNG), and truncation."""
 
     document: Document
     reference: str
     answers: dict[str, str]
-    pictures: dict[str, bytes]
-    cut: frozenset[str] = frozenset()  # models whose answer ended at the limit of tokens
+    images: dict[str, bytes]
+    # Models whose answer ended at the limit of tokens.
+    truncated: frozenset[str] = frozenset()
 
     def to_json(self) -> str:
         """One line of answers.jsonl."""
-        right = {name: matches(self.reference, answer) == 1 for name, answer in self.answers.items()}
-        row = {"id": self.document.id, "task": self.document.facts.get("task"), "reference": self.reference}
-        return json.dumps(row | {"answers": self.answers, "right": right, "cut": sorted(self.cut)}, ensure_ascii=False)
+        correct = {name: matches(self.reference, answer) == 1 for name, answer in self.answers.items()}
+        record = {
+            "id": self.document.id,
+            "task": self.document.facts.get("task"),
+            "reference": self.reference,
+            "answers": self.answers,
+            "correct": correct,
+            "truncated": sorted(self.truncated),
+        }
+        return json.dumps(record, ensure_ascii=False)
 
 
 @dataclass(frozen=True)
-class Line:
-    """One measured row: a score for each model, the chance level, and the half width of the 95 % interval of the first score."""
+class ReportRow:
+    """One metric of one task: the score of each model, the chance level, and the half width of the 95 % interval of the first score."""
 
     group: str
     name: str
@@ -39,7 +47,8 @@ class Line:
     chance: float
     scores: dict[str, float]
     interval: float | None
-    cut: dict[str, int] = field(default_factory=dict)  # answers that ended at the limit of tokens
+    # Answers of each model that ended at the limit of tokens.
+    truncated: dict[str, int] = field(default_factory=dict)
 
     @property
     def above_chance(self) -> bool:
@@ -48,16 +57,20 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Every question that all models answered, and how many could not be asked, by reason."""
+class AnswerSet:
+    """The questions that all models answered, and the number of skipped ones by reason."""
 
-    answered: Sequence[Answered]
-    not_asked: Mapping[str, int]
+    questions: Sequence[AnsweredQuestion]
+    skipped: Mapping[str, int]
+
+    def to_json_lines(self) -> str:
+        """The content of answers.jsonl."""
+        return "".join(question.to_json() + "\n" for question in self.questions)
 
 
 @dataclass(frozen=True)
-class Measured:
+class Evaluation:
     """The rows of a report and the answers behind them."""
 
-    lines: Sequence[Line]
-    asked: Asked
+    rows: Sequence[ReportRow]
+    answers: AnswerSet

@@ -1,4 +1,4 @@
-"""The rows of the report card: which documents, which metric, what chance would score."""
+"""Task metrics: the rows of the report, each with the documents it selects, its metric, and its chance level."""
 
 from __future__ import annotations
 
@@ -11,31 +11,36 @@ from alhena.evaluate import metrics
 from alhena.evaluate.judges import colour_of, digit_judge, shape_of
 from alhena.media import decode_image
 
-Verdict = Callable[
-    [Document, str, Sequence[bytes]], str
-]  # document, answer text, drawn pictures -> the answer that is compared
+EXACT, ACCURACY, CHRF, BITS_PER_BYTE = "exact match %", "accuracy %", "chrF", "bits per byte"
+WER, CER = "word error rate %", "character error rate %"
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the card."""
+class TaskMetric:
+    """One metric of one task: a row of the report."""
 
     group: str
     name: str
     metric_name: str
     metric: metrics.Metric
-    chosen: Callable[[Document], bool]
+    selects: Callable[[Document], bool]
 
     @property
     def lower_is_better(self) -> bool:
         return self.metric in metrics.LOWER_IS_BETTER
 
 
+def task_of(document: Document) -> str:
+    """The task of a document, or its source where it names none."""
+    return str(document.facts.get("task", document.source))
+
+
 def _task(name: str) -> Callable[[Document], bool]:
     return lambda document: document.facts.get("task") == name
 
 
-def _place(low: float, high: float) -> Callable[[Document], bool]:
+def _position(low: float, high: float) -> Callable[[Document], bool]:
+    """Retrieval questions whose pair lies between two positions, relative to the length of the list."""
     return lambda d: (
         d.facts.get("task") == "retrieval"
         and all(isinstance(d.facts.get(name), int | float) for name in ("position", "pairs"))
@@ -47,71 +52,73 @@ def _language(code: str) -> Callable[[Document], bool]:
     return lambda document: document.facts.get("task") == "speech" and document.language == code
 
 
-ANSWERS: tuple[Row, ...] = (
-    Row("text", "translation", "exact match %", metrics.exact, _task("translation")),
-    Row("text", "translation, chrF", "chrF", metrics.chrf, _task("translation")),
-    Row("text", "key-value retrieval, first third", "exact match %", metrics.exact, _place(0, 1 / 3)),
-    Row("text", "key-value retrieval, middle", "exact match %", metrics.exact, _place(1 / 3 + 1e-9, 2 / 3)),
-    Row("text", "key-value retrieval, last third", "exact match %", metrics.exact, _place(2 / 3 + 1e-9, 1)),
-    Row("image", "handwritten numbers", "exact match %", metrics.exact, _task("digits")),
-    Row("image", "scene: colour", "exact match %", metrics.exact, _task("scenes/colour")),
-    Row("image", "scene: shape", "exact match %", metrics.exact, _task("scenes/shape")),
-    Row("image", "scene: colour of a shape", "exact match %", metrics.exact, _task("scenes/find")),
-    Row("image", "scene: how many", "exact match %", metrics.exact, _task("scenes/count")),
-    Row("image", "scene: where", "exact match %", metrics.exact, _task("scenes/relation")),
-    Row("image", "reading words (OCR)", "character errors %", metrics.character_errors, _task("ocr")),
-    Row("image", "chart: highest", "exact match %", metrics.exact, _task("charts/highest")),
-    Row("image", "chart: lowest", "exact match %", metrics.exact, _task("charts/lowest")),
-    Row("image", "chart: value", "exact match %", metrics.exact, _task("charts/value")),
-    Row("audio", "speech recognition", "word errors %", metrics.word_errors, _task("speech")),
-    Row("audio", "speech recognition, English", "word errors %", metrics.word_errors, _language("en")),
-    Row("video", "which way it moves", "exact match %", metrics.exact, _task("video/direction")),
-    Row("video", "what moves", "exact match %", metrics.exact, _task("video/what")),
-    Row("video", "how many move", "exact match %", metrics.exact, _task("video/count")),
-    Row("video", "digits in order", "exact match %", metrics.exact, _task("video/order")),
-    Row("combined", "spoken question about a picture", "exact match %", metrics.exact, _task("spoken")),
-    Row("drawing", "digit, by a classifier", "recognized %", metrics.exact, _task("drawing/digit")),
-    Row("drawing", "shape, by its pixels", "right %", metrics.exact, _task("drawing/shape")),
+TASK_METRICS: tuple[TaskMetric, ...] = (
+    TaskMetric("text", "translation", EXACT, metrics.exact_match, _task("translation")),
+    TaskMetric("text", "translation, chrF", CHRF, metrics.chrf, _task("translation")),
+    TaskMetric("text", "key-value retrieval, first third", EXACT, metrics.exact_match, _position(0, 1 / 3)),
+    TaskMetric("text", "key-value retrieval, middle", EXACT, metrics.exact_match, _position(1 / 3 + 1e-9, 2 / 3)),
+    TaskMetric("text", "key-value retrieval, last third", EXACT, metrics.exact_match, _position(2 / 3 + 1e-9, 1)),
+    TaskMetric("image", "handwritten numbers", EXACT, metrics.exact_match, _task("digits")),
+    TaskMetric("image", "scene: colour", EXACT, metrics.exact_match, _task("scenes/colour")),
+    TaskMetric("image", "scene: shape", EXACT, metrics.exact_match, _task("scenes/shape")),
+    TaskMetric("image", "scene: colour of a shape", EXACT, metrics.exact_match, _task("scenes/find")),
+    TaskMetric("image", "scene: how many", EXACT, metrics.exact_match, _task("scenes/count")),
+    TaskMetric("image", "scene: where", EXACT, metrics.exact_match, _task("scenes/relation")),
+    TaskMetric("image", "reading words (OCR)", CER, metrics.character_error_rate, _task("ocr")),
+    TaskMetric("image", "chart: highest", EXACT, metrics.exact_match, _task("charts/highest")),
+    TaskMetric("image", "chart: lowest", EXACT, metrics.exact_match, _task("charts/lowest")),
+    TaskMetric("image", "chart: value", EXACT, metrics.exact_match, _task("charts/value")),
+    TaskMetric("audio", "speech recognition", WER, metrics.word_error_rate, _task("speech")),
+    TaskMetric("audio", "speech recognition, English", WER, metrics.word_error_rate, _language("en")),
+    TaskMetric("video", "which way it moves", EXACT, metrics.exact_match, _task("video/direction")),
+    TaskMetric("video", "what moves", EXACT, metrics.exact_match, _task("video/what")),
+    TaskMetric("video", "how many move", EXACT, metrics.exact_match, _task("video/count")),
+    TaskMetric("video", "digits in order", EXACT, metrics.exact_match, _task("video/order")),
+    TaskMetric("combined", "spoken question about an image", EXACT, metrics.exact_match, _task("spoken")),
+    TaskMetric(
+        "image output", "generated digit, by a classifier", ACCURACY, metrics.exact_match, _task("drawing/digit")
+    ),
+    TaskMetric("image output", "generated shape, by its pixels", ACCURACY, metrics.exact_match, _task("drawing/shape")),
 )
 
 
-_SHOWN = {"drawing/digit": ("digit",), "drawing/shape": ("colour", "shape")}
+# The facts that say what an output image is to show, by task. Judges compare such an image with them.
+_TARGET_FACTS = {"drawing/digit": ("digit",), "drawing/shape": ("colour", "shape")}
 
 
-def _judged(document: Document) -> str | None:
-    """The task, where the answer is a picture that a judge looks at: its facts say what the picture is to show."""
+def _judged_task(document: Document) -> str | None:
+    """The task, where the answer is an image that a judge labels; None for other tasks."""
     task = str(document.facts.get("task"))
-    return task if task in _SHOWN and all(name in document.facts for name in _SHOWN[task]) else None
+    return task if task in _TARGET_FACTS and all(name in document.facts for name in _TARGET_FACTS[task]) else None
 
 
 def reference(document: Document) -> str:
-    """What is right, as text: the last turn's words, or what a drawing was to show."""
-    task = _judged(document)
-    if task == "drawing/digit":
-        return str(document.facts["digit"])
-    if task == "drawing/shape":
-        return f"{document.facts['colour']} {document.facts['shape']}"
+    """The reference answer as text: the text of the last turn, or the label of the image to be generated."""
+    task = _judged_task(document)
+    if task is not None:
+        return " ".join(str(document.facts[name]) for name in _TARGET_FACTS[task])
     return " ".join(part.text for part in document.contents[-1].parts if isinstance(part, Text))
 
 
-def verdict(document: Document, parts: Sequence[object]) -> str:
-    """An answer as text to compare: its words, or what the judges see in its first picture."""
-    task = _judged(document)
+def predicted_answer(document: Document, parts: Sequence[object]) -> str:
+    """An answer as text to compare with the reference: its text, or the label that a judge gives to its first image."""
+    task = _judged_task(document)
     if task is None:
         return "".join(part.text for part in parts if isinstance(part, Text))
-    pictures = [part for part in parts if isinstance(part, Image)]
-    if not pictures:
-        return "(no picture)"
-    pixels = decode_image(pictures[0].data)
+    images = [part for part in parts if isinstance(part, Image)]
+    if not images:
+        return "(no image)"
+    pixels = decode_image(images[0].data)
     if task == "drawing/digit":
         return str(digit_judge()[0](pixels))
     return f"{colour_of(pixels, dict(COLOURS))} {shape_of(pixels)}"
 
 
-def chance(row: Row, documents: Sequence[Document], references: Sequence[str]) -> float:
-    """The best score without looking: the best constant answer, one number of the list for retrieval, any pair for a drawn shape."""
+def chance_level(task: TaskMetric, documents: Sequence[Document], references: Sequence[str]) -> float:
+    """The best score of an answer that ignores the question: a constant answer, or a listed value (retrieval), or a random pair."""
     if documents[0].facts.get("task") == "retrieval":
         return 100 * sum(1 / float(d.facts["pairs"]) for d in documents) / len(documents)
+    constant = metrics.constant_chance(task.metric, references)
     if documents[0].facts.get("task") == "drawing/shape":
-        return max(100 / (len(COLOURS) * len(SHAPES)), metrics.constant_chance(row.metric, references))
-    return metrics.constant_chance(row.metric, references)
+        return max(100 / (len(COLOURS) * len(SHAPES)), constant)
+    return constant

@@ -1,1 +1,1 @@
-"""Tokenize: Documents become packed Batches of tokens, image patches and audio frames."""
+"""Tokenization: Documents to packed Batches of tokens, image patches and audio frames."""

@@ -1,10 +1,10 @@
-"""Sound to log-mel frames in chunks, 10 ms a frame.
+"""Audio to log-mel frames in chunks, 10 ms a frame.
 
-    float32 [samples] at 16 kHz ─ 25 ms Hann windows ─ power spectrum ─ mel bins ─ log ─► [frames, mels] ─► chunks [c, T, mels]
+    float32 [samples] at 16 kHz ─ 25 ms Hann windows ─ power spectrum ─ mel bins ─ log ─► [frames, M] ─► chunks [C, T, M]
 
-Encoders of the kind of USM get what its open descendant, Gemma 3n, was trained on (a test compares the numbers): 32 ms windows with
-HTK's pre-emphasis, magnitudes, natural logarithm. The small one gets shorter windows and power, scaled by a fixed affine map,
-(log10 + 2) / 2, so that values lie roughly in -1.5..1.5 without a norm. Both are floored at 1e-5.
+A ``Usm`` encoder reads the features that its open descendant, Gemma 3n, was trained on (a test compares the numbers): 32 ms windows
+with HTK's pre-emphasis, magnitudes, natural logarithm. The small conformer reads shorter windows and power, scaled by a fixed affine
+map, (log10 + 2) / 2, so that values lie roughly in -1.5..1.5 without a normalization layer. Both are floored at 1e-5.
 """
 
 from __future__ import annotations
@@ -15,67 +15,72 @@ import numpy as np
 
 from alhena.media import SAMPLE_RATE
 from alhena.model import config
+from alhena.shapes import Float, Int
 
 HOP = SAMPLE_RATE // 100
-WINDOW, FFT, LOWEST = SAMPLE_RATE // 40, 512, 60
-USM_WINDOW, USM_FFT, USM_LOWEST = 512, 1024, 125
+WINDOW, FFT, MIN_HERTZ = SAMPLE_RATE // 40, 512, 60
+USM_WINDOW, USM_FFT, USM_MIN_HERTZ = 512, 1024, 125
 PRE_EMPHASIS = 0.97
-HIGHEST = 7600
+MAX_HERTZ = 7600
 FLOOR = 1e-5
 # Frames that are transformed at once (a minute): spectra take fifty times the memory of the samples.
-BLOCK = 6000
+FRAMES_PER_BLOCK = 6000
 
 
 @cache
-def mel_filters(mels: int, fft: int, lowest: int, fill: bool) -> np.ndarray:
-    """Triangles [fft/2 + 1, mels], evenly spaced on the HTK mel scale between ``lowest`` and 7,600 Hz.
+def mel_filters(mels: int, fft: int, min_hertz: int, fill: bool) -> Float[np.ndarray, "bins M"]:
+    """Triangular filters [fft/2 + 1, mels], evenly spaced on the HTK mel scale between ``min_hertz`` and 7,600 Hz.
 
-    Low triangles are narrower than the bins of a short spectrum: with ``fill`` each empty one gets its nearest bin.
+    Low filters are narrower than the bins of a short spectrum: with ``fill`` each empty one gets its nearest bin.
     """
-    low, high = (2595 * float(np.log10(1 + hertz / 700)) for hertz in (lowest, HIGHEST))
+    low, high = (2595 * float(np.log10(1 + hertz / 700)) for hertz in (min_hertz, MAX_HERTZ))
     edges = 700 * (10 ** (np.linspace(low, high, mels + 2) / 2595) - 1)
     hertz = np.linspace(0, SAMPLE_RATE / 2, fft // 2 + 1)[:, None]
-    up = (hertz - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    down = (edges[2:] - hertz) / (edges[2:] - edges[1:-1])
-    triangles = np.maximum(0, np.minimum(up, down))
-    empty = (triangles.sum(0) == 0) & fill
-    triangles[np.abs(hertz - edges[1:-1]).argmin(0)[empty], np.flatnonzero(empty)] = 1
-    return triangles.astype(np.float32)
+    rising = (hertz - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - hertz) / (edges[2:] - edges[1:-1])
+    filters = np.maximum(0, np.minimum(rising, falling))
+    empty = (filters.sum(0) == 0) & fill
+    filters[np.abs(hertz - edges[1:-1]).argmin(0)[empty], np.flatnonzero(empty)] = 1
+    return filters.astype(np.float32)
 
 
-def _windows(samples: np.ndarray, size: int, before: int) -> np.ndarray:
-    """[frames, size], one for each begun 10 ms, the first ``before`` samples early; zeros around the sound."""
+def _windows(samples: Float[np.ndarray, " samples"], size: int, offset: int) -> Float[np.ndarray, "frames size"]:
+    """[frames, size], one for each begun 10 ms, each starting ``offset`` samples early; zeros around the audio."""
     frames = max(1, -(-len(samples) // HOP))
     padded = np.zeros(frames * HOP + size, np.float32)
-    padded[before : before + len(samples)] = samples
+    padded[offset : offset + len(samples)] = samples
     return np.lib.stride_tricks.sliding_window_view(padded, size)[::HOP][:frames]
 
 
-def log_mel(samples: np.ndarray, c: config.Conformer) -> np.ndarray:
-    """float32 [frames, mels] as the encoder of these settings wants them, one frame for each begun 10 ms."""
+def log_mel(samples: Float[np.ndarray, " samples"], c: config.Conformer) -> Float[np.ndarray, "frames M"]:
+    """float32 [frames, M] in the form that the encoder of this configuration reads, one frame for each begun 10 ms."""
     usm = isinstance(c, config.Usm)
     windows = _windows(samples, USM_WINDOW + 1, 0) if usm else _windows(samples, WINDOW, WINDOW // 2)
-    spectra = _usm_mel if usm else _mel
-    return np.concatenate([spectra(windows[i : i + BLOCK], c.mels) for i in range(0, len(windows), BLOCK)])
+    features = _usm_features if usm else _features
+    blocks = range(0, len(windows), FRAMES_PER_BLOCK)
+    return np.concatenate([features(windows[i : i + FRAMES_PER_BLOCK], c.mels) for i in blocks])
 
 
-def _usm_mel(windows: np.ndarray, mels: int) -> np.ndarray:
-    """Windows [frames, 513] to log-mel [frames, mels], magnitudes."""
+def _usm_features(windows: Float[np.ndarray, "frames 513"], mels: int) -> Float[np.ndarray, "frames M"]:
+    """Log-mel of magnitudes."""
     first, rest = windows[:, :1] * (1 - PRE_EMPHASIS), windows[:, 1:-1] - PRE_EMPHASIS * windows[:, :-2]
-    hann = np.hanning(USM_WINDOW + 1)[:-1].astype(np.float32)  # periodic
-    size = np.abs(np.fft.rfft(np.concatenate([first, rest], 1) * hann, USM_FFT))
-    mel = size @ mel_filters(mels, USM_FFT, USM_LOWEST, fill=False)
+    # A periodic Hann window.
+    hann = np.hanning(USM_WINDOW + 1)[:-1].astype(np.float32)
+    magnitude = np.abs(np.fft.rfft(np.concatenate([first, rest], 1) * hann, USM_FFT))
+    mel = magnitude @ mel_filters(mels, USM_FFT, USM_MIN_HERTZ, fill=False)
     return np.log(np.maximum(mel, FLOOR)).astype(np.float32)
 
 
-def _mel(windows: np.ndarray, mels: int) -> np.ndarray:
-    """Windows [frames, 400] to log-mel [frames, mels], power, scaled."""
+def _features(windows: Float[np.ndarray, "frames 400"], mels: int) -> Float[np.ndarray, "frames M"]:
+    """Log-mel of power, scaled."""
     power = np.abs(np.fft.rfft(windows * np.hanning(WINDOW).astype(np.float32), FFT).astype(np.complex64)) ** 2
-    return (np.log10(np.maximum(power @ mel_filters(mels, FFT, LOWEST, fill=True), FLOOR)) + 2) / 2
+    return (np.log10(np.maximum(power @ mel_filters(mels, FFT, MIN_HERTZ, fill=True), FLOOR)) + 2) / 2
 
 
-def chunk(mel: np.ndarray, c: config.Conformer) -> tuple[np.ndarray, np.ndarray]:
-    """Frames to float16 [chunks, T, mels], zero padded, and the valid frames of each chunk int32 [chunks]."""
+def chunk(
+    mel: Float[np.ndarray, "frames M"], c: config.Conformer
+) -> tuple[Float[np.ndarray, "C T M"], Int[np.ndarray, " C"]]:
+    """Frames to float16 [C, T, M], zero padded, and the valid frames of each chunk int32 [C]."""
     chunks = -(-len(mel) // c.chunk)
     out = np.zeros((chunks * c.chunk, c.mels), np.float16)
     out[: len(mel)] = mel

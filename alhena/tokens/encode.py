@@ -1,11 +1,11 @@
-"""Documents become Examples: one token stream with placeholders for what the encoders will say.
+"""Documents to Examples: one token sequence with placeholders for the output vectors of the encoders.
 
-    Content(user: picture, "What is this?"), Content(model: "a circle")
+    Content(user: image, "What is this?"), Content(model: "a circle")
     ─► <bos> <user> <boi> <img>×n <eoi> What is this? <end> <model> a circle <end>
        weight  0      0     0      0     question_weight…       0     1  1 1    1      + patches [4n, Q]
 
-Loss weights are those of the *target*: what the model is to say counts fully (drawn codes and running text, of which there are
-many, by a share), a question's words a little, placeholders and the tokens that open a turn not at all.
+Loss weights are those of the *target*. Tokens of an answer have weight 1; image codes and running text, of which there are many,
+less; those of a question little; placeholders and the tokens that open a turn none.
 """
 
 from __future__ import annotations
@@ -24,46 +24,42 @@ from alhena.media import SAMPLE_RATE, decode_audio, decode_image, decode_video
 from alhena.model import config
 from alhena.model.tensors import read_settings, regular
 from alhena.schema import bounded, parsed_whole
+from alhena.shapes import Float, Int
 from alhena.tokens.audio_features import HOP, chunk, log_mel
-from alhena.tokens.images import code_grid, patchify, resize
+from alhena.tokens.images import Pixels, code_grid, patchify, resize
 from alhena.tokens.tokenizer import TextTokenizer
 from alhena.tokens.vocabulary import Vocabulary
 
-Codes = np.ndarray  # int [rows, columns]
-ImageCodeEncoder = Callable[[Sequence[np.ndarray]], list[Codes]]
+# Integers [rows, columns]; images of a document differ in size.
+Codes = Int[np.ndarray, "_ _"]
+ImageCodeEncoder = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much of each medium is read, and how much a question's words count."""
+    """Limits on each medium of a document, and loss weights of the kinds of targets."""
 
     image_tokens: int = 64
     frame_tokens: int = 16
     clip_frames: int = 8
     audio_seconds: float = 60.0
     image_out_codes: int = 64
-    question_weight: float = (
-        0.1  # tuning leaves out what weighs no more than this: only answers and running text count there
-    )
-    code_weight: float = 0.3  # of a drawn image code: much of which one comes next is chance
-    text_weight: float = 0.25  # running text has many more targets than an answer; this keeps it from drowning the rest
+    # Supervised tuning ignores targets of this weight or less: only answers and running text are learned there.
+    question_weight: float = 0.1
+    # Of an image code to be generated: much of which code comes next is chance.
+    code_weight: float = 0.3
+    # Running text has many more targets than an answer: a smaller weight keeps it from dominating the loss.
+    text_weight: float = 0.25
 
     def __post_init__(self) -> None:
-        some, share = (1, 2**16), (0.0, 1e3)
-        bounded(
-            self,
-            image_tokens=some,
-            frame_tokens=some,
-            clip_frames=some,
-            audio_seconds=(0.01, 86_400),
-            image_out_codes=some,
-        )
-        bounded(self, question_weight=share, code_weight=share, text_weight=share)
+        counts = dict.fromkeys(("image_tokens", "frame_tokens", "clip_frames", "image_out_codes"), (1, 2**16))
+        weights = dict.fromkeys(("question_weight", "code_weight", "text_weight"), (0.0, 1e3))
+        bounded(self, **counts, audio_seconds=(0.01, 86_400), **weights)
 
 
 @dataclass(frozen=True)
 class _Settings:
-    """What ``vocabulary.json`` holds."""
+    """The content of ``vocabulary.json``."""
 
     num_text: int
     num_codes: int
@@ -74,95 +70,103 @@ class _Settings:
 
 @dataclass
 class _Stream:
-    """An Example being written."""
+    """An Example under construction: lists of what its fields are made of."""
 
     tokens: list[int] = field(default_factory=list)
-    weights: list[float] = field(default_factory=list)  # of each token, as a target
+    # The loss weight of each token as a target.
+    weights: list[float] = field(default_factory=list)
     patches: list[np.ndarray] = field(default_factory=list)
-    places: list[np.ndarray] = field(default_factory=list)
-    images: list[np.ndarray] = field(default_factory=list)
+    patch_positions: list[np.ndarray] = field(default_factory=list)
+    patch_images: list[np.ndarray] = field(default_factory=list)
     frames: list[np.ndarray] = field(default_factory=list)
-    lengths: list[np.ndarray] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)  # what of its media could not be read
+    frame_lengths: list[np.ndarray] = field(default_factory=list)
+    # Parts of its media that could not be read.
+    notes: list[str] = field(default_factory=list)
     modality: Modality = Modality.TEXT
 
     def add(self, tokens: Sequence[int], weight: float) -> None:
         self.tokens.extend(tokens)
         self.weights.extend([weight] * len(tokens))
 
-    def saw(self, modality: Modality) -> None:
+    def raise_modality(self, modality: Modality) -> None:
+        """The modality of an Example is the highest of its parts."""
         self.modality = max(self.modality, modality)
+
+
+def _join(arrays: Sequence[np.ndarray], empty: np.ndarray) -> np.ndarray:
+    return np.concatenate(arrays) if arrays else empty
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Everything that turns Documents into Examples. ``draw`` gives the image codes of pictures that the model is to draw."""
+    """Documents and prompts to Examples. ``encode_image_codes`` gives the codes of images that the model is to generate."""
 
     tokenizer: TextTokenizer
     vocabulary: Vocabulary
     vision: config.Vision
     audio: config.Conformer
     budget: Budget = Budget()
-    draw: ImageCodeEncoder | None = None
+    encode_image_codes: ImageCodeEncoder | None = None
 
     # ── media ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _image(self, out: _Stream, pixels: np.ndarray, budget: int) -> None:
+    def _input_image(self, out: _Stream, pixels: Pixels, max_tokens: int) -> None:
         v = self.vocabulary
-        patches, places = patchify(pixels, self.vision, budget)
+        patches, positions = patchify(pixels, self.vision, max_tokens)
         out.add(
             [v.control("<boi>"), *[v.control("<img>")] * (len(patches) // self.vision.pool**2), v.control("<eoi>")], 0
         )
-        out.images.append(np.full(len(patches), len(out.images) + 1, np.int32))
+        out.patch_images.append(np.full(len(patches), len(out.patch_images) + 1, np.int32))
         out.patches.append(patches)
-        out.places.append(places)
+        out.patch_positions.append(positions)
 
-    def _sound(self, out: _Stream, samples: np.ndarray) -> None:
-        v, most = self.vocabulary, self.budget.audio_seconds
-        # A resampled sound may be a few samples longer than its original.
-        if len(samples) > most * SAMPLE_RATE + HOP:
-            raise ValueError(f"the sound lasts {len(samples) / SAMPLE_RATE:.1f} s; this model reads at most {most:g} s")
+    def _audio(self, out: _Stream, samples: Float[np.ndarray, " samples"]) -> None:
+        v, max_seconds = self.vocabulary, self.budget.audio_seconds
+        # Resampling may add a few samples.
+        if len(samples) > max_seconds * SAMPLE_RATE + HOP:
+            seconds = len(samples) / SAMPLE_RATE
+            raise ValueError(f"the audio lasts {seconds:.1f} s; this model reads at most {max_seconds:g} s")
         frames, lengths = chunk(log_mel(samples, self.audio), self.audio)
-        count = self._sound_tokens(int(lengths.sum()))
+        count = self._audio_tokens(int(lengths.sum()))
         out.add([v.control("<boa>"), *[v.control("<aud>")] * count, v.control("<eoa>")], 0)
         out.frames.append(frames)
-        out.lengths.append(lengths)
+        out.frame_lengths.append(lengths)
 
-    def _sound_tokens(self, frames: int) -> int:
-        """Soft tokens of a sound in chunks."""
-        whole, rest = divmod(frames, self.audio.chunk)
-        return whole * self.audio.tokens(self.audio.chunk) + self.audio.tokens(rest)
+    def _audio_tokens(self, frames: int) -> int:
+        """Soft tokens of ``frames`` frames, chunk by chunk."""
+        chunks, rest = divmod(frames, self.audio.chunk)
+        return chunks * self.audio.tokens(self.audio.chunk) + self.audio.tokens(rest)
 
-    def _clip(self, out: _Stream, data: bytes) -> None:
+    def _video(self, out: _Stream, data: bytes) -> None:
         v, clip = self.vocabulary, decode_video(data, self.budget.clip_frames)
         out.notes.extend(clip.notes)
         out.add([v.control("<bov>")], 0)
         for pixels, seconds in zip(clip.frames, clip.seconds, strict=True):
             out.add([v.time(round(float(seconds) * 4))], 0)
-            self._image(out, pixels, self.budget.frame_tokens)
+            self._input_image(out, pixels, self.budget.frame_tokens)
         out.add([v.control("<eov>")], 0)
         if clip.sound is not None:
-            self._sound(out, clip.sound)
+            self._audio(out, clip.sound)
 
-    def output_image_pixels(self, data: bytes) -> np.ndarray:
-        """A picture to be drawn, at the size of its code grid."""
+    def output_image_pixels(self, data: bytes) -> Pixels:
+        """An image to be generated, at the size of its code grid."""
         pixels = decode_image(data)
         rows, columns = code_grid(pixels.shape[0], pixels.shape[1], self.budget.image_out_codes)
         return resize(pixels, rows * config.CODES_STRIDE, columns * config.CODES_STRIDE)
 
     def _codes(self, data: bytes) -> Codes:
         pixels = self.output_image_pixels(data)
-        if self.draw is None:
-            raise ValueError("a picture in a model turn, but no image tokenizer to encode it")
-        return self.draw([pixels])[0]
+        if self.encode_image_codes is None:
+            raise ValueError("an image in a model turn, but no image tokenizer to encode it")
+        return self.encode_image_codes([pixels])[0]
 
-    def _drawing(self, out: _Stream, codes: Codes) -> None:
+    def _output_image(self, out: _Stream, codes: Codes) -> None:
         v, (rows, columns) = self.vocabulary, codes.shape
         grid = [v.code(int(k)) for k in codes.reshape(-1)]
         out.add([v.control("<boi_out>"), v.rows(rows), v.columns(columns)], 1)
         out.add(grid, self.budget.code_weight)
         out.add([v.control("<eoi_out>")], 1)
-        out.saw(Modality.IMAGE_OUT)
+        out.raise_modality(Modality.IMAGE_OUT)
 
     # ── documents ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -170,16 +174,16 @@ class Encoder:
         if isinstance(part, Text):
             out.add(self.tokenizer.encode(part.text), weight)
         elif isinstance(part, Image) and role == "model":
-            self._drawing(out, codes[part.data] if part.data in codes else self._codes(part.data))
+            self._output_image(out, codes[part.data] if part.data in codes else self._codes(part.data))
         elif isinstance(part, Image):
-            self._image(out, decode_image(part.data), self.budget.image_tokens)
-            out.saw(Modality.IMAGE)
+            self._input_image(out, decode_image(part.data), self.budget.image_tokens)
+            out.raise_modality(Modality.IMAGE)
         elif isinstance(part, Audio):
-            self._sound(out, decode_audio(part.data))
-            out.saw(Modality.AUDIO)
+            self._audio(out, decode_audio(part.data))
+            out.raise_modality(Modality.AUDIO)
         elif isinstance(part, Video):
-            self._clip(out, part.data)
-            out.saw(Modality.VIDEO)
+            self._video(out, part.data)
+            out.raise_modality(Modality.VIDEO)
 
     def _content(self, out: _Stream, content: Content, weight: float, codes: Mapping[bytes, Codes]) -> None:
         out.add([self.vocabulary.control(f"<{content.role}>")], 0)
@@ -189,17 +193,16 @@ class Encoder:
 
     def _example(self, out: _Stream) -> Example:
         c, length = self.vision, len(out.tokens)
-        join = lambda parts, empty: np.concatenate(parts) if parts else empty  # noqa: E731
         return Example(
             tokens=np.array(out.tokens, np.int32),
             targets=np.array([*out.tokens[1:], self.vocabulary.pad], np.int32),
             weights=np.array([*out.weights[1:], 0], np.float32),
             modality=np.full(length, int(out.modality), np.int32),
-            patches=join(out.patches, np.zeros((0, c.patch_values), np.uint8)),
-            patch_positions=join(out.places, np.zeros((0, 2), np.int32)),
-            patch_images=join(out.images, np.zeros(0, np.int32)),
-            frames=join(out.frames, np.zeros((0, self.audio.chunk, self.audio.mels), np.float16)),
-            frame_lengths=join(out.lengths, np.zeros(0, np.int32)),
+            patches=_join(out.patches, np.zeros((0, c.patch_values), np.uint8)),
+            patch_positions=_join(out.patch_positions, np.zeros((0, 2), np.int32)),
+            patch_images=_join(out.patch_images, np.zeros(0, np.int32)),
+            frames=_join(out.frames, np.zeros((0, self.audio.chunk, self.audio.mels), np.float16)),
+            frame_lengths=_join(out.frame_lengths, np.zeros(0, np.int32)),
         )
 
     def encode(
@@ -210,24 +213,23 @@ class Encoder:
         window: int | None = None,
         notes: list[str] | None = None,
     ) -> list[Example]:
-        """One Example, or several: running text is split at ``window`` tokens, a long sound without words at what can be read.
+        """One Example, or several: running text is split at ``window`` tokens, long audio without a transcript at the limits.
 
-        ``codes`` holds image codes already computed, by the picture's bytes; others are asked of ``draw``. ``notes`` gets what could
-        not be read of media that are used all the same. Raises ValueError when a document with media or turns is too long, or a medium cannot be decoded.
+        ``codes`` holds image codes already computed, by the bytes of the image; others come from ``encode_image_codes``. ``notes``
+        receives what could not be read of media that are used all the same. Raises ValueError when a document with media or turns
+        is too long, or a medium cannot be decoded.
         """
         parts = list(document.parts)
         if all(content.role == "document" for content in document.contents):
             if all(isinstance(part, Text) for part in parts):
                 return list(self._running_text(document, window or max_tokens))
             if len(parts) == 1 and isinstance(parts[0], Audio):
-                return list(self._running_sound(parts[0], max_tokens))
+                return list(self._running_audio(parts[0], max_tokens))
         out = _Stream()
         out.add([self.vocabulary.bos], 0)
+        weights = {"model": 1.0, "document": self.budget.text_weight, "user": self.budget.question_weight}
         for content in document.contents:
-            weight = {"model": 1.0, "document": self.budget.text_weight, "user": self.budget.question_weight}[
-                content.role
-            ]
-            self._content(out, content, weight, codes or {})
+            self._content(out, content, weights[content.role], codes or {})
         if len(out.tokens) > max_tokens:
             raise ValueError(f"it takes {len(out.tokens)} tokens; at most {max_tokens} fit")
         if notes is not None:
@@ -235,45 +237,50 @@ class Encoder:
         return [self._example(out)]
 
     def _running_text(self, document: Document, max_tokens: int) -> Iterator[Example]:
+        """Texts without turns, split at ``max_tokens`` tokens."""
         v = self.vocabulary
+        # Beside the text's own there are <bos>, <document> and <end>.
+        step = max_tokens - 3
         for content in document.contents:
-            ids = [
-                piece for part in content.parts if isinstance(part, Text) for piece in self.tokenizer.encode(part.text)
-            ]
-            room = max_tokens - 3
-            for start in range(0, max(len(ids), 1), room):
+            texts = (part.text for part in content.parts if isinstance(part, Text))
+            ids = [token for text in texts for token in self.tokenizer.encode(text)]
+            for start in range(0, max(len(ids), 1), step):
                 out = _Stream()
                 out.add([v.bos, v.control("<document>")], 0)
-                out.add(ids[start : start + room], self.budget.text_weight)
-                if start + room >= len(ids):
+                out.add(ids[start : start + step], self.budget.text_weight)
+                if start + step >= len(ids):
                     out.add([v.end], self.budget.text_weight)
                 yield self._example(out)
 
-    def _running_sound(self, part: Audio, max_tokens: int) -> Iterator[Example]:
-        """A sound without a transcript, split at whole chunks where it is longer than what can be read at once."""
-        v, c, samples = self.vocabulary, self.audio, decode_audio(part.data)
-        frames, seconds = -(-len(samples) // HOP), self.budget.audio_seconds
-        # Beside the sound's own there are <bos>, <document>, <boa>, <eoa> and <end>.
-        room = max_tokens - 5
-        piece = len(samples)
-        if frames * HOP > seconds * SAMPLE_RATE or self._sound_tokens(frames) > room:
-            chunks, longest = room // c.tokens(c.chunk), int(seconds * SAMPLE_RATE / HOP)
-            if chunks < 1:
-                raise ValueError(f"a chunk of sound takes {c.tokens(c.chunk) + 5} tokens; at most {max_tokens} fit")
-            # Whole chunks, where the model reads as much as one.
-            whole = min(chunks, longest // c.chunk) * c.chunk
-            piece = (whole or longest) * HOP
-        for start in range(0, len(samples), piece):
+    def _running_audio(self, part: Audio, max_tokens: int) -> Iterator[Example]:
+        """Audio without a transcript, split at chunk boundaries where it exceeds ``max_tokens`` or ``audio_seconds``."""
+        v, samples = self.vocabulary, decode_audio(part.data)
+        step = self._samples_per_example(len(samples), max_tokens)
+        for start in range(0, len(samples), step):
             out = _Stream()
             out.add([v.bos, v.control("<document>")], 0)
-            self._sound(out, samples[start : start + piece])
-            out.saw(Modality.AUDIO)
-            if start + piece >= len(samples):
+            self._audio(out, samples[start : start + step])
+            out.raise_modality(Modality.AUDIO)
+            if start + step >= len(samples):
                 out.add([v.end], self.budget.text_weight)
             yield self._example(out)
 
+    def _samples_per_example(self, samples: int, max_tokens: int) -> int:
+        """Samples of running audio in one Example. Raises ValueError when not even a chunk fits."""
+        c, frames, seconds = self.audio, -(-samples // HOP), self.budget.audio_seconds
+        # Beside the audio's own there are <bos>, <document>, <boa>, <eoa> and <end>.
+        available = max_tokens - 5
+        if frames * HOP <= seconds * SAMPLE_RATE and self._audio_tokens(frames) <= available:
+            return samples
+        chunks, max_frames = available // c.tokens(c.chunk), int(seconds * SAMPLE_RATE / HOP)
+        if chunks < 1:
+            raise ValueError(f"a chunk of audio takes {c.tokens(c.chunk) + 5} tokens; at most {max_tokens} fit")
+        # A model that reads less than a chunk gets as many frames as it reads.
+        aligned = min(chunks, max_frames // c.chunk) * c.chunk
+        return (aligned or max_frames) * HOP
+
     def prompt(self, contents: Sequence[Content]) -> Example:
-        """A conversation up to the model's next turn: the stream ends with ``<model>``, generation goes on from there."""
+        """A conversation up to the model's next turn: the sequence ends with ``<model>``, and generation continues from there."""
         out = _Stream()
         out.add([self.vocabulary.bos], 0)
         for content in contents:
@@ -282,7 +289,7 @@ class Encoder:
         return self._example(out)
 
     def check(self, c: config.Model) -> None:
-        """Raises ValueError when a model reads other ids, patches or chunks than these."""
+        """Raises ValueError when the ids, patches or chunks of a model differ from these."""
         v = self.vocabulary
         pairs = {"ids": (v.size, c.vocabulary), "<img>": (v.control("<img>"), c.image_token)}
         pairs["<aud>"] = v.control("<aud>"), c.audio_token
@@ -297,7 +304,7 @@ class Encoder:
                 f"files of two models: {wrong} is {pairs[wrong][0]} in vocabulary.json, {pairs[wrong][1]} in model.json"
             )
 
-    # ── at rest ────────────────────────────────────────────────────────────────────────────────────────────
+    # ── stored ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def save(self, folder: Path) -> None:
         """Writes ``text.model`` and ``vocabulary.json``."""
@@ -307,7 +314,7 @@ class Encoder:
         write_json(folder / "vocabulary.json", settings | parts)
 
     @classmethod
-    def load(cls, folder: Path, draw: ImageCodeEncoder | None = None) -> Encoder:
+    def load(cls, folder: Path, encode_image_codes: ImageCodeEncoder | None = None) -> Encoder:
         """Reads what :meth:`save` wrote. Raises ValueError that names the file when one is missing or does not fit."""
         path = folder / "vocabulary.json"
         stored = parsed_whole(_Settings, read_settings(path), path)
@@ -317,11 +324,11 @@ class Encoder:
         budget = parsed_whole(Budget, stored.budget, path, "budget")
         model = regular(folder / "text.model")
         try:
-            pieces = TextTokenizer.from_bytes(model.read_bytes())
+            tokenizer = TextTokenizer.from_bytes(model.read_bytes())
         except ValueError as error:
             raise ValueError(f"{model}: {error}") from None
-        if pieces.size != vocabulary.num_text:
+        if tokenizer.size != vocabulary.num_text:
             raise ValueError(
-                f"{folder}: text.model has {pieces.size} pieces but vocabulary.json says {vocabulary.num_text}"
+                f"{folder}: text.model has {tokenizer.size} tokens but vocabulary.json says {vocabulary.num_text}"
             )
-        return cls(pieces, vocabulary, vision, audio, budget, draw)
+        return cls(tokenizer, vocabulary, vision, audio, budget, encode_image_codes)

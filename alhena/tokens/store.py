@@ -1,4 +1,4 @@
-"""Examples at rest: Arrow IPC files, memory-mapped, any row in microseconds and any tool can open them."""
+"""Stored Examples: memory-mapped Arrow IPC files with random access."""
 
 from __future__ import annotations
 
@@ -18,26 +18,32 @@ from alhena.files import atomic
 from alhena.shapes import Int
 
 _DTYPES = {"weights": np.float32, "patches": np.uint8, "frames": np.float16}
-_WIDTHS = ("patches", "frames")  # fields whose inner shape is kept in the file's metadata
-BATCH_BYTES = 64 << 20  # of Examples in one record batch
+# Fields whose shape behind the first axis is stored in the metadata of the file.
+_SHAPED = ("patches", "frames")
+# Of the Examples of one record batch.
+BATCH_BYTES = 64 << 20
 NAMES = tuple(field.name for field in fields(Example))
 
 
 class ExampleWriter:
-    """Writes Examples to one file as they come: ``with Writer(path, inner) as writer: writer.add(example)``.
+    """Writes Examples to one file: ``with ExampleWriter(path, inner_shapes) as writer: writer.add(example)``.
 
-    The file gets its name, flushed to disk, when the block ends without an error; otherwise nothing is left of it.
-    ``inner`` gives the shapes behind the first axis of patches and frames. At most ``rows`` Examples or ``most_bytes`` wait
-    in memory: they are one record batch of the file.
+    The file gets its name, flushed to disk, when the block ends without an error; otherwise it is removed.
+    ``inner_shapes`` gives the shapes of patches and frames behind their first axis. At most ``max_examples`` Examples or ``max_bytes``
+    are buffered in memory: they become one record batch of the file.
     """
 
     def __init__(
-        self, path: Path, inner: dict[str, tuple[int, ...]], rows: int = 256, most_bytes: int = BATCH_BYTES
+        self,
+        path: Path,
+        inner_shapes: dict[str, tuple[int, ...]],
+        max_examples: int = 256,
+        max_bytes: int = BATCH_BYTES,
     ) -> None:
-        self.path, self._rows, self._most_bytes = path, rows, most_bytes
-        self._metadata = {name: ",".join(map(str, inner[name])) for name in _WIDTHS}
+        self.path, self._max_examples, self._max_bytes = path, max_examples, max_bytes
+        self._metadata = {name: ",".join(map(str, inner_shapes[name])) for name in _SHAPED}
         self._buffer: list[dict[str, bytes]] = []
-        self.examples, self.tokens, self.waiting = 0, 0, 0
+        self.examples, self.tokens, self.buffered_bytes = 0, 0, 0
 
     def __enter__(self) -> ExampleWriter:
         self._schema = pa.schema([(name, pa.large_binary()) for name in NAMES], metadata=self._metadata)
@@ -55,21 +61,21 @@ class ExampleWriter:
     def add(self, example: Example) -> None:
         row = {n: np.ascontiguousarray(getattr(example, n), _DTYPES.get(n, np.int32)).tobytes() for n in NAMES}
         self._buffer.append(row)
-        self.waiting += sum(map(len, row.values()))
+        self.buffered_bytes += sum(map(len, row.values()))
         self.examples, self.tokens = self.examples + 1, self.tokens + len(example.tokens)
-        if len(self._buffer) == self._rows or self.waiting >= self._most_bytes:
+        if len(self._buffer) == self._max_examples or self.buffered_bytes >= self._max_bytes:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what waits in memory as a record batch."""
+        """Writes the buffered Examples as a record batch."""
         if self._buffer:
             self._writer.write_batch(pa.RecordBatch.from_pylist(self._buffer, self._schema))
-        self._buffer, self.waiting = [], 0
+        self._buffer, self.buffered_bytes = [], 0
 
 
-def write_examples(path: Path, examples: Iterable[Example], inner: dict[str, tuple[int, ...]]) -> int:
+def write_examples(path: Path, examples: Iterable[Example], inner_shapes: dict[str, tuple[int, ...]]) -> int:
     """Writes Examples to one file and returns their number."""
-    with ExampleWriter(path, inner) as writer:
+    with ExampleWriter(path, inner_shapes) as writer:
         for example in examples:
             writer.add(example)
     return writer.examples
@@ -87,7 +93,7 @@ class Examples:
             reader = pa.ipc.open_file(pa.memory_map(str(self.path)))
         except (pa.ArrowInvalid, FileNotFoundError) as error:
             raise ValueError(f"{self.path}: not a file of encoded examples ({error}); run alhena tokenize") from None
-        self._inner = {n: tuple(map(int, reader.schema.metadata[n.encode()].decode().split(","))) for n in _WIDTHS}
+        self._inner = {n: tuple(map(int, reader.schema.metadata[n.encode()].decode().split(","))) for n in _SHAPED}
         self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
 
@@ -97,8 +103,8 @@ class Examples:
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        place = int(np.searchsorted(self._starts, index, side="right")) - 1
-        batch, row = self._batches[place], int(index - self._starts[place])
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        batch, row = self._batches[number], int(index - self._starts[number])
         values: dict[str, Any] = {}
         for name, column in zip(NAMES, batch.columns, strict=True):
             array = np.frombuffer(column[row].as_buffer(), _DTYPES.get(name, np.int32))
@@ -106,13 +112,13 @@ class Examples:
         return Example(**values)
 
     def _shape(self, name: str) -> tuple[int, ...]:
-        """Behind a field's first axis."""
+        """The shape of a field behind its first axis."""
         return self._inner.get(name, (2,) if name == "patch_positions" else ())
 
     def lengths(self, name: str) -> Int[np.ndarray, " examples"]:
-        """Of a field's first axis, in every example; no example is read for it."""
-        one = np.dtype(_DTYPES.get(name, np.int32)).itemsize * math.prod(self._shape(name))
-        sizes = [pc.binary_length(batch.column(name)).to_numpy() // one for batch in self._batches]
+        """Length of the first axis of a field in every example; no example is read for it."""
+        item_bytes = np.dtype(_DTYPES.get(name, np.int32)).itemsize * math.prod(self._shape(name))
+        sizes = [pc.binary_length(batch.column(name)).to_numpy() // item_bytes for batch in self._batches]
         return np.concatenate([np.zeros(0, np.int64), *sizes])
 
     def __getstate__(self) -> Path:

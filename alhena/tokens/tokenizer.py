@@ -1,10 +1,10 @@
-"""Text pieces: SentencePiece trained on a sample of the whole corpus (Kudo & Richardson 2018).
+"""Text tokenizer: SentencePiece, trained on a sample of the whole corpus (Kudo & Richardson 2018).
 
-Byte fallback means that no text is unknown; digits are split; nothing is normalized, so decoding an encoding returns the text,
-spaces, tabs and line ends included:
+Byte fallback means that no text is unknown; digits are split; nothing is normalized. Decoding an encoding returns the text, spaces,
+tabs and line ends included:
 
->>> pieces = TextPieces.from_bytes(train(["Alhena reads text.\\n", "Alhena draws.\\n"] * 50, size=300))
->>> pieces.decode(pieces.encode("  Alhena\\t漢字 42\\n")) == "  Alhena\\t漢字 42\\n"
+>>> tokenizer = TextTokenizer.from_bytes(train(["Alhena reads text.\\n", "Alhena draws.\\n"] * 50, size=300))
+>>> tokenizer.decode(tokenizer.encode("  Alhena\\t漢字 42\\n")) == "  Alhena\\t漢字 42\\n"
 True
 """
 
@@ -15,14 +15,18 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import sentencepiece
 
-LINE_END = "\u2028"  # SentencePiece reads line by line; inside, a line end travels as U+2028
-LONGEST = 4000  # bytes of one training sentence
+# SentencePiece reads line by line: a line end is replaced by U+2028 before encoding.
+LINE_END = "\u2028"
+MAX_SENTENCE_BYTES = 4000
 
 
 def train(texts: Iterable[str], size: int) -> bytes:
-    """A BPE model of at most ``size`` pieces; deterministic. Returns its serialized form (what ``text.model`` holds)."""
+    """The serialized BPE model of at most ``size`` tokens (the content of ``text.model``); deterministic.
+
+    Raises ValueError when the texts are too few for so many tokens.
+    """
     out = io.BytesIO()
-    sentences = (text.replace("\n", LINE_END)[: LONGEST // 4] for text in texts if text.strip())
+    sentences = (text.replace("\n", LINE_END)[: MAX_SENTENCE_BYTES // 4] for text in texts if text.strip())
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=sentences,
@@ -37,7 +41,7 @@ def train(texts: Iterable[str], size: int) -> bytes:
             add_dummy_prefix=True,
             allow_whitespace_only_pieces=True,
             user_defined_symbols=[LINE_END],
-            max_sentence_length=LONGEST,
+            max_sentence_length=MAX_SENTENCE_BYTES,
             hard_vocab_limit=False,
             num_threads=1,
             bos_id=-1,
@@ -47,7 +51,7 @@ def train(texts: Iterable[str], size: int) -> bytes:
         )
     except RuntimeError as error:
         raise ValueError(
-            f"{size} text pieces cannot be learned from this corpus; ask for more pieces or give more text ({error})"
+            f"a text vocabulary of {size} tokens cannot be trained on this corpus: choose more tokens, or give more text ({error})"
         ) from None
     return out.getvalue()
 
@@ -60,7 +64,7 @@ class TextTokenizer:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> TextTokenizer:
-        """Raises ValueError when the bytes are no SentencePiece model."""
+        """Loads a serialized model. Raises ValueError when the bytes are no SentencePiece model."""
         processor = sentencepiece.SentencePieceProcessor()
         try:
             processor.LoadFromSerializedProto(data)
@@ -78,18 +82,18 @@ class TextTokenizer:
     def encode(self, text: str) -> list[int]:
         return self._processor.encode(text.replace("\n", LINE_END))
 
-    def byte(self, piece: int) -> int | None:
-        """The byte that a piece of byte fallback stands for; None for every other piece."""
-        return int(self._processor.id_to_piece(piece)[3:-1], 16) if self._processor.is_byte(piece) else None
+    def byte(self, token: int) -> int | None:
+        """The byte of a byte-fallback token; None for every other token."""
+        return int(self._processor.id_to_piece(token)[3:-1], 16) if self._processor.is_byte(token) else None
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of pieces; bytes that are no UTF-8 become U+FFFD."""
+        """Text of token ids; bytes that are no UTF-8 become U+FFFD."""
         return self._processor.decode(list(ids)).replace(LINE_END, "\n")
 
 
-def coverage(pieces: TextTokenizer, texts: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """Tokens per character of each language's texts: how evenly the pieces serve the languages."""
+def coverage(tokenizer: TextTokenizer, texts: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """Tokens per character of the texts of each language: lower values mean shorter sequences."""
     return {
-        language: sum(len(pieces.encode(text)) for text in some) / max(sum(map(len, some)), 1)
-        for language, some in sorted(texts.items())
+        language: sum(len(tokenizer.encode(text)) for text in group) / max(sum(map(len, group)), 1)
+        for language, group in sorted(texts.items())
     }

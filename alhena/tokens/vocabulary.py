@@ -1,10 +1,10 @@
-"""One table of id ranges: text pieces, then control tokens, then the image tokenizer's codes.
+"""Token id ranges: text tokens, then control tokens, then the codes of the image tokenizer.
 
     0 ─────────── text ──┬──────── control ────────┬──────── codes ─── size
       SentencePiece      │ <bos> <user> … <time 0> │ code 0 … code K-1
       (0 is <unk>)       │ … <rows 1> <columns 1>… │
 
-A sequence, as the model sees it (``<img>`` and ``<aud>`` are placeholders, one for each output vector of an encoder):
+Sequences of the model (``<img>`` and ``<aud>`` are placeholders, one for each output vector of an encoder):
 
     <bos> <user> <boi> <img> <img> <eoi> What is this? <end> <model> a circle <end>
     <bos> <user> Draw a circle. <end> <model> <boi_out> <rows 4> <columns 4> code×16 <eoi_out> <end>
@@ -19,13 +19,15 @@ from dataclasses import dataclass
 from alhena.schema import bounded
 
 CONTROLS = "<pad> <bos> <user> <model> <document> <end> <boi> <img> <eoi> <boa> <aud> <eoa> <bov> <eov> <boi_out> <eoi_out>".split()
-NUM_TIMES = 64  # <time k>: k quarter seconds from the start of a clip, the last one stands for all later times
-MAX_GRID = 32  # <rows n> and <columns n> of a drawn image's code grid, 1..MAX_GRID
+# <time k>: k quarter seconds from the start of a video; the last one stands for all later times.
+NUM_TIMES = 64
+# <rows n> and <columns n>: the code grid of a generated image, 1..MAX_GRID.
+MAX_GRID = 32
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Ids of everything that is not text.
+    """Ids of control tokens and image codes.
 
     >>> v = Vocabulary(num_text=1000, num_codes=512)
     >>> v.pad, v.time(0), v.rows(1), v.columns(1), v.code(0), v.size

@@ -1,4 +1,4 @@
-"""Tuning on documents of one's own: long sounds and several pictures are used, and the cost on the run's own data is known."""
+"""Fine-tuning on a user's documents: long audio and several images are used, and the validation loss of the run is measured."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ INNER = {"patches": (192,), "frames": (128, 128)}
 T = Tune(2, BatchShape(batch_size=16, tokens=256, patches=256, chunks=2))
 
 
-def test_long_sounds_and_several_pictures_are_used(encoder, tmp_path):
+def test_long_audio_and_several_images_are_used(encoder, tmp_path):
     answer, ask = Content("model", (Text("red"),)), Text("What?")
-    pictures = picture(1, 128, 128), picture(2, 128, 128)
-    asked = [(sound(1, 4.0), ask), (sound(2, 20.0), ask), (*pictures, ask), (ask,)]
-    documents = [Document((Content("user", parts), answer), str(i), "mine") for i, parts in enumerate(asked)]
+    images = picture(1, 128, 128), picture(2, 128, 128)
+    prompts = [(sound(1, 4.0), ask), (sound(2, 20.0), ask), (*images, ask), (ask,)]
+    documents = [Document((Content("user", parts), answer), str(i), "mine") for i, parts in enumerate(prompts)]
     how = T.encoding(tmp_path)
-    examples = [e for d in documents for e in encoder.encode(d, how.most_tokens, window=how.window)]
+    examples = [e for d in documents for e in encoder.encode(d, how.max_tokens, window=how.window)]
     assert [(len(e.patches), len(e.frames)) for e in examples] == [(0, 4), (0, 16), (512, 0), (0, 0)]
     write_examples(tmp_path / "mine.arrow", examples, INNER)
     shape = training(T, tmp_path, 0.1).shape
@@ -35,19 +35,19 @@ def test_long_sounds_and_several_pictures_are_used(encoder, tmp_path):
     assert batch.patches.shape[1] >= 512
 
 
-def test_running_text_is_split_at_a_row_of_the_recipe_and_chats_are_not(encoder, tmp_path):
+def test_running_text_is_split_at_a_sequence_of_the_recipe_and_chats_are_not(encoder, tmp_path):
     how, words = T.encoding(tmp_path), Text("forty seven circles " * 300)
     prose = Document((Content("document", (words,)),), "0", "mine")
     chat = Document((Content("user", (Text("Write."),)), Content("model", (words,))), "1", "mine")
-    assert 250 < max(len(e.tokens) for e in encoder.encode(prose, how.most_tokens, window=how.window)) <= 256
-    (example,) = encoder.encode(chat, how.most_tokens, window=how.window)
+    assert 250 < max(len(e.tokens) for e in encoder.encode(prose, how.max_tokens, window=how.window)) <= 256
+    (example,) = encoder.encode(chat, how.max_tokens, window=how.window)
     assert len(example.tokens) > 256
     endless = replace(chat, contents=(chat.contents[0], Content("model", (words,) * 20)))
     with pytest.raises(ValueError, match="tokens; at most 4096 fit"):
-        encoder.encode(endless, how.most_tokens, window=how.window)
+        encoder.encode(endless, how.max_tokens, window=how.window)
 
 
-def test_the_loss_on_the_split_of_the_run_is_that_of_its_own_tokenizers(tiny, encoder, documents, tmp_path):
+def test_the_validation_loss_of_the_run_requires_equal_tokenizers(tiny, encoder, documents, tmp_path):
     model, tokens = tmp_path / "models" / "mine", tmp_path / "tokens"
     save_model(model, *tiny, {})
     for folder in (model, tokens):

@@ -1,4 +1,4 @@
-"""The card measures what it says: an oracle scores full marks, a constant answer scores chance."""
+"""Scores of known answers: an oracle has a perfect score, a constant answer the chance level."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 from alhena.content import Document, Image, Text, read_documents
 from alhena.corpus.starter.splits import COLOURS
 from alhena.evaluate import metrics
-from alhena.evaluate.card import answer_line
-from alhena.evaluate.held_out import held_out_card
+from alhena.evaluate.evaluation import answer_row
+from alhena.evaluate.held_out import evaluate_held_out
 from alhena.evaluate.judges import colour_of, digit_judge, shape_of
-from alhena.evaluate.results import Answered
+from alhena.evaluate.results import AnsweredQuestion
 from alhena.evaluate.scoring import text_nats
-from alhena.evaluate.tasks import ANSWERS, reference, verdict
+from alhena.evaluate.tasks import TASK_METRICS, predicted_answer, reference
 from alhena.files import read_json
 from alhena.media import decode_image
 from alhena.serve.engine import Engine
@@ -26,24 +26,26 @@ def questions(smoke: Path) -> list[Document]:
     return [d for d in read_documents(smoke / "curated" / "test") if d.contents[-1].role == "model"]
 
 
-def test_an_oracle_gets_full_marks(questions):
-    answered = [Answered(d, reference(d), {"oracle": verdict(d, d.contents[-1].parts)}, {}) for d in questions]
-    lines = [line for row in ANSWERS if (line := answer_line(row, answered))]
-    assert len({line.group for line in lines}) == 6
-    for line in lines:
-        assert line.scores["oracle"] == (0 if line.lower_is_better else pytest.approx(100)), line.name
+def test_an_oracle_has_a_perfect_score(questions):
+    answered = [
+        AnsweredQuestion(d, reference(d), {"oracle": predicted_answer(d, d.contents[-1].parts)}, {}) for d in questions
+    ]
+    rows = [row for task in TASK_METRICS if (row := answer_row(task, answered))]
+    assert len({row.group for row in rows}) == 6
+    for row in rows:
+        assert row.scores["oracle"] == (0 if row.lower_is_better else pytest.approx(100)), row.name
 
 
 def test_a_constant_answer_scores_chance():
     references = ["red"] * 6 + ["blue"] * 3 + ["forty seven"]
-    for metric in (metrics.exact, metrics.word_errors, metrics.character_errors, metrics.chrf):
+    for metric in (metrics.exact_match, metrics.word_error_rate, metrics.character_error_rate, metrics.chrf):
         best = metrics.constant_chance(metric, references)
         constants = [metric(references, [word] * 10) for word in ("red", "blue", "forty seven")]
         assert best == pytest.approx(min(constants) if metric in metrics.LOWER_IS_BETTER else max(constants))
-    assert metrics.constant_chance(metrics.exact, references) == 60
+    assert metrics.constant_chance(metrics.exact_match, references) == 60
 
 
-def test_judges_know_real_drawings_and_reject_noise(questions):
+def test_judges_recognize_reference_images_and_reject_noise(questions):
     assert digit_judge()[1] > 97
     for document in questions:
         if document.facts["task"] == "drawing/shape":
@@ -57,10 +59,10 @@ def test_judges_know_real_drawings_and_reject_noise(questions):
     assert shape_of(np.full((32, 32, 3), 255, np.uint8)) is None
 
 
-def test_the_card_of_the_smoke_run_is_whole(smoke):
+def test_the_report_of_the_smoke_run_is_complete(smoke):
     results = read_json(smoke / "report" / "results.json")
-    assert {line["group"] for line in results["lines"]} == {"text", "image", "audio", "video", "combined", "drawing"}
-    assert all(set(line["scores"]) == {"float32", "4-bit"} for line in results["lines"])
+    assert {row["group"] for row in results["rows"]} == {"text", "image", "audio", "video", "combined", "image output"}
+    assert all(set(row["scores"]) == {"float32", "4-bit"} for row in results["rows"])
     assert decode_image((smoke / "report" / "report.png").read_bytes()).shape[1] > 800
     page = (smoke / "report" / "report.html").read_text()
     assert "http" not in page.replace("http-equiv", "")
@@ -69,16 +71,16 @@ def test_the_card_of_the_smoke_run_is_whole(smoke):
 
 def test_bits_per_byte_counts_every_byte_once(smoke):
     engine = Engine.load(smoke / "models" / "assistant")
-    some = [d for d in read_documents(smoke / "curated" / "test") if d.source == "text"]
-    nats, size, tokens = text_nats(engine, some)
-    assert size == sum(len(p.text.encode()) for d in some for p in d.parts if isinstance(p, Text))
-    alone = [text_nats(engine, [d]) for d in some]
+    texts = [d for d in read_documents(smoke / "curated" / "test") if d.source == "text"]
+    nats, size, tokens = text_nats(engine, texts)
+    assert size == sum(len(p.text.encode()) for d in texts for p in d.parts if isinstance(p, Text))
+    alone = [text_nats(engine, [d]) for d in texts]
     assert nats == pytest.approx(sum(a[0] for a in alone), rel=1e-5)
     assert tokens == sum(a[2] for a in alone)
 
 
 def test_held_out_questions_and_texts_are_measured(smoke, tmp_path):
-    results = held_out_card(smoke / "curated" / "test", smoke / "models" / "assistant", tmp_path)
+    results = evaluate_held_out(smoke / "curated" / "test", smoke / "models" / "assistant", tmp_path)
     assert results["questions"] > 20
     assert results["texts"] > 0
     assert results["not_measured"] == 0

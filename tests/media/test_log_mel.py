@@ -15,6 +15,6 @@ def test_frames_of_blocks_are_those_of_the_whole(c: config.Conformer, monkeypatc
     samples = tone(2.345) + np.random.default_rng(0).normal(0, 0.1, 37_520).astype(np.float32)
     whole = audio_features.log_mel(samples, c)
     assert whole.shape == (235, c.mels)
-    monkeypatch.setattr(audio_features, "BLOCK", 50)
+    monkeypatch.setattr(audio_features, "FRAMES_PER_BLOCK", 50)
     np.testing.assert_allclose(audio_features.log_mel(samples, c), whole, atol=1e-5)
     assert audio_features.log_mel(samples[:0], c).shape == (1, c.mels)

@@ -137,7 +137,7 @@ def test_a_card_of_one_model(run, tmp_path):
 
     run_stage(curated, work)
     Evaluate(run, RECIPE, name="nano")()
-    lines = read_json(run / "reports" / "nano" / "results.json")["lines"]
-    assert [list(line["scores"]) for line in lines] == [["nano"]]
+    rows = read_json(run / "reports" / "nano" / "results.json")["rows"]
+    assert [list(row["scores"]) for row in rows] == [["nano"]]
     assert (run / "reports" / "nano" / "report.html").exists()
     assert not (run / "report").exists()

@@ -1,4 +1,4 @@
-"""Documents to batches: nothing lost, order links, resumed = uninterrupted."""
+"""Documents to batches: nothing is lost, placeholders match encoder outputs by order, resumed = uninterrupted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from alhena.content import Content, Document, Image, Text
 from alhena.model import config
 from alhena.tokens.audio_features import HOP, chunk, log_mel
-from alhena.tokens.images import fit, patchify
+from alhena.tokens.images import fit_grid, patchify
 from alhena.tokens.loader import Batches, BatchShape, batches_in_order, padded_batch
 from alhena.tokens.store import Examples, write_examples
 
@@ -41,19 +41,19 @@ def test_only_answers_weigh_more_than_questions(encoder, documents):
         assert learned[-1] == v.end
 
 
-def test_a_drawing_becomes_a_whole_grid(encoder, documents):
+def test_an_output_image_becomes_a_complete_grid(encoder, documents):
     v, pixels = encoder.vocabulary, documents[1].contents[0].parts[0]
     document = Document((Content("user", (Text("Draw."),)), Content("model", (pixels,))), "0", "drawing")
     grid = np.arange(24).reshape(4, 6)
     (example,) = encoder.encode(document, 256, codes={pixels.data: grid})
     start = example.tokens.tolist().index(v.control("<boi_out>"))
-    wanted = [v.rows(4), v.columns(6), *(v.code(k) for k in range(24)), v.control("<eoi_out>"), v.end]
-    assert example.tokens.tolist()[start + 1 :] == wanted
+    expected = [v.rows(4), v.columns(6), *(v.code(k) for k in range(24)), v.control("<eoi_out>"), v.end]
+    assert example.tokens.tolist()[start + 1 :] == expected
     with pytest.raises(ValueError, match="no image tokenizer"):
         encoder.encode(document, 256)
 
 
-def test_placeholders_match_what_the_encoders_give(encoder, documents):
+def test_there_is_a_placeholder_for_every_encoder_output(encoder, documents):
     v = encoder.vocabulary
     for document in documents:
         (e,) = encoder.encode(document, 256)
@@ -63,34 +63,34 @@ def test_placeholders_match_what_the_encoders_give(encoder, documents):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 256))
-def test_an_image_keeps_to_its_budget_and_nearly_to_its_shape(height, width, budget):
-    rows, columns = fit(height, width, budget, 16)
+def test_an_image_stays_within_its_budget_and_near_its_aspect_ratio(height, width, budget):
+    rows, columns = fit_grid(height, width, budget, 16)
     assert 1 <= rows * columns <= budget
     if rows >= 4 and columns >= 4:
         assert 0.6 < (columns / rows) / (width / height) < 1.7
 
 
-def test_no_patch_lies_beyond_the_places_that_an_encoder_knows():
-    """A gather would take the last place for all of them (the next row's, in a square), and nobody would see it."""
+def test_no_patch_position_exceeds_the_position_embeddings():
+    """A gather clamps indices out of range: the wrong embedding would be used without an error."""
     for c in (VISION, config.Vision(16, 1, 2, 16, side=8, plain=True)):
         for shape in ((10, 4000, 3), (4000, 10, 3), (4000, 4000, 3)):
-            patches, places = patchify(np.zeros(shape, np.uint8), c, 1024)
-            assert places.max() < c.side
-            assert len(patches) == len(places)
+            patches, positions = patchify(np.zeros(shape, np.uint8), c, 1024)
+            assert positions.max() < c.side
+            assert len(patches) == len(positions)
 
 
 def test_patches_come_pool_window_first():
     rows, columns = np.mgrid[0:32, 0:48]
     pixels = np.stack([rows, columns, rows * 0], -1).astype(np.uint8)
-    patches, places = patchify(pixels, VISION, 64)
+    patches, positions = patchify(pixels, VISION, 64)
     assert patches.shape == (24, 192)
     corners = patches.reshape(24, 8, 8, 3)[:, 0, 0, :2]
-    np.testing.assert_array_equal(corners, places * 8)  # each patch lies where it says
-    windows = places.reshape(6, 4, 2)
+    np.testing.assert_array_equal(corners, positions * 8)  # each patch is at its position
+    windows = positions.reshape(6, 4, 2)
     np.testing.assert_array_equal(windows // 2, np.repeat(windows[:, :1] // 2, 4, axis=1))
 
 
-def test_log_mel_hears_a_tone_in_its_bin_and_gain_in_decibels():
+def test_log_mel_puts_a_tone_into_its_bin_and_gain_is_an_offset():
     time = np.arange(16000) / 16000
     tones = [
         log_mel((0.3 * np.sin(2 * np.pi * hertz * time)).astype(np.float32), AUDIO)[20:80].mean(0).argmax()
@@ -110,9 +110,9 @@ def test_log_mel_hears_a_tone_in_its_bin_and_gain_in_decibels():
 
 @pytest.fixture
 def sources(encoder, documents, tmp_path):
-    inner = {"patches": (192,), "frames": (128, 128)}
-    for name, some in (("a", documents[:2]), ("b", documents[2:])):
-        write_examples(tmp_path / f"{name}.arrow", [e for d in some * 9 for e in encoder.encode(d, 256)], inner)
+    inner_shapes = {"patches": (192,), "frames": (128, 128)}
+    for name, group in (("a", documents[:2]), ("b", documents[2:])):
+        write_examples(tmp_path / f"{name}.arrow", [e for d in group * 9 for e in encoder.encode(d, 256)], inner_shapes)
     return {name: Examples(tmp_path / f"{name}.arrow") for name in "ab"}
 
 
@@ -124,28 +124,28 @@ def same(a, b):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
 
 
-def test_stored_examples_come_back(encoder, documents, sources):
-    wanted = encoder.encode(documents[3], 256)[0]
-    same(sources["b"][1], wanted)
+def test_stored_examples_are_read_back(encoder, documents, sources):
+    expected = encoder.encode(documents[3], 256)[0]
+    same(sources["b"][1], expected)
     with pytest.raises(IndexError):
         sources["b"][len(sources["b"])]
 
 
 def test_resumed_batches_equal_uninterrupted(sources):
     weights = {"a": 1.0, "b": 2.0}
-    straight = Batches(sources, weights, SHAPE, seed=3)
-    first = [next(straight) for _ in range(4)]
-    state = straight.state()
-    wanted = [next(straight) for _ in range(5)]
+    uninterrupted = Batches(sources, weights, SHAPE, seed=3)
+    first = [next(uninterrupted) for _ in range(4)]
+    state = uninterrupted.state()
+    expected = [next(uninterrupted) for _ in range(5)]
     resumed = Batches(sources, weights, SHAPE, seed=3)
     resumed.restore(state)
-    for a, b in zip(wanted, [next(resumed) for _ in range(5)], strict=True):
+    for a, b in zip(expected, [next(resumed) for _ in range(5)], strict=True):
         same(a, b)
     with pytest.raises(AssertionError):
-        same(first[0], wanted[0])
+        same(first[0], expected[0])
 
 
-def test_packed_rows_hold_whole_examples_in_order(encoder, sources):
+def test_packed_sequences_hold_complete_examples_in_order(encoder, sources):
     v = encoder.vocabulary
     batch = next(Batches(sources, {"a": 1.0, "b": 1.0}, SHAPE, seed=0))
     for row in range(SHAPE.batch_size):
@@ -155,15 +155,15 @@ def test_packed_rows_hold_whole_examples_in_order(encoder, sources):
             AUDIO.tokens(int(n)) for n in batch.frame_lengths[row] if n
         )
         for segment in range(1, batch.segments[row].max() + 1):
-            inside = batch.segments[row] == segment
-            tokens = batch.tokens[row][inside]
+            members = batch.segments[row] == segment
+            tokens = batch.tokens[row][members]
             assert tokens[0] == v.bos
             assert tokens[-1] == v.end
-            np.testing.assert_array_equal(batch.positions[row][inside], np.arange(inside.sum()))
-            np.testing.assert_array_equal(batch.targets[row][inside][:-1], tokens[1:])
+            np.testing.assert_array_equal(batch.positions[row][members], np.arange(members.sum()))
+            np.testing.assert_array_equal(batch.targets[row][members][:-1], tokens[1:])
 
 
-def test_once_gives_each_example_once(sources):
+def test_batches_in_order_give_each_example_once(sources):
     total = sum(int((batch.positions[batch.segments > 0] == 0).sum()) for batch in batches_in_order(sources, SHAPE))
     assert total == len(sources["a"]) + len(sources["b"])
 
@@ -177,14 +177,14 @@ def test_lengths_are_those_of_the_examples(sources, name):
 def test_what_does_not_fit_is_counted_or_refused(encoder, documents, sources):
     small = BatchShape(batch_size=2, tokens=128, patches=96, chunks=0)
     batches = Batches(sources, {"a": 1.0, "b": 1.0}, small, seed=0)
-    assert batches.too_long == {"a": 0, "b": len(sources["b"])}
+    assert batches.too_large == {"a": 0, "b": len(sources["b"])}
     with pytest.raises(ValueError, match="of which there is no data"):
         Batches(sources, {"c": 1.0}, SHAPE, seed=0)
     with pytest.raises(ValueError, match="a prompt of"):
         padded_batch(encoder.encode(documents[1], 256), 8, 64, 0)
 
 
-def test_image_bytes_that_lie_are_an_error(encoder):
+def test_invalid_image_bytes_are_an_error(encoder):
     document = Document(
         (Content("user", (Image(b"\x89PNG\r\n\x1a\nnothing"), Text("?"))), Content("model", (Text("x"),))), "0", "m"
     )
