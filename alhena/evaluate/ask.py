@@ -14,8 +14,8 @@ from alhena.evaluate.results import Answered, Asked
 from alhena.evaluate.tasks import reference, verdict
 from alhena.media import decode_image
 from alhena.progress import progress_bar
-from alhena.serve.engine import GROWTH, Answer, Engine
-from alhena.serve.sampler import DRAWING, Sampling
+from alhena.serve.engine import OUTPUT_BUCKETS, Answer, Engine
+from alhena.serve.sampler import IMAGE_GUIDANCE, Sampling
 from alhena.tokens.encode import Encoder
 from alhena.tokens.images import code_grid
 
@@ -51,14 +51,14 @@ def answer_limits(encoder: Encoder, documents: Sequence[Document]) -> dict[str, 
     limits: dict[str, int] = {}
     for document in documents:
         known = limits.get(_task(document), LEAST_TOKENS)
-        limits[_task(document)] = min(max(known, _room(encoder, document)), GROWTH[-1])
+        limits[_task(document)] = min(max(known, _room(encoder, document)), OUTPUT_BUCKETS[-1])
     return limits
 
 
 def _sampling(document: Document, seed: int, limits: Mapping[str, int]) -> Sampling:
     """Greedy; drawings with guidance, for the right answer is one."""
     drawn = any(isinstance(part, Image) for part in document.contents[-1].parts)
-    return Sampling(max_tokens=limits[_task(document)], seed=seed, guidance=DRAWING if drawn else 1.0)
+    return Sampling(max_tokens=limits[_task(document)], seed=seed, guidance=IMAGE_GUIDANCE if drawn else 1.0)
 
 
 def _answers(engine: Engine, documents: Sequence[Document], samplings: Sequence[Sampling]) -> list[Answer | str]:
@@ -78,7 +78,9 @@ def respond(
 ) -> list[Answer | str]:
     """Greedy answers, in batches of documents of one task (prompts of one size); a reason where there is none."""
     limits = answer_limits(engine.encoder, documents)
-    order = sorted(range(len(documents)), key=lambda i: (limits[_task(documents[i])] > GROWTH[0], _task(documents[i])))
+    order = sorted(
+        range(len(documents)), key=lambda i: (limits[_task(documents[i])] > OUTPUT_BUCKETS[0], _task(documents[i]))
+    )
     out: dict[int, Answer | str] = {}
     for start in range(0, len(order), GROUP):
         group = order[start : start + GROUP]

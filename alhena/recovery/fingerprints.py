@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from alhena.batch import Batch
-from alhena.files import add_line, cut_lines, read_lines
+from alhena.files import add_line, read_lines, truncate_log
 from alhena.recovery.checksum import checksums, combined
 from alhena.shapes import Array
 from alhena.train.step import State, StepMetrics
@@ -105,7 +105,7 @@ class Fingerprints:
         add_line(self._path, {"step": step, "machine": machine_description()})
 
     def cut(self, step: int) -> None:
-        cut_lines(self._path, step)
+        truncate_log(self._path, step)
 
     def write(self, fingerprint: Fingerprint) -> None:
         add_line(self._path, asdict(fingerprint))

@@ -141,8 +141,8 @@ class Encoder:
             out.add([v.time(round(float(seconds) * 4))], 0)
             self._image(out, pixels, self.budget.frame_tokens)
         out.add([v.control("<eov>")], 0)
-        if clip.sound is not None:
-            self._sound(out, clip.sound)
+        if clip.audio is not None:
+            self._sound(out, clip.audio)
 
     def output_image_pixels(self, data: bytes) -> np.ndarray:
         """A picture to be drawn, at the size of its code grid."""
