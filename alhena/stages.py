@@ -217,7 +217,7 @@ def run_stage(stage: Stage, work: Callable[[], dict[str, Any]]) -> dict[str, Any
     is_main = jax.process_index() == 0
     if gather_from_processes(is_finished(stage) if is_main else None)[0]:
         _check_outputs(stage)
-        CONSOLE.print(f"[dim]✓ {stage.name}: already finished ({stage.folder})[/dim]")
+        CONSOLE.print(f"[dim]✓ {stage.name}: finished before, skipped ({stage.folder})[/dim]")
         return read_json(stage.folder / MANIFEST)
     if is_main:
         for folder in stage.reads:

@@ -17,7 +17,7 @@ METRICS = {
     "kind": "train", "step": 3, "loss_by_modality": {"text": 1.0}, "output_norm_by_modality": {"text": 1.0},
     "gradient_norm": 1.0,
 }  # fmt: skip
-PRINT = {"step": 3, "batch": "0", "loss": "0", "gradient_norm": "0", "parameters": "0", "moments": "0"}
+PRINT = {"step": 3, **dict.fromkeys(("batch", "loss", "gradient_norm", "parameters", "moments"), "0" * 8)}
 READERS = {
     "ledger.jsonl": (LEDGER, goodput),
     "metrics.jsonl": (METRICS, lambda folder: find_runs([folder])),

@@ -107,7 +107,7 @@ class MonoMixer:
         return samples
 
 
-def _check_peak(samples: Float[np.ndarray, "..."], limits: Limits) -> None:
+def _check_peak(samples: Float[np.ndarray, " ..."], limits: Limits) -> None:
     """Raises ValueError with the first sample that is not finite or beyond ``limits.audio_peak``."""
     wrong = ~(np.abs(samples) <= limits.audio_peak)
     if wrong.any():

@@ -24,7 +24,7 @@ from alhena.media.container import VIDEO_CODECS, codec_problem, configure_decode
 from alhena.media.limits import LIMITS, Limits, MediaError, check_size, one_large_at_a_time
 
 # Samples or None, and notes on what was left out.
-AudioTrack = tuple[Float[np.ndarray, " samples"] | None, tuple[str, ...]]
+AudioTrack = tuple[Float[np.ndarray, " aligned"] | None, tuple[str, ...]]
 ATTACHED_PICTURE = 0x400
 # Aspect ratios of pixels beyond this, or its inverse, are treated as a broken header.
 MAX_ASPECT = 8
@@ -201,7 +201,7 @@ def _aspect(stream: av.VideoStream) -> float:
 def _display_size(width: int, height: int, aspect: float, max_pixels: int) -> tuple[int, int]:
     """Width and height of a frame with square pixels, of the same height unless it has more than ``max_pixels``.
 
-    >>> _shown_size(64, 48, 1.0, 1 << 20), _shown_size(720, 576, 64 / 45, 1 << 20), _shown_size(4000, 2000, 1.0, 1 << 20)
+    >>> _display_size(64, 48, 1.0, 1 << 20), _display_size(720, 576, 64 / 45, 1 << 20), _display_size(4000, 2000, 1.0, 1 << 20)
     ((64, 48), (1024, 576), (1448, 724))
     """
     wide = width * aspect

@@ -129,7 +129,7 @@ class _TextRun:
 def _incomplete_bytes(last: Iterable[int | None]) -> int:
     """How many of the last three bytes may begin an incomplete UTF-8 character. None is a token that is no byte.
 
-    >>> _unfinished([None, 0xE6, 0xBC]), _unfinished([0xE6, 0xBC, 0xA2]), _unfinished([0xE6, None, 0x41])
+    >>> _incomplete_bytes([None, 0xE6, 0xBC]), _incomplete_bytes([0xE6, 0xBC, 0xA2]), _incomplete_bytes([0xE6, None, 0x41])
     (2, 0, 0)
     """
     for size, byte in enumerate(reversed(list(last)), 1):

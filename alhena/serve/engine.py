@@ -65,7 +65,7 @@ def max_patches(c: Vision | None, sequences: int = 1) -> int:
 
     Scores, weights and their operands are three arrays of float32 a head.
 
-    >>> [max_patches(Vision(64, 2, heads, 64)) for heads in (1, 4, 12)]
+    >>> [max_patches(Vision(96, 2, heads, 64)) for heads in (1, 4, 12)]
     [8192, 4096, 2048]
     """
     return 0 if c is None else max(n for n in PATCH_BUCKETS if sequences * n * n * 12 * c.heads <= MAX_VISION_BYTES)
