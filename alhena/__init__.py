@@ -3,9 +3,9 @@
 corpus      raw files → clean, deduplicated, decontaminated, mixed Documents
 tokens      Documents → packed Batches of tokens, patches and frames
 model       Batch → logits
-pretrain    Batches → base model
+train       Batches → base model
 align       base → assistant
-compress    assistant → Nano, 4-bit
+compress    assistant → small distilled model, 4-bit
 serve       weights → answers
-evaluate    answers → report card
+evaluate    answers → report
 """

@@ -1,14 +1,14 @@
-"""Part, Content, Document: the record that every stage and the API speak.
+"""Part, Content, Document: the record of every stage and of the API.
 
-A web page with pictures, a recording with its transcript, a question about a clip, a chat: all are Documents.
+A web page with images, a recording with its transcript, a question about a video, a chat: all are Documents.
 
-    Document ── contents ──► Content(role="user",  parts=(Image(…), Text("What colour is the circle?")))
+    Document ── contents ──► Content(role="user",  parts=(Image(…), Text("What color is the circle?")))
                              Content(role="model", parts=(Text("red"),))
 
-Roles: ``user`` and ``model`` are the turns of a chat; ``document`` is running material (prose, code, an interleaved page).
-An Image in a ``model`` turn is one the model is to *draw*; anywhere else media are *read*.
+Roles: ``user`` and ``model`` are the turns of a chat; ``document`` is continuous material (prose, code, an interleaved page).
+An Image in a ``model`` turn is an output of the model, encoded as image codes; anywhere else media are inputs of the encoders.
 
-At rest a Document is a row of Parquet (parts are a list of structs, media bytes inside), so any tool opens it.
+A Document is stored as a row of Parquet (parts are a list of structs with the bytes of media), which other tools can read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alhena.files import atomic
-from alhena.parquet import LARGEST_ROW, Lost, read_rows
+from alhena.parquet import MAX_ROW_BYTES, Lost, read_rows
 
 Role = Literal["user", "model", "document"]
 
@@ -80,8 +80,8 @@ class Content:
 class Document:
     """One record of a corpus.
 
-    ``source`` names what it is mixed under (``scenes``, ``speech``, …), ``facts`` holds its ground truth or provenance as
-    plain JSON values (for instance ``{"task": "scenes/colour", "shape": "circle"}``).
+    ``source`` is its name in the mixture (``scenes``, ``speech``, …); ``facts`` holds its ground truth or provenance as
+    JSON values (for instance ``{"task": "scenes/colour", "shape": "circle"}``).
     """
 
     contents: tuple[Content, ...]
@@ -96,7 +96,7 @@ class Document:
 
 
 def text_of(contents: Iterable[Content]) -> str:
-    """All text of some contents, one line a part.
+    """All text of the contents, one line for each part.
 
     >>> text_of([Content("user", (Text("Draw"), Image(b""))), Content("model", (Text("ok"),))])
     'Draw\\nok'
@@ -119,12 +119,12 @@ SCHEMA = pa.schema(
 # Row groups are closed by the bytes or by the number of their documents, whichever comes first.
 GROUP_BYTES = 64 << 20
 GROUP_DOCUMENTS = 256
-# Left by a run of curate that was killed while it replaced its files: what lies beside it is a mixture.
+# Exists while curate replaces its files: after a killed run, the files beside it are of two runs.
 UNFINISHED = Path(".curate.partial", "report.json")
 
 
 def size_of(document: Document) -> int:
-    """An upper bound of a document's bytes."""
+    """An upper bound on the bytes of a document."""
     size = len(document.id)
     for part in document.parts:
         content = part.text if isinstance(part, Text) else part.data
@@ -139,7 +139,7 @@ def _part_row(part: Part) -> dict[str, Any]:
 
 
 def _part(row: Mapping[str, Any]) -> Part:
-    _only(row, "kind", "text", "mime", "data")
+    _check_columns(row, "kind", "text", "mime", "data")
     kind, content = row["kind"], row["text"] if row["kind"] == "text" else row["data"]
     if kind == "text" and isinstance(content, str):
         return Text(content)
@@ -148,9 +148,9 @@ def _part(row: Mapping[str, Any]) -> Part:
     return MEDIA[kind](content, row["mime"]) if isinstance(row["mime"], str) else MEDIA[kind](content)
 
 
-def _only(row: Mapping[str, Any], *names: str) -> None:
+def _check_columns(row: Mapping[str, Any], *names: str) -> None:
     if not isinstance(row, Mapping):
-        raise TypeError(f"{row!r} where an object with {', '.join(names)} was wanted")
+        raise TypeError(f"{row!r} is not an object with the fields {', '.join(names)}")
     if other := [name for name, value in row.items() if name not in names and value is not None]:
         raise ValueError(f"unknown column {other[0]!r}; known are {', '.join(names)}")
 
@@ -168,9 +168,9 @@ def to_row(document: Document) -> dict[str, Any]:
 
 def from_row(row: Mapping[str, Any]) -> Document:
     """Inverse of :func:`to_row`. Raises ValueError (or KeyError, TypeError) on a row of another shape."""
-    _only(row, *SCHEMA.names)
+    _check_columns(row, *SCHEMA.names)
     for content in row["contents"]:
-        _only(content, "role", "parts")
+        _check_columns(content, "role", "parts")
     contents = tuple(Content(c["role"], tuple(_part(part) for part in c["parts"])) for c in row["contents"])
     facts = json.loads(row["facts"] or "{}")
     if not isinstance(facts, dict):
@@ -178,15 +178,15 @@ def from_row(row: Mapping[str, Any]) -> Document:
     return Document(contents, row["id"], row["source"], row["language"] or "und", facts)
 
 
-def _groups(documents: Iterable[Document], most: int, most_bytes: int) -> Iterator[list[Document]]:
-    """Runs of documents that one row group holds."""
+def _groups(documents: Iterable[Document], max_documents: int, max_bytes: int) -> Iterator[list[Document]]:
+    """Consecutive documents, grouped into row groups."""
     group: list[Document] = []
     total = 0
     for document in documents:
         size = size_of(document)
-        if size > LARGEST_ROW:
-            raise ValueError(f"document {document.id[:80]!r} has {size:,} bytes; at most {LARGEST_ROW:,} fit one row")
-        if group and (len(group) >= most or total + size > most_bytes):
+        if size > MAX_ROW_BYTES:
+            raise ValueError(f"document {document.id[:80]!r} has {size:,} bytes; at most {MAX_ROW_BYTES:,} fit one row")
+        if group and (len(group) >= max_documents or total + size > max_bytes):
             yield group
             group, total = [], 0
         group.append(document)
@@ -198,7 +198,7 @@ def _groups(documents: Iterable[Document], most: int, most_bytes: int) -> Iterat
 def write_documents(
     path: Path, documents: Iterable[Document], rows_per_group: int = GROUP_DOCUMENTS, bytes_per_group: int = GROUP_BYTES
 ) -> int:
-    """Writes Documents to one Parquet file (the whole file or nothing); returns their number."""
+    """Writes Documents to one Parquet file (all of them or nothing); returns their number."""
     count = 0
     with (
         atomic(path) as partial,
@@ -213,7 +213,7 @@ def write_documents(
 def read_documents(folder: Path) -> Iterator[Document]:
     """Streams the Documents of a Parquet file, or of every ``*.parquet`` of a folder in the order of their names.
 
-    Raises ValueError that names the file and the row when one cannot be read: this is for what curate has written.
+    Raises ValueError that names the file and row when one cannot be read; meant for the output of curate.
     """
     files = sorted(folder.glob("*.parquet")) if folder.is_dir() else [folder]
     if (folder / UNFINISHED).exists():
@@ -227,5 +227,7 @@ def read_documents(folder: Path) -> Iterator[Document]:
             try:
                 document = from_row(row.values)
             except (KeyError, TypeError, ValueError, RecursionError) as error:
-                raise ValueError(f"{file}, row {row.number}: no Document ({error}); run alhena curate on it") from None
+                raise ValueError(
+                    f"{file}, row {row.number}: not a Document ({error}); run alhena curate on it"
+                ) from None
             yield document

@@ -1,16 +1,16 @@
-"""Run folders: where each stage leaves its artifact, and how the next one knows that it is whole.
+"""Run folders: where each stage writes its files, and how the next stage verifies that they are complete.
 
     runs/starter/
       raw/        corpus      documents with their ground truth, by split
       curated/    curate      clean documents, by split, and what was dropped
-      tokens/     tokenize    text pieces, image codes, encoded examples
+      tokens/     tokenize    tokenizers, image codes, encoded examples
       pretrain/   pretrain    checkpoints, metrics
       models/     base, assistant, nano: weights that serve, each folder complete in itself
       report/     evaluate    report.html, report.png, results.json
 
-A finished stage leaves ``stage.json``: the fingerprint of its settings and inputs, and size and hash of each of its files. A stage
-whose fingerprint is unchanged is not repeated (:mod:`alhena.stages`). A model folder lists its files in ``files.json``. Files appear
-by atomic rename only, so a killed process never leaves half a file under a final name.
+A finished stage writes ``stage.json``: the fingerprint of its settings and inputs, and size and hash of each of its files. A stage
+whose fingerprint is unchanged is not repeated (:mod:`alhena.stages`). A model folder lists its files in ``files.json``. Files are
+written by atomic rename, so a killed process never leaves a partial file under a final name.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ MANIFEST, BEGUN = "stage.json", "begun.json"
 FILES = "files.json"
 LOCK = ".lock"
 _BLOCK = 1 << 20
-# Bytes that take some seconds to read and hash.
-_LARGE = 4 << 30
+# Hashing more bytes than this takes some seconds and shows progress.
+_LARGE_BYTES = 4 << 30
 
 
 def flush(path: Path) -> None:
@@ -44,7 +44,7 @@ def flush(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder and those above it; the names of new ones are flushed to the disk."""
+    """Creates a folder and its parents; the names of new ones are flushed to the disk."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in reversed(missing):
@@ -67,41 +67,41 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, data: bytes | str | Iterable[bytes | memoryview]) -> None:
-    """Writes a whole file (or its chunks in turn) or nothing."""
+    """Writes a complete file, from bytes, text or chunks of bytes, or nothing."""
     with atomic(path) as partial, open(partial, "wb") as file:
         file.writelines([data.encode()] if isinstance(data, str) else [data] if isinstance(data, bytes) else data)
 
 
 def copy_atomically(source: Path, path: Path) -> None:
-    """Copies a whole file or nothing."""
+    """Copies a complete file or nothing."""
     with atomic(path) as partial:
         shutil.copyfile(source, partial)
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Writes a value as JSON with sorted keys."""
     write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
 
 
-def _checked(value: Any, kinds: Mapping[str, type]) -> dict[str, Any]:
-    """A JSON object with at least these fields. Raises ValueError that says what is wrong."""
+def _check_fields(value: Any, types: Mapping[str, type]) -> dict[str, Any]:
+    """A JSON object with at least these fields. Raises ValueError that states what is wrong."""
     if not isinstance(value, dict):
         raise ValueError(f"it is a {type(value).__name__}, not an object")
-    for key, kind in kinds.items():
+    for key, type_ in types.items():
         if key not in value:
             raise ValueError(f"it has no field {key!r}")
-        found = value[key]
-        number = isinstance(found, int) and not isinstance(found, bool)
-        if not (
-            number or isinstance(found, float) if kind is float else number if kind is int else type(found) is kind
-        ):
-            raise ValueError(f"field {key!r} is {found!r:.40}, a value of type {kind.__name__} is wanted")
+        item = value[key]
+        is_integer = isinstance(item, int) and not isinstance(item, bool)
+        matches = {float: is_integer or isinstance(item, float), int: is_integer}.get(type_, type(item) is type_)
+        if not matches:
+            raise ValueError(f"field {key!r} is {item!r:.40}; its type must be {type_.__name__}")
     return value
 
 
-def read_json(path: Path, **kinds: Any) -> Any:
-    """The value of a JSON file; with ``kinds``, an object that has these fields with values of these types.
+def read_json(path: Path, **types: Any) -> Any:
+    """The value of a JSON file; with ``types``, an object that has these fields with values of these types.
 
-    Raises ValueError that names the file when it is missing, no JSON, or lacks a field.
+    Raises ValueError that names the file when it is missing, not JSON, or lacks a field.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -110,15 +110,15 @@ def read_json(path: Path, **kinds: Any) -> Any:
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); delete it and run its stage again") from None
     try:
-        return _checked(value, kinds) if kinds else value
+        return _check_fields(value, types) if types else value
     except ValueError as error:
         raise ValueError(f"{path}: {error}; delete it and run its stage again") from None
 
 
-def read_lines(path: Path, **kinds: Any) -> list[dict[str, Any]]:
-    """The records of a log of JSON lines, each with the fields ``kinds`` and values of these types; no log is an empty one.
+def read_lines(path: Path, **types: Any) -> list[dict[str, Any]]:
+    """The records of a log of JSON lines, each with the fields ``types`` of these types; a missing log is empty.
 
-    A last line that a killed process was writing is left out. Raises ValueError that names file and line of any other damage.
+    An incomplete last line of a killed process is dropped. Raises ValueError that names file and line of any other damage.
     """
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     while lines and not lines[-1].strip():
@@ -132,19 +132,20 @@ def read_lines(path: Path, **kinds: Any) -> list[dict[str, Any]]:
                 raise ValueError(f"{path}, line {number}: not valid JSON ({error}); delete the line") from None
             continue
         try:
-            records.append(_checked(value, kinds))
+            records.append(_check_fields(value, types))
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}; delete the line") from None
     return records
 
 
-def cut_lines(path: Path, step: int) -> None:
-    """Drops the records of steps after ``step``: what comes now will write them again."""
-    kept = [record for record in read_lines(path, step=int) if record["step"] <= step]
-    write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
+def truncate_log(path: Path, step: int) -> None:
+    """Removes the records of steps after ``step``, which a resumed training writes again."""
+    records = [record for record in read_lines(path, step=int) if record["step"] <= step]
+    write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def add_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Appends a record to a log of JSON lines."""
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
@@ -161,7 +162,7 @@ def plain(value: Any) -> Any:
 
 
 def fingerprint(*parts: Any) -> str:
-    """A short hash of settings and of earlier fingerprints.
+    """A short hash of settings and earlier fingerprints.
 
     >>> fingerprint({"seed": 1}) == fingerprint({"seed": 1}), fingerprint({"seed": 2}) == fingerprint({"seed": 1})
     (True, False)
@@ -171,7 +172,7 @@ def fingerprint(*parts: Any) -> str:
 
 
 def digest(path: Path, advance: Callable[[int], object] = lambda size: None) -> str:
-    """SHA-256 of a file's content, as ``sha256sum`` prints it; ``advance`` is told how many bytes were read."""
+    """SHA-256 of a file's content, as ``sha256sum`` prints it; ``advance`` is called with the number of bytes read."""
     total = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
         while block := file.read(_BLOCK):
@@ -184,9 +185,9 @@ def digests(paths: Sequence[Path]) -> list[str]:
     """SHA-256 of each file, several at a time; with progress where it takes more than some seconds."""
     size = sum(path.stat().st_size for path in paths)
     with ThreadPoolExecutor(4) as pool:
-        if size < _LARGE:
+        if size < _LARGE_BYTES:
             return list(pool.map(digest, paths))
-        # Few programs that use this module read so much, and all others start faster without it.
+        # Imported here: few programs need it, and all others start faster without it.
         from alhena.progress import progress_bar
 
         with progress_bar() as progress:
@@ -196,7 +197,7 @@ def digests(paths: Sequence[Path]) -> list[str]:
 
 
 def files_under(folder: Path) -> list[str]:
-    """Relative names of the files at any depth, sorted; without those by which folders are managed."""
+    """Relative names of the files at any depth, sorted, without manifests and locks."""
     managed = {MANIFEST, BEGUN, FILES, LOCK}
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return sorted(path.as_posix() for path in paths if str(path) not in managed)
@@ -206,11 +207,11 @@ def describe_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, An
     """Size and hash of each file, by its name."""
     paths = {name: folder / name for name in names}
     hashes = zip(paths.items(), digests([*paths.values()]), strict=True)
-    return {name: {"size": path.stat().st_size, "sha256": found} for (name, path), found in hashes}
+    return {name: {"size": path.stat().st_size, "sha256": sha256} for (name, path), sha256 in hashes}
 
 
 def content_fingerprint(folder: Path) -> str:
-    """A fingerprint of names and content of all files under a folder (or of one file)."""
+    """A fingerprint of the names and content of all files in a folder (or of one file)."""
     if folder.is_file():
         return fingerprint(folder.name, digest(folder))
     return fingerprint("content", describe_files(folder, files_under(folder)))
@@ -230,7 +231,7 @@ def read_entries(path: Path) -> dict[str, dict[str, Any]]:
     for name, entry in entries.items():
         inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
         try:
-            _checked(entry, {"size": int, "sha256": str})
+            _check_fields(entry, {"size": int, "sha256": str})
         except ValueError as error:
             raise ValueError(f"{path}: entry {name!r}: {error}; delete it and run its stage again") from None
         if not inside:
@@ -239,7 +240,7 @@ def read_entries(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def changed_files(folder: Path, entries: Mapping[str, Mapping[str, Any]], by_content: bool = True) -> list[str]:
-    """What differs from what was written: a line for each file that is missing, has another size, or other content."""
+    """Differences from the recorded files: a line for each that is missing, or has another size or content."""
     lines: dict[Path, str] = {}
     for name, entry in entries.items():
         path = folder / name
@@ -247,21 +248,21 @@ def changed_files(folder: Path, entries: Mapping[str, Mapping[str, Any]], by_con
             lines[path] = "deleted since it was written"
         elif (size := path.stat().st_size) != entry["size"]:
             lines[path] = f"{size:,} bytes, {entry['size']:,} were written"
-    same = {folder / name: entry["sha256"] for name, entry in entries.items() if folder / name not in lines}
-    for path, found in zip(same, digests([*same]), strict=True) if by_content else ():
-        if found != same[path]:
+    expected = {folder / name: entry["sha256"] for name, entry in entries.items() if folder / name not in lines}
+    for path, actual in zip(expected, digests([*expected]), strict=True) if by_content else ():
+        if actual != expected[path]:
             lines[path] = "its content has changed since it was written (SHA-256 differs)"
     return [f"{path}: {line}" for path, line in sorted(lines.items())]
 
 
 def seal_folder(folder: Path, names: Iterable[str]) -> None:
-    """Lists the files of a folder with size and hash in its ``files.json``, once they are flushed to the disk."""
+    """Flushes the files of a folder to the disk and lists them with size and hash in its ``files.json``."""
     flush_all(folder)
     write_json(folder / FILES, {"files": describe_files(folder, sorted(names))})
 
 
 def check_sealed(folder: Path) -> None:
-    """Raises ValueError when a file that ``files.json`` lists is not as it was written. A folder without the list is not checked."""
+    """Raises ValueError when a file in ``files.json`` has changed since it was written. A folder without the list is not checked."""
     if not (folder / FILES).exists():
         return
     changed = changed_files(folder, read_entries(folder / FILES))

@@ -1,4 +1,4 @@
-"""Parquet files row by row, in memory bounded by bytes, and past damage: what cannot be read is counted, the rest is kept."""
+"""Parquet files row by row, in bounded memory and past damage: rows that cannot be read are counted, the rest is returned."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-# What one row may hold once it is decoded, and what a batch of rows may.
-LARGEST_ROW = 256 << 20
-LARGEST_BATCH = 64 << 20
+# Decoded bytes of one row, and of a batch of rows.
+MAX_ROW_BYTES = 256 << 20
+MAX_BATCH_BYTES = 64 << 20
 # Values of one column in one row group: lists of nulls cost nothing in the file and much in memory.
-MOST_VALUES = 64 << 20
+MAX_VALUES = 64 << 20
 BATCH_ROWS = 64
-# What pyarrow raises for a damaged file: names in it may be no UTF-8, or name a column that is not there.
+# What pyarrow raises for a damaged file: names in it may not be UTF-8, or name a missing column.
 DAMAGED = (pa.ArrowException, OSError, MemoryError, ValueError, KeyError, OverflowError)
 
 
@@ -51,7 +51,7 @@ def open_parquet(file: Path) -> pq.ParquetFile:
         raise ValueError(f"{file}: no regular file; write it again or leave it out")
     try:
         metadata = pq.read_metadata(file)
-        # Columns stored as a dictionary stay one: a value of 8 MB that 200 rows share is held once.
+        # Dictionary columns stay encoded: a value of 8 MB that 200 rows share is held once.
         shared = {c.path_in_schema for _, c in _columns(metadata) if any("DICTIONARY" in e for e in c.encodings)}
         texts = {c.path_in_schema for _, c in _columns(metadata) if c.physical_type == "BYTE_ARRAY"}
         return pq.ParquetFile(
@@ -67,7 +67,7 @@ def open_parquet(file: Path) -> pq.ParquetFile:
 
 
 def decoded_bytes(array: pa.Array) -> int:
-    """Bytes of an array when dictionaries are expanded."""
+    """Bytes of an array with its dictionaries expanded."""
     if pa.types.is_dictionary(array.type):
         return array.type.index_type.bit_width // 8 * len(array) + _shared_bytes(array)
     if pa.types.is_struct(array.type):
@@ -78,15 +78,15 @@ def decoded_bytes(array: pa.Array) -> int:
 
 
 def _shared_bytes(array: pa.DictionaryArray) -> int:
-    """Bytes of the values that the indices of a dictionary array name, each counted as often as it is named."""
+    """Bytes of the values of a dictionary array, each counted as often as it is referenced."""
     values = array.dictionary
     if len(values) == 0:
         return 0
     lengths = pc.binary_length(values) if _is_binary(values.type) else pa.scalar(values.nbytes // len(values))
     if isinstance(lengths, pa.Scalar):
         return len(array) * lengths.as_py()
-    taken = lengths.cast(pa.int64()).take(array.indices)
-    return pc.sum(taken).as_py() or 0
+    selected = lengths.cast(pa.int64()).take(array.indices)
+    return pc.sum(selected).as_py() or 0
 
 
 def _is_binary(kind: pa.DataType) -> bool:
@@ -98,8 +98,8 @@ def _row(batch: pa.RecordBatch, index: int, number: int, large: bool) -> Row | L
     one = batch.slice(index, 1)
     try:
         size = sum(decoded_bytes(column) for column in one.columns) if large else 0
-        if size > LARGEST_ROW:
-            return Lost(number, 1, "record too large", f"{size:,} bytes; at most {LARGEST_ROW:,} are read")
+        if size > MAX_ROW_BYTES:
+            return Lost(number, 1, "record too large", f"{size:,} bytes; at most {MAX_ROW_BYTES:,} are read")
         return Row(number, one.to_pylist()[0])
     except UnicodeDecodeError as error:
         return Lost(number, 1, "not UTF-8", str(error))
@@ -108,33 +108,33 @@ def _row(batch: pa.RecordBatch, index: int, number: int, large: bool) -> Row | L
 
 
 def _batch_sizes(group: pq.RowGroupMetaData) -> tuple[int, ...]:
-    """Rows in a batch, first try and second: many only where the whole row group is small once it is decoded."""
+    """Rows of a batch, in the first attempt and the second: many only where the decoded row group is small."""
     columns = [group.column(i) for i in range(group.num_columns)]
-    small = sum(column.total_uncompressed_size for column in columns) <= LARGEST_BATCH
-    # Delta encoding of byte arrays writes shared prefixes once: the size in the file says nothing.
+    small = sum(column.total_uncompressed_size for column in columns) <= MAX_BATCH_BYTES
+    # Delta encoding of byte arrays stores shared prefixes once: the size in the file is no bound.
     delta = any("DELTA_BYTE_ARRAY" in column.encodings for column in columns)
     return (BATCH_ROWS, 1) if small and not delta else (1,)
 
 
 def _group(file: pq.ParquetFile, index: int, first: int) -> Iterator[Row | Lost]:
-    """Rows of one row group. A batch that fails is read again row by row, so only the rows behind the damage are lost."""
+    """Rows of one row group. A batch that fails is read again row by row, so only rows after the damage are lost."""
     group = file.metadata.row_group(index)
     values = max((group.column(i).num_values for i in range(group.num_columns)), default=0)
-    done, problem = 0, f"{values:,} values in one row group; at most {MOST_VALUES:,} are read"
-    for size in _batch_sizes(group) if values <= MOST_VALUES else ():
-        seen, problem = 0, "the row group ends early"
+    yielded, problem = 0, f"{values:,} values in one row group; at most {MAX_VALUES:,} are read"
+    for size in _batch_sizes(group) if values <= MAX_VALUES else ():
+        offset, problem = 0, "the row group ends early"
         try:
             for batch in file.iter_batches(size, row_groups=[index], use_threads=False):
-                large = sum(decoded_bytes(column) for column in batch.columns) > LARGEST_ROW
-                for i in range(max(done - seen, 0), len(batch)):
-                    yield _row(batch, i, first + done, large)
-                    done += 1
-                seen += len(batch)
+                large = sum(decoded_bytes(column) for column in batch.columns) > MAX_ROW_BYTES
+                for i in range(max(yielded - offset, 0), len(batch)):
+                    yield _row(batch, i, first + yielded, large)
+                    yielded += 1
+                offset += len(batch)
             break
         except DAMAGED as error:
             problem = str(error) or type(error).__name__
-    if done < group.num_rows:
-        yield Lost(first + done, group.num_rows - done, "damaged Parquet", problem)
+    if yielded < group.num_rows:
+        yield Lost(first + yielded, group.num_rows - yielded, "damaged Parquet", problem)
 
 
 def read_rows(file: Path) -> Iterator[Row | Lost]:

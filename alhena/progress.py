@@ -21,7 +21,8 @@ from rich.progress import (
 )
 
 T = TypeVar("T")
-INTERVAL = 60.0  # seconds between log lines of one task
+# Seconds between log lines of one task.
+INTERVAL = 60.0
 
 
 def _columns() -> tuple[ProgressColumn, ...]:
@@ -32,47 +33,47 @@ def _columns() -> tuple[ProgressColumn, ...]:
 class LoggedProgress(Progress):
     """A Progress that prints ``title: done of total, elapsed, remaining``: every INTERVAL seconds, and when a task is complete.
 
-    A task may carry the field ``note``: more to say in its line, such as the losses of a training.
+    A task may have the field ``note``: a text that is appended to its line, such as training losses.
     """
 
     def __init__(self, console: Console | None = None, get_time: Callable[[], float] = time.monotonic) -> None:
         super().__init__(*_columns(), console=console, get_time=get_time, auto_refresh=False)
-        self._said: dict[TaskID, tuple[float, float]] = {}
+        self._printed: dict[TaskID, tuple[float, float]] = {}
 
     def start(self) -> None:
         """No live display."""
 
     def stop(self) -> None:
         for task in self.tasks:
-            self._say(task)
+            self._print(task)
 
     def get_renderables(self) -> Iterator[Any]:
-        """Nothing, where the progress is part of a display."""
+        """Nothing to display."""
         yield from ()
 
     def add_task(self, *arguments: Any, **more: Any) -> TaskID:
         added = super().add_task(*arguments, **more)
-        self._said[added] = self.get_time(), -1.0
+        self._printed[added] = self.get_time(), -1.0
         return added
 
     def update(self, task_id: TaskID, **changes: Any) -> None:
         super().update(task_id, **changes)
-        self._look(task_id)
+        self._print_if_due(task_id)
 
     def advance(self, task_id: TaskID, advance: float = 1) -> None:
         super().advance(task_id, advance)
-        self._look(task_id)
+        self._print_if_due(task_id)
 
-    def _look(self, task_id: TaskID) -> None:
+    def _print_if_due(self, task_id: TaskID) -> None:
         task = self._tasks[task_id]
-        if task.finished or self.get_time() - self._said[task_id][0] >= INTERVAL:
-            self._say(task)
+        if task.finished or self.get_time() - self._printed[task_id][0] >= INTERVAL:
+            self._print(task)
 
-    def _say(self, task: Task) -> None:
-        """The line of a task, unless it was the last one printed."""
-        if self._said[task.id][1] == task.completed:
+    def _print(self, task: Task) -> None:
+        """Prints the line of a task, unless its count has not changed since the last line."""
+        if self._printed[task.id][1] == task.completed:
             return
-        self._said[task.id] = self.get_time(), task.completed
+        self._printed[task.id] = self.get_time(), task.completed
         total = "" if task.total is None else f" of {task.total:,.0f}"
         left = _clock(task.time_remaining)
         remaining = f", {left} remaining" if left and not task.finished else ""
@@ -86,13 +87,13 @@ def _clock(seconds: float | None) -> str:
 
 
 def progress_bar(console: Console | None = None) -> Progress:
-    """A Progress for a with-block: live in a terminal, a log line a minute elsewhere."""
+    """A Progress to use as a context manager: live in a terminal, a log line a minute elsewhere."""
     console = console or Console()
     return Progress(*_columns(), console=console) if console.is_terminal else LoggedProgress(console)
 
 
 def track(items: Iterable[T], title: str, total: int, completed: int = 0) -> Iterator[T]:
-    """The items, with progress from ``completed`` on."""
+    """Yields the items and shows progress, starting from ``completed``."""
     with progress_bar() as progress:
         task = progress.add_task(title, total=total, completed=completed)
         for item in items:

@@ -1,4 +1,4 @@
-"""JSON read as frozen dataclasses: each field of its declared type, none missing, none unknown.
+"""JSON parsed as frozen dataclasses: each field of its declared type, none missing, none unknown.
 
 >>> from dataclasses import dataclass
 >>> @dataclass(frozen=True)
@@ -29,23 +29,23 @@ from pydantic import TypeAdapter, ValidationError
 T = TypeVar("T")
 
 
-def _left_out(value: Any, out: Any, where: str = "") -> str | None:
-    """The first field that a stored dataclass leaves to its default."""
+def _first_default(value: Any, out: Any, where: str = "") -> str | None:
+    """Name of the first field of a dataclass that is absent from the JSON value, or None."""
     if not is_dataclass(out) or not isinstance(value, Mapping):
         return None
     for field in fields(out):
         name = f"{where}.{field.name}" if where else field.name
         if field.name not in value:
             return name
-        if found := _left_out(value[field.name], getattr(out, field.name), name):
+        if found := _first_default(value[field.name], getattr(out, field.name), name):
             return found
     return None
 
 
 def parsed_whole(kind: type[T], value: Any, path: Path, field: str = "") -> T:
-    """:func:`parsed`, of what we have written ourselves: no field may be left to its default, which may have been another."""
+    """:func:`parsed` for files that this package writes: no field may be absent, since its default may have changed."""
     out = parsed(kind, value, path, field)
-    if name := _left_out(value, out, field):
+    if name := _first_default(value, out, field):
         raise ValueError(f"{path}: {name}: missing")
     return out
 
@@ -58,14 +58,14 @@ def parsed(kind: type[T] | GenericAlias, value: Any, path: Path, field: str = ""
         first = error.errors(include_url=False)[0]
         where = ".".join(filter(None, (field, *map(str, first["loc"]))))
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            said = "unexpected field; no field of this name is known"
+            message = "unexpected field; no field of this name is known"
         elif first["type"] in ("missing", "missing_argument"):
-            said = "missing"
+            message = "missing"
         elif first["type"] == "value_error":
-            said = str(first["ctx"]["error"])
+            message = str(first["ctx"]["error"])
         else:
-            said = f"{first['msg'][0].lower()}{first['msg'][1:]}, not {shown(first['input'])}"
-        raise ValueError(": ".join(filter(None, (str(path), where, said)))) from None
+            message = f"{first['msg'][0].lower()}{first['msg'][1:]}, not {shown(first['input'])}"
+        raise ValueError(": ".join(filter(None, (str(path), where, message)))) from None
     except (RecursionError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: {field or 'its content'} cannot be read ({error})") from None
 
@@ -74,14 +74,16 @@ def shown(value: Any) -> str:
     """A value as an error message shows it: at most 60 characters."""
     try:
         text = repr(value)
-    except ValueError:  # an integer of more digits than Python writes
+    except ValueError:
+        # An integer of more digits than Python writes.
         text = "a number of thousands of digits"
     return text if len(text) <= 60 else text[:57] + "…"
 
 
 def bounded(owner: object, **limits: Any) -> None:
-    """Raises ValueError for a field that lies outside its limits, both ends allowed; None is no number and passes."""
+    """Raises ValueError for a field outside its limits (inclusive); None passes."""
     for name, (low, high) in limits.items():
         value = getattr(owner, name)
-        if value is not None and not low <= value <= high:  # NaN is never between
+        # NaN is outside any limits.
+        if value is not None and not low <= value <= high:
             raise ValueError(f"{type(owner).__name__}.{name} is {shown(value)}; {low:,} to {high:,} can be read")

@@ -1,12 +1,12 @@
-"""Stages of a run: skipped when finished, resumed when interrupted, checked when read; never over files of anybody else.
+"""Stages of a run: skipped when finished, resumed when interrupted, checked when read; foreign files are never overwritten.
 
     RUN/.lock                  held by the one command that writes in the run folder
     RUN/tokens/begun.json      the fingerprint under which the stage began
     RUN/tokens/stage.json      the stage has finished: fingerprint, facts, and size and hash of each file
-    RUN/tokens.old-1/          what the stage had written under other settings
+    RUN/tokens.old-1/          output of the stage under other settings
 
-A stage writes into a folder that is new or that it began itself, under the same fingerprint. Under another fingerprint the folder
-is renamed first, and so are the model folders that the stage writes. Nothing is ever deleted.
+A stage writes into a folder that is new or that it began under the same fingerprint. Under another fingerprint it first renames
+the folder and the model folders that it writes. Nothing is ever deleted.
 """
 
 from __future__ import annotations
@@ -47,29 +47,33 @@ from alhena.processes import gather_from_processes
 
 CONSOLE = Console()
 OLD = ".old-"
-# Only a training that resumes reads these, and they carry checksums of their own: a user may delete them to save space.
-_SPARE = "checkpoints/"
+# Only a resumed training reads these, and they have checksums of their own: a user may delete them to save space.
+_OPTIONAL = "checkpoints/"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage is called, where it writes, and on what it depends."""
+    """Name, output folder and inputs of a stage.
+
+    ``fingerprint`` is that of settings and inputs. ``reads`` are folders of stages and models that are checked before the stage
+    begins, ``models`` the model folders that it writes. ``advice`` ends the message when the folder holds foreign files.
+    """
 
     name: str
     folder: Path
-    fingerprint: str  # of settings and inputs
-    reads: tuple[Path, ...] = ()  # folders of stages and of models, checked before the work begins
-    models: tuple[Path, ...] = ()  # model folders that the stage writes
-    advice: str = "move them elsewhere, or choose another run folder"  # when the folder holds somebody else's files
+    fingerprint: str
+    reads: tuple[Path, ...] = ()
+    models: tuple[Path, ...] = ()
+    advice: str = "move them elsewhere, or choose another run folder"
 
 
 @contextmanager
-def locked(folder: Path, take: bool = True) -> Iterator[None]:
+def locked(folder: Path, acquire: bool = True) -> Iterator[None]:
     """Holds the lock of a folder, so that no other command writes there. Raises ValueError that names the process that holds it.
 
-    The lock ends with its process, however that ends. ``take`` is False in all but one of several processes of one training.
+    The lock ends with its process. ``acquire`` is False in all but one of several processes of one training.
     """
-    if not take:
+    if not acquire:
         yield
         return
     make_folder(folder)
@@ -89,7 +93,7 @@ def locked(folder: Path, take: bool = True) -> Iterator[None]:
 
 
 def fingerprint_of(folder: Path) -> str:
-    """Of a finished stage. Raises ValueError when it has not finished."""
+    """The fingerprint of a finished stage. Raises ValueError when it has not finished."""
     return read_json(folder / MANIFEST, fingerprint=str)["fingerprint"]
 
 
@@ -98,8 +102,8 @@ def is_finished(stage: Stage) -> bool:
     return (stage.folder / MANIFEST).exists() and fingerprint_of(stage.folder) == stage.fingerprint
 
 
-def _begun(folder: Path) -> dict[str, Any]:
-    """What a stage noted when it began. A damaged note says nothing: that work is set aside."""
+def _read_begun(folder: Path) -> dict[str, Any]:
+    """The record that a stage wrote when it began. A damaged record matches no fingerprint, so the folder is renamed."""
     try:
         return read_json(folder / BEGUN, fingerprint=str, models=list)
     except ValueError:
@@ -107,20 +111,20 @@ def _begun(folder: Path) -> dict[str, Any]:
 
 
 def _names(folder: Path) -> list[str]:
-    """Of what lies in a folder, apart from what says that it is a stage's."""
+    """Names in a folder, without its lock and the record of its stage."""
     return sorted(path.name for path in folder.iterdir() if path.name not in (BEGUN, LOCK)) if folder.exists() else []
 
 
-def _refuse_foreign(stage: Stage) -> None:
-    """Raises ValueError when there are files in a folder of the stage, or of its models, that no stage began."""
-    marks = [(stage.folder, any((stage.folder / name).exists() for name in (BEGUN, MANIFEST)))]
-    written = _begun(stage.folder)["models"]
-    marks += [(model, (model / FILES).exists() or model.name in written) for model in stage.models]
-    for folder, is_ours in marks:
+def _check_ownership(stage: Stage) -> None:
+    """Raises ValueError when a folder of the stage, or of its models, holds files that no stage wrote."""
+    folders = [(stage.folder, any((stage.folder / name).exists() for name in (BEGUN, MANIFEST)))]
+    written = _read_begun(stage.folder)["models"]
+    folders += [(model, (model / FILES).exists() or model.name in written) for model in stage.models]
+    for folder, is_ours in folders:
         names = _names(folder)
         if names and not is_ours:
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise ValueError(f"{folder} holds files that no stage of this run made ({shown}): {stage.advice}")
+            listed_names = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise ValueError(f"{folder} holds files that no stage of this run made ({listed_names}): {stage.advice}")
 
 
 def set_aside(folder: Path) -> Path:
@@ -134,27 +138,27 @@ def set_aside(folder: Path) -> Path:
 
 
 def start_stage(stage: Stage) -> None:
-    """Prepares the folder: new, or with work begun under the same fingerprint, which the stage resumes.
+    """Prepares the folder: a new one, or one that was begun under the same fingerprint, which the stage resumes.
 
-    Work under another fingerprint is set aside with the models made of it. Raises ValueError when files of somebody else are there.
+    A folder of another fingerprint is renamed, with its models. Raises ValueError when a folder holds foreign files.
     """
-    if _begun(stage.folder)["fingerprint"] != stage.fingerprint:
-        _refuse_foreign(stage)
+    if _read_begun(stage.folder)["fingerprint"] != stage.fingerprint:
+        _check_ownership(stage)
         for folder in (stage.folder, *stage.models):
             if _names(folder):
-                kept = set_aside(folder)
+                renamed = set_aside(folder)
                 CONSOLE.print(
-                    f"{stage.name}: {folder} was made with other settings or data; it is kept as {kept} (delete it when you do not need it)",
+                    f"{stage.name}: {folder} was made with other settings or data; it was renamed to {renamed} (delete it when you do not need it)",
                     highlight=False,
                     markup=False,
                 )
-        note = {"fingerprint": stage.fingerprint, "models": [folder.name for folder in stage.models]}
-        write_json(stage.folder / BEGUN, note)
+        record = {"fingerprint": stage.fingerprint, "models": [folder.name for folder in stage.models]}
+        write_json(stage.folder / BEGUN, record)
     (stage.folder / MANIFEST).unlink(missing_ok=True)
 
 
 def finish_stage(stage: Stage, facts: Mapping[str, Any]) -> None:
-    """Marks a stage as finished, once all of its files are on the disk; ``facts`` (counts, seconds) are kept with the hashes."""
+    """Marks a stage as finished once all of its files are on the disk; ``facts`` (counts, seconds) are stored with the hashes."""
     flush_all(stage.folder)
     models = {folder.name: digest(folder / FILES) for folder in stage.models}
     files = describe_files(stage.folder, files_under(stage.folder))
@@ -163,7 +167,7 @@ def finish_stage(stage: Stage, facts: Mapping[str, Any]) -> None:
 
 
 def _model_changes(stage_folder: Path, folder: Path, by_content: bool) -> list[str]:
-    """What differs in a model folder from what the stage wrote there."""
+    """Differences of a model folder from what the stage wrote."""
     sealed = folder / FILES
     if not sealed.is_file():
         return [f"{sealed}: deleted since it was written"]
@@ -173,7 +177,7 @@ def _model_changes(stage_folder: Path, folder: Path, by_content: bool) -> list[s
     return changed_files(folder, read_entries(sealed), by_content)
 
 
-def _refuse_changes(changes: list[str], folder: Path) -> None:
+def _raise_for_changes(changes: list[str], folder: Path) -> None:
     if changes:
         more = f" (and {len(changes) - 1} more: alhena check)" if len(changes) > 1 else ""
         remedy = f"put it back, or delete {folder / MANIFEST} and type the command again: the stage then writes its files again"
@@ -181,61 +185,61 @@ def _refuse_changes(changes: list[str], folder: Path) -> None:
 
 
 def check_inputs(folder: Path) -> None:
-    """Raises ValueError when a file of a finished stage, or of a model, is not as it was written. Other folders are not checked."""
+    """Raises ValueError when a file of a finished stage or model has changed. Other folders are not checked."""
     if (folder / MANIFEST).exists():
         entries = read_entries(folder / MANIFEST)
-        entries = {name: entry for name, entry in entries.items() if not name.startswith(_SPARE)}
-        _refuse_changes(changed_files(folder, entries), folder)
+        entries = {name: entry for name, entry in entries.items() if not name.startswith(_OPTIONAL)}
+        _raise_for_changes(changed_files(folder, entries), folder)
     elif (folder / FILES).exists():
         stages = _stage_folders(folder.parent.parent) if folder.parent.name == "models" else []
         maker = next((stage for stage in stages if folder.name in _models_of(stage)), None)
         changes = changed_files(folder, read_entries(folder / FILES))
         if maker is not None:
             changes = _model_changes(maker, folder, by_content=True)
-        _refuse_changes(changes, maker or folder)
+        _raise_for_changes(changes, maker or folder)
 
 
-def _refuse_missing(stage: Stage) -> None:
-    """What a finished stage left must be there: names and sizes. Content is checked by the stage that reads it."""
+def _check_outputs(stage: Stage) -> None:
+    """Raises ValueError when a file of a finished stage is missing or has another size. The stage that reads it checks its content."""
     entries = read_entries(stage.folder / MANIFEST)
-    entries = {name: entry for name, entry in entries.items() if not name.startswith(_SPARE)}
+    entries = {name: entry for name, entry in entries.items() if not name.startswith(_OPTIONAL)}
     changes = changed_files(stage.folder, entries, by_content=False)
     for folder in stage.models:
         changes += _model_changes(stage.folder, folder, by_content=False)
-    _refuse_changes(changes, stage.folder)
+    _raise_for_changes(changes, stage.folder)
 
 
 def run_stage(stage: Stage, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Runs a stage unless it has finished under the same fingerprint; returns the facts in its ``stage.json``.
 
-    Of several processes the first one manages the folder. Raises ValueError when an input is not as it was written.
+    Of several processes the first one manages the folder. Raises ValueError when an input has changed.
     """
-    first = jax.process_index() == 0
-    if gather_from_processes(is_finished(stage) if first else None)[0]:
-        _refuse_missing(stage)
-        CONSOLE.print(f"[dim]✓ {stage.name}: finished before, kept ({stage.folder})[/dim]")
+    is_main = jax.process_index() == 0
+    if gather_from_processes(is_finished(stage) if is_main else None)[0]:
+        _check_outputs(stage)
+        CONSOLE.print(f"[dim]✓ {stage.name}: finished before, skipped ({stage.folder})[/dim]")
         return read_json(stage.folder / MANIFEST)
-    if first:
+    if is_main:
         for folder in stage.reads:
             check_inputs(folder)
         start_stage(stage)
-    # The others wait until the folder is there.
+    # The other processes wait until the folder exists.
     gather_from_processes(None)
     CONSOLE.rule(f"[bold]{stage.name}[/bold]", align="left")
     began = time.monotonic()
     facts = work()
     seconds = round(time.monotonic() - began, 1)
     peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
-    # Every process has written its last line.
+    # Wait until every process has finished writing.
     gather_from_processes(None)
-    if first:
+    if is_main:
         finish_stage(stage, {"seconds": seconds, "peak_gib": peak, **facts})
     CONSOLE.print(f"✓ {stage.name}: {seconds:.0f} s → {stage.folder}")
     return facts
 
 
 def _stage_folders(run: Path) -> list[Path]:
-    """Of all stages that have finished or begun in a run, those of ``tuned/NAME`` and ``reports/NAME`` included."""
+    """Folders of all stages that have finished or begun in a run, including ``tuned/NAME`` and ``reports/NAME``."""
     where = [f"{depth}/{name}" for depth in ("*", "tuned/*", "reports/*") for name in (MANIFEST, BEGUN)]
     found = {path.parent for pattern in where for path in run.glob(pattern)}
     return sorted(found)
@@ -249,23 +253,23 @@ def _models_of(stage_folder: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Checked:
-    """What :func:`check_run` found: files that are as they were written, lines on those that are not, stages without an end."""
+    """Result of :func:`check_run`: number of unchanged files, a line for each changed one, folders of unfinished stages."""
 
-    whole: int
+    intact: int
     changes: list[str]
     unfinished: list[Path]
 
 
 def check_run(run: Path) -> Checked:
-    """Compares every file of every finished stage and model of a run (or of one model folder) with the hash it was written with.
+    """Compares every file of every finished stage and model of a run (or of one model folder) with its recorded hash.
 
     Raises ValueError when there is nothing to check.
     """
     stages = _stage_folders(run)
     models = [path.parent for path in sorted({*run.glob(f"models/*/{FILES}"), *run.glob(FILES)})]
     if not stages and not models:
-        raise ValueError(f"{run}: no stage and no model with {MANIFEST} or {FILES} is there")
-    whole, changes, unfinished = 0, list[str](), list[Path]()
+        raise ValueError(f"{run}: it holds no stage and no model (no {MANIFEST} or {FILES})")
+    intact, changes, unfinished = 0, list[str](), list[Path]()
     for folder in (*stages, *models):
         listed = folder / (MANIFEST if folder in stages else FILES)
         if not listed.exists():
@@ -274,11 +278,11 @@ def check_run(run: Path) -> Checked:
         try:
             entries = read_entries(listed)
             found = changed_files(folder, entries)
-            whole += len(entries) - len(found)
+            intact += len(entries) - len(found)
             for name in _models_of(folder) if folder in stages else ():
                 found += _model_changes(folder, run / "models" / name, by_content=False)
         except ValueError as error:
             changes.append(str(error))
             continue
         changes += found
-    return Checked(whole, list(dict.fromkeys(changes)), unfinished)
+    return Checked(intact, list(dict.fromkeys(changes)), unfinished)

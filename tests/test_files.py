@@ -1,4 +1,4 @@
-"""Files: logs of JSON lines that somebody edited, and folders that are known by their content."""
+"""Files: damaged logs of JSON lines, and folders identified by their content."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import pytest
 
 from alhena import files
-from alhena.files import check_sealed, content_fingerprint, cut_lines, read_lines, seal_folder, write_atomically
+from alhena.files import check_sealed, content_fingerprint, read_lines, seal_folder, truncate_log, write_atomically
 from alhena.recovery.fingerprints import read_fingerprints
 from alhena.recovery.goodput import goodput
 from alhena.train.compare import find_runs
@@ -17,7 +17,7 @@ METRICS = {
     "kind": "train", "step": 3, "loss_by_modality": {"text": 1.0}, "output_norm_by_modality": {"text": 1.0},
     "gradient_norm": 1.0,
 }  # fmt: skip
-PRINT = {"step": 3, "batch": "0", "loss": "0", "gradient_norm": "0", "parameters": "0", "moments": "0"}
+PRINT = {"step": 3, **dict.fromkeys(("batch", "loss", "gradient_norm", "parameters", "moments"), "0" * 8)}
 READERS = {
     "ledger.jsonl": (LEDGER, goodput),
     "metrics.jsonl": (METRICS, lambda folder: find_runs([folder])),
@@ -38,7 +38,7 @@ WRONG = [
 
 @pytest.mark.parametrize("line", [*WRONG, "\udcff", "[" * 5000])
 @pytest.mark.parametrize("name", READERS)
-def test_a_line_that_is_no_record_is_named(tmp_path, name, line):
+def test_an_invalid_record_is_named_by_its_line(tmp_path, name, line):
     good, read = READERS[name]
     (tmp_path / "training.json").write_text('{"title": "t", "parameters": 1, "steps": 3, "warmup": 0}')
     whole = json.dumps(good)
@@ -58,18 +58,18 @@ def test_a_log_line_with_a_value_of_another_type_is_named(tmp_path, field, value
         find_runs([tmp_path])
 
 
-def test_a_line_that_a_killed_process_was_writing_is_left_out(tmp_path):
+def test_an_incomplete_last_line_is_dropped(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert read_lines(path, step=int) == [{"step": 1}, {"step": 2}]
-    cut_lines(path, 1)
+    truncate_log(path, 1)
     assert path.read_text() == '{"step": 1}\n'
     path.write_text('{"step": 1}\n{"steps": 2}\n')
     with pytest.raises(ValueError, match=r"log\.jsonl, line 2: it has no field 'step'"):
-        cut_lines(path, 1)
+        truncate_log(path, 1)
 
 
-def test_a_folder_is_known_by_its_content(tmp_path):
+def test_a_fingerprint_depends_on_names_and_content(tmp_path):
     write_atomically(tmp_path / "a" / "b" / "x", "1234")
     before = content_fingerprint(tmp_path)
     write_atomically(tmp_path / "a" / "b" / "x", "1235")
@@ -88,10 +88,10 @@ def test_a_model_folder_lists_its_files_and_is_checked_when_read(tmp_path):
         check_sealed(tmp_path)
 
 
-def test_much_to_hash_shows_how_far(tmp_path, monkeypatch, capsys):
+def test_hashing_many_bytes_shows_progress(tmp_path, monkeypatch, capsys):
     write_atomically(tmp_path / "weights.safetensors", b"1" * 3_000_000)
     seal_folder(tmp_path, ["weights.safetensors"])
     assert capsys.readouterr().out == ""
-    monkeypatch.setattr(files, "_LARGE", 1_000_000)
+    monkeypatch.setattr(files, "_LARGE_BYTES", 1_000_000)
     check_sealed(tmp_path)
     assert capsys.readouterr().out.startswith("check files (MB): 3 of 3")

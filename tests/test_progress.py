@@ -1,4 +1,4 @@
-"""Long work where there is no terminal: a line a minute, and one at the end."""
+"""Progress without a terminal: a line a minute, and one at the end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.console import Console
 from alhena.progress import LoggedProgress, progress_bar, track
 
 
-def test_a_line_a_minute_says_how_far_and_how_long_still():
+def test_a_line_a_minute_shows_progress_and_remaining_time():
     now, out = [0.0], io.StringIO()
     with LoggedProgress(Console(file=out, width=40), get_time=lambda: now[0]) as progress:
         task = progress.add_task("train [a]", total=1200)
@@ -22,7 +22,7 @@ def test_a_line_a_minute_says_how_far_and_how_long_still():
     assert lines[-1] == "train [a]: 1,200 of 1,200, 0:10:00 elapsed · loss 1.5"
 
 
-def test_short_work_says_one_line_and_work_of_unknown_length_what_is_done():
+def test_short_work_prints_one_line_and_work_of_unknown_length_its_count():
     out = io.StringIO()
     with progress_bar(Console(file=out)) as progress:
         known, unknown = progress.add_task("known", total=3), progress.add_task("unknown", total=None)
@@ -36,6 +36,6 @@ def test_a_terminal_gets_a_bar():
     assert not isinstance(progress_bar(Console(file=io.StringIO(), force_terminal=True)), LoggedProgress)
 
 
-def test_what_is_tracked_resumes_where_it_was(capsys):
+def test_track_starts_from_the_completed_count(capsys):
     assert list(track(range(3, 5), "learn", 5, 3)) == [3, 4]
     assert capsys.readouterr().out.startswith("learn: 5 of 5")

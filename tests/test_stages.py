@@ -1,4 +1,4 @@
-"""Stages: nothing of anybody else is deleted, outputs are checked when read, one command writes at a time."""
+"""Stages: foreign files are never deleted, outputs are checked when read, one command writes at a time."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def writes(stage: Stage, text: str):
     return work
 
 
-def made(run: Path, print_: str = "a") -> Stage:
+def finished(run: Path, fingerprint: str = "a") -> Stage:
     """A finished stage ``train`` of a run, with a model."""
-    stage = Stage("train", run / "train", print_, models=(run / "models" / "base",))
-    run_stage(stage, writes(stage, print_ * 4000))
+    stage = Stage("train", run / "train", fingerprint, models=(run / "models" / "base",))
+    run_stage(stage, writes(stage, fingerprint * 4000))
     return stage
 
 
@@ -71,19 +71,19 @@ def test_a_foreign_file_in_the_report_is_never_deleted(tmp_path):
     assert listing(tmp_path) == {"report/notes.txt": b"mine"}
 
 
-def test_a_model_of_somebody_else_is_never_overwritten(tmp_path):
+def test_a_foreign_model_is_never_overwritten(tmp_path):
     write_atomically(tmp_path / "models" / "base" / "weights.safetensors", "mine")
     with pytest.raises(ValueError, match="base holds files that no stage"):
-        made(tmp_path)
+        finished(tmp_path)
     assert listing(tmp_path) == {"models/base/weights.safetensors": b"mine"}
 
 
-def test_another_recipe_sets_the_earlier_work_aside(tmp_path, capsys):
-    made(tmp_path, "a")
+def test_another_recipe_renames_the_earlier_output(tmp_path, capsys):
+    finished(tmp_path, "a")
     write_atomically(tmp_path / "train" / "notes.txt", "mine")
     before = listing(tmp_path)
-    made(tmp_path, "b")
-    made(tmp_path, "c")
+    finished(tmp_path, "b")
+    finished(tmp_path, "c")
     after = listing(tmp_path)
     for name, content in before.items():
         assert after[name.replace("train/", "train.old-1/").replace("base/", "base.old-1/")] == content
@@ -93,8 +93,8 @@ def test_another_recipe_sets_the_earlier_work_aside(tmp_path, capsys):
     assert check_run(tmp_path).changes == []
 
 
-def test_a_finished_stage_is_kept_and_an_unfinished_one_resumed(tmp_path):
-    stage = made(tmp_path)
+def test_a_finished_stage_is_skipped_and_an_unfinished_one_resumed(tmp_path):
+    stage = finished(tmp_path)
 
     def fails() -> dict:
         raise AssertionError("done again")
@@ -106,17 +106,17 @@ def test_a_finished_stage_is_kept_and_an_unfinished_one_resumed(tmp_path):
     assert seen == [True]
 
 
-def test_a_model_half_written_by_a_killed_stage_does_not_stand_in_the_way_of_another_recipe(tmp_path):
-    stage = made(tmp_path)
+def test_a_partial_model_of_a_killed_stage_does_not_block_another_recipe(tmp_path):
+    stage = finished(tmp_path)
     (stage.folder / MANIFEST).unlink()
     (stage.models[0] / FILES).unlink()
-    made(tmp_path, "b")
+    finished(tmp_path, "b")
     assert (tmp_path / "models" / "base.old-1" / "weights.safetensors").exists()
 
 
 @pytest.mark.parametrize("name", ["train/sub/data.bin", "models/base/weights.safetensors"])
 def test_a_flipped_bit_is_named_by_the_stage_that_reads(tmp_path, name):
-    stage = made(tmp_path)
+    stage = finished(tmp_path)
     folder = stage.models[0] if name.startswith("models") else stage.folder
     check_inputs(folder)
     flip(tmp_path / name)
@@ -129,22 +129,22 @@ def test_a_flipped_bit_is_named_by_the_stage_that_reads(tmp_path, name):
     assert [line.partition(":")[0] for line in check_run(tmp_path).changes] == [str(tmp_path / name)]
     # The remedy works.
     (stage.folder / MANIFEST).unlink()
-    made(tmp_path)
+    finished(tmp_path)
     assert check_run(tmp_path).changes == []
     run_stage(later, lambda: {})
 
 
 @pytest.mark.parametrize("name", ["train/sub/data.bin", "models/base/weights.safetensors", "models/base/files.json"])
-def test_a_deleted_output_is_no_finished_stage(tmp_path, name):
-    stage = made(tmp_path)
+def test_a_deleted_output_of_a_finished_stage_is_an_error(tmp_path, name):
+    stage = finished(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(ValueError, match=rf"{name}: deleted since it was written"):
         run_stage(stage, lambda: {})
     assert check_run(tmp_path).changes
 
 
-def test_another_model_under_the_name_of_the_runs_own_is_noticed(tmp_path):
-    stage = made(tmp_path)
+def test_another_model_of_the_same_name_is_an_error(tmp_path):
+    stage = finished(tmp_path)
     write_atomically(stage.models[0] / "weights.safetensors", "another")
     seal_folder(stage.models[0], ["weights.safetensors", "model.json"])
     with pytest.raises(ValueError, match="holds another model"):
@@ -152,7 +152,7 @@ def test_another_model_under_the_name_of_the_runs_own_is_noticed(tmp_path):
 
 
 def test_checkpoints_may_be_deleted_and_check_still_names_them(tmp_path):
-    stage = made(tmp_path)
+    stage = finished(tmp_path)
     (stage.folder / "checkpoints" / "4" / "state").unlink()
     run_stage(stage, lambda: pytest.fail("done again"))
     assert check_run(tmp_path).changes == [f"{stage.folder}/checkpoints/4/state: deleted since it was written"]
@@ -169,14 +169,14 @@ def test_checkpoints_may_be_deleted_and_check_still_names_them(tmp_path):
     ],
 )
 def test_a_damaged_manifest_is_named(tmp_path, text, words):
-    stage = made(tmp_path)
+    stage = finished(tmp_path)
     (stage.folder / MANIFEST).write_text(text)
     with pytest.raises(ValueError, match=rf"train/stage\.json.*{words}"):
         run_stage(stage, lambda: {})
     assert len(check_run(tmp_path).changes) == 1
 
 
-def test_the_users_own_documents_are_known_by_content(tmp_path):
+def test_the_users_documents_are_fingerprinted_by_content(tmp_path):
     line = '{"text": "One two three four five six seven eight nine ten, and the %s is here to stay for ever."}\n'
     run = replace(starter.smoke(), corpus=None)
     write_atomically(tmp_path / "raw" / "manifest.jsonl", line % "cat")
@@ -214,12 +214,12 @@ def test_one_command_writes_in_a_run_folder(tmp_path):
         ):
             pass
         # Further processes of the training that holds the lock.
-        with locked(tmp_path, take=False):
+        with locked(tmp_path, acquire=False):
             pass
     finally:
         holder.send_signal(signal.SIGKILL)
         holder.wait()
-    # The file that a dead process left does not matter.
+    # The lock file of a dead process is ignored.
     assert (tmp_path / ".lock").read_text()
     with locked(tmp_path):
         pass
@@ -233,11 +233,11 @@ from alhena.recovery.supervisor import initialize_distributed
 initialize_distributed()
 from alhena.stages import Stage, locked, run_stage
 from alhena.files import write_atomically
-run, mine = Path(sys.argv[1]), jax.process_index()
-with locked(run, take=mine == 0):
+run, index = Path(sys.argv[1]), jax.process_index()
+with locked(run, acquire=index == 0):
     for _ in range(2):
         stage = Stage("train", run / "train", "a")
-        run_stage(stage, lambda: write_atomically(run / "train" / f"{mine}.log", "x" * 10) or {})
+        run_stage(stage, lambda: write_atomically(run / "train" / f"{index}.log", "x" * 10) or {})
 """
 
 

@@ -66,10 +66,10 @@ class Check:
             print(line)
         if found.changes:
             sys.exit(
-                f"alhena: {len(found.changes)} differences, {found.whole} files as they were written. Put a file back, or delete "
+                f"alhena: {len(found.changes)} differences, {found.intact} files as they were written. Put a file back, or delete "
                 "the stage.json of its stage and type the command of the stage again"
             )
-        print(f"{self.folder}: {found.whole} files, all as they were written")
+        print(f"{self.folder}: {found.intact} files, all as they were written")
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def media_hash(part: Image | Audio | Video) -> tuple[bytes, tuple[str, ...]]:
     else:
         clip = decode_video(part.data, COMPARED_FRAMES)
         notes = clip.notes
-        arrays = [clip.frames, np.round(clip.seconds, 1), *(() if clip.sound is None else (clip.sound,))]
+        arrays = [clip.frames, np.round(clip.seconds, 1), *(() if clip.audio is None else (clip.audio,))]
     for array in arrays:
         h.update(repr(array.shape).encode())
         h.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)

@@ -16,8 +16,8 @@ from alhena.evaluate.results import AnsweredQuestion, AnswerSet
 from alhena.evaluate.tasks import predicted_answer, reference, task_of
 from alhena.media import decode_image
 from alhena.progress import progress_bar
-from alhena.serve.engine import GROWTH, Answer, Engine
-from alhena.serve.sampler import DRAWING, Sampling
+from alhena.serve.engine import OUTPUT_BUCKETS, Answer, Engine
+from alhena.serve.sampler import IMAGE_GUIDANCE, Sampling
 from alhena.tokens.encode import Encoder
 from alhena.tokens.images import code_grid
 
@@ -52,14 +52,14 @@ def answer_limits(encoder: Encoder, documents: Sequence[Document]) -> dict[str, 
     limits: dict[str, int] = {}
     for document in documents:
         task = task_of(document)
-        limits[task] = min(max(limits.get(task, MIN_TOKENS), _token_limit(encoder, document)), GROWTH[-1])
+        limits[task] = min(max(limits.get(task, MIN_TOKENS), _token_limit(encoder, document)), OUTPUT_BUCKETS[-1])
     return limits
 
 
 def _sampling(document: Document, seed: int, limits: Mapping[str, int]) -> Sampling:
     """Greedy; image generation uses classifier-free guidance."""
     has_image = any(isinstance(part, Image) for part in document.contents[-1].parts)
-    return Sampling(max_tokens=limits[task_of(document)], seed=seed, guidance=DRAWING if has_image else 1.0)
+    return Sampling(max_tokens=limits[task_of(document)], seed=seed, guidance=IMAGE_GUIDANCE if has_image else 1.0)
 
 
 def _generate(engine: Engine, documents: Sequence[Document], samplings: Sequence[Sampling]) -> list[Answer | str]:
@@ -84,7 +84,7 @@ def generate_answers(
     """
     limits = answer_limits(engine.encoder, documents)
     tasks = [task_of(document) for document in documents]
-    order = sorted(range(len(documents)), key=lambda i: (limits[tasks[i]] > GROWTH[0], tasks[i]))
+    order = sorted(range(len(documents)), key=lambda i: (limits[tasks[i]] > OUTPUT_BUCKETS[0], tasks[i]))
     out: dict[int, Answer | str] = {}
     for start in range(0, len(order), BATCH_SIZE):
         batch = order[start : start + BATCH_SIZE]

@@ -1,11 +1,11 @@
 """Media bytes to arrays and back, with every size bounded before anything is decoded.
 
-    image  bytes -> uint8 [height, width, 3], upright  (alpha is laid over white)
+    image  bytes -> uint8 [height, width, 3], upright  (composited over white)
     audio  bytes -> float32 [samples] at 16 kHz, mono, full scale 1
-    video  bytes -> uint8 [frames, height, width, 3], their times in seconds, and the sound track if there is one
+    video  bytes -> uint8 [frames, height, width, 3], their times in seconds, and the audio track if there is one
 
-Every decoder raises ValueError that says what is wrong with the bytes; none executes or trusts anything they contain,
-and none cuts anything silently. ``sniff`` says the MIME type of bytes by their content.
+Every decoder raises ValueError that states what is wrong with the bytes. None executes or trusts their content, and none
+truncates silently. ``sniff`` returns the MIME type of bytes by their content.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 
 
 def check(part: Part) -> tuple[str, ...]:
-    """Decodes a part that is media. Raises ValueError that says why it does not; returns what had to be left out."""
+    """Decodes a part if it is media. Returns notes on what was left out; raises ValueError when it does not decode."""
     if isinstance(part, Image):
         decode_image(part.data)
     elif isinstance(part, Audio):

@@ -1,7 +1,6 @@
-"""Picture bytes to upright 8-bit RGB and back.
+"""Image bytes to upright 8-bit RGB and back.
 
-What does not touch the pixels does not decide: color profiles, texts and other ancillary chunks are left out,
-and a picture is read whether or not they are sound.
+Color profiles, texts and other ancillary chunks are ignored: an image is decoded even when they are damaged.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import math
 import zlib
 
 import numpy as np
+from jaxtyping import Integer, UInt8
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
@@ -19,28 +19,28 @@ from alhena.media.limits import LIMITS, Limits, MediaError, check_size, one_larg
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
 ORIENTATION = 0x0112
-# rows times columns that are composited and converted at once
+# Pixels that are composited and converted at once.
 STRIP = 1 << 20
 
 
-def decode_image(data: bytes, limits: Limits = LIMITS) -> np.ndarray:
-    """Decodes PNG, JPEG, WebP, GIF (first frame) or BMP to uint8 [height, width, 3], upright.
+def decode_image(data: bytes, limits: Limits = LIMITS) -> UInt8[np.ndarray, "height width 3"]:
+    """Decodes PNG, JPEG, WebP, GIF (first frame) or BMP to upright 8-bit RGB.
 
-    Transparent pixels are laid over white, 16 bits are scaled to 8, and more than ``limits.kept_pixels`` are reduced
-    by a whole factor. Raises ValueError that says what is wrong.
+    Transparent pixels are composited over white, 16 bits are scaled to 8, and more than ``limits.output_pixels`` are
+    downsampled by an integer factor. Raises ValueError that states what is wrong.
     """
     check_size(data, "image", limits)
     try:
-        with Pillow.open(io.BytesIO(_essential(data)), formats=FORMATS) as image:
+        with Pillow.open(io.BytesIO(_without_ancillary_chunks(data)), formats=FORMATS) as image:
             width, height = image.size
             if width * height > limits.image_pixels:
                 raise MediaError(f"the image is {width}x{height}; at most {limits.image_pixels:,} pixels are read")
             with one_large_at_a_time(width * height):
-                return _upright(_reduced(image, limits.kept_pixels), _orientation(image))
+                return _orient(_downsample(image, limits.output_pixels), _orientation(image))
     except MediaError:
         raise
     except UnidentifiedImageError:
-        raise MediaError("the image cannot be decoded: it is no PNG, JPEG, WebP, GIF or BMP, or cut off") from None
+        raise MediaError("the image cannot be decoded: it is not PNG, JPEG, WebP, GIF or BMP, or truncated") from None
     except (
         OSError,
         SyntaxError,
@@ -59,8 +59,8 @@ def decode_image(data: bytes, limits: Limits = LIMITS) -> np.ndarray:
         raise MediaError("the image cannot be decoded: it needs more memory than is free") from None
 
 
-def _essential(data: bytes) -> bytes:
-    """A PNG without the chunks that do not touch its pixels; other formats unchanged."""
+def _without_ancillary_chunks(data: bytes) -> bytes:
+    """A PNG without the chunks that do not affect its pixels; other formats unchanged."""
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         return data
     kept, start = [data[:8]], 8
@@ -72,13 +72,13 @@ def _essential(data: bytes) -> bytes:
     return b"".join(kept)
 
 
-def _reduced(image: Pillow.Image, kept_pixels: int) -> np.ndarray:
-    """uint8 [height, width, 3] with at most ``kept_pixels`` pixels; the copies on the way are of one strip only."""
-    factor = _factor(image.size, kept_pixels)
-    # JPEG decodes at a half, a quarter or an eighth directly
+def _downsample(image: Pillow.Image, output_pixels: int) -> UInt8[np.ndarray, "height width 3"]:
+    """RGB of at most ``output_pixels`` pixels; intermediate copies are of one strip only."""
+    factor = _downsampling_factor(image.size, output_pixels)
+    # JPEG decodes at 1/2, 1/4 or 1/8 of its size directly.
     image.draft(None, (-(-image.width // factor), -(-image.height // factor)))
     image.load()
-    factor = _factor(image.size, kept_pixels)
+    factor = _downsampling_factor(image.size, output_pixels)
     rows = max(1, STRIP // image.width // factor) * factor
     if factor == 1 and image.height <= rows:
         return np.asarray(_rgb(image))
@@ -90,15 +90,16 @@ def _reduced(image: Pillow.Image, kept_pixels: int) -> np.ndarray:
     return out
 
 
-def _factor(size: tuple[int, int], kept_pixels: int) -> int:
-    factor = math.isqrt(max(0, size[0] * size[1] - 1) // kept_pixels) or 1
-    while -(-size[0] // factor) * -(-size[1] // factor) > kept_pixels:
+def _downsampling_factor(size: tuple[int, int], output_pixels: int) -> int:
+    """The smallest integer factor by which an image of this size is reduced to ``output_pixels`` or fewer."""
+    factor = math.isqrt(max(0, size[0] * size[1] - 1) // output_pixels) or 1
+    while -(-size[0] // factor) * -(-size[1] // factor) > output_pixels:
         factor += 1
     return factor
 
 
 def _rgb(image: Pillow.Image, box: tuple[int, int, int, int] | None = None) -> Pillow.Image:
-    """The picture, or a box of it, as RGB over white."""
+    """The image, or a box of it, as RGB over white."""
     info, mode = image.info, image.mode
     part = image.crop(box) if box else image
     if mode.startswith("I"):
@@ -109,8 +110,8 @@ def _rgb(image: Pillow.Image, box: tuple[int, int, int, int] | None = None) -> P
     return part.convert("RGB")
 
 
-def _from_16_bits(gray: np.ndarray, transparent: object) -> Pillow.Image:
-    """Values 0..65535 [height, width], one of them transparent or None, as RGB."""
+def _from_16_bits(gray: Integer[np.ndarray, "height width"], transparent: object) -> Pillow.Image:
+    """Values 0..65535, one of them transparent or None, as RGB."""
     values = ((gray.astype(np.int64).clip(0, 65535) + 128) // 257).astype(np.uint8)
     if isinstance(transparent, int):
         values[gray == transparent] = 255
@@ -118,17 +119,17 @@ def _from_16_bits(gray: np.ndarray, transparent: object) -> Pillow.Image:
 
 
 def _orientation(image: Pillow.Image) -> int:
-    """1..8 as EXIF numbers them; 1 when it is not said or cannot be read."""
+    """The EXIF orientation, 1 to 8; 1 when it is missing or cannot be read."""
     try:
         value = image.getexif().get(ORIENTATION, 1)
-    # a broken tag may raise anything at all, and pixels are there without it
+    # A broken tag may raise any exception; the pixels do not need it.
     except Exception:
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Mirrored and turned as ``orientation`` asks: 2 to 4 flip, 5 to 8 swap rows and columns first."""
+def _orient(pixels: UInt8[np.ndarray, "h w 3"], orientation: int) -> UInt8[np.ndarray, "height width 3"]:
+    """Mirrors and rotates by the EXIF orientation: 2 to 4 flip, 5 to 8 transpose first."""
     if orientation >= 5:
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):
@@ -138,8 +139,8 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def encode_png(pixels: np.ndarray) -> bytes:
-    """uint8 [height, width, 3] as PNG."""
+def encode_png(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
+    """Pixels as PNG."""
     out = io.BytesIO()
     Pillow.fromarray(pixels).save(out, "PNG")
     return out.getvalue()

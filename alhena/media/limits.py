@@ -1,7 +1,7 @@
-"""Limits of what is decoded, and the guards that keep a process within its memory.
+"""Limits on decoding, and guards that keep a process within its memory.
 
-Three lines of defense, outermost first: the limits on one item, one large picture or clip at a time in a process,
-and a limit on the memory of the process itself (``limit_memory``).
+Three lines of defense: limits on one media item, one large image or video at a time in a process, and a limit on the memory
+of the process itself (``limit_memory``).
 """
 
 from __future__ import annotations
@@ -17,49 +17,50 @@ from pathlib import Path
 
 
 class MediaError(ValueError):
-    """What is wrong with media bytes, in a sentence that can be shown to a user; libraries raise ValueErrors that cannot."""
+    """What is wrong with media bytes, in a sentence for the user, unlike the ValueErrors of libraries."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The most that is decoded of one media item.
+    """Maximum sizes of one media item.
 
-    A picture of 64 Mpixel (the largest that phones take without stitching) needs up to 0.6 GB while it is decoded,
-    WebP up to 1.1 GB. It is then reduced to ``kept_pixels``, and a video frame to ``kept_frame_pixels``: no encoder reads more.
+    An image of 64 Mpixel (the largest that phones take without stitching) needs up to 0.6 GB while it is decoded,
+    WebP up to 1.1 GB. It is then downsampled to ``output_pixels``, and a video frame to ``output_frame_pixels``: no encoder reads
+    more.
     """
 
     bytes: int = 64 << 20
     image_pixels: int = 64_000_000
-    kept_pixels: int = 16_000_000
+    output_pixels: int = 16_000_000
     audio_seconds: float = 600.0
-    # Hz
+    # In Hz.
     audio_rates: tuple[int, int] = (2_000, 192_000)
     audio_channels: int = 32
-    # samples times channels: 600 s of stereo at 192 kHz
+    # Samples times channels: 600 s of stereo at 192 kHz
     audio_values: int = 240_000_000
-    # full scale is 1
+    # Full scale is 1.
     audio_peak: float = 16.0
     video_seconds: float = 600.0
-    # of one frame: 4K and the macroblocks around it
+    # Of one frame: 4K and the macroblocks around it
     video_pixels: int = 4096 * 2304
-    # of all frames: a minute of 1920x1080 at 30 frames a second, or ten of 640x360
+    # Of all frames: a minute of 1920x1080 at 30 frames a second, or ten of 640x360
     video_total_pixels: int = 4_000_000_000
     video_frames: int = 64
-    kept_frame_pixels: int = 1 << 20
-    # of all tracks of a sound or clip
+    output_frame_pixels: int = 1 << 20
+    # Of all tracks of an audio or video file.
     packets: int = 400_000
 
 
 LIMITS = Limits()
-# Pixels from which pictures and clips are decoded one at a time.
+# Pixels from which images and videos are decoded one at a time.
 LARGE = 4_000_000
-_large = threading.Lock()
+_large_lock = threading.Lock()
 
 
 def _after_fork() -> None:
-    """A child must not inherit a lock that another thread of its parent holds."""
+    """Replaces the lock: a child process must not inherit one that another thread of its parent holds."""
     global _large
-    _large = threading.Lock()
+    _large_lock = threading.Lock()
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -67,11 +68,11 @@ os.register_at_fork(after_in_child=_after_fork)
 
 @contextmanager
 def one_large_at_a_time(pixels: int) -> Iterator[None]:
-    """Waits until no other thread decodes a large picture or clip; small ones never wait."""
+    """Waits until no other thread decodes a large image or video; small ones never wait."""
     if pixels < LARGE:
         yield
         return
-    with _large:
+    with _large_lock:
         yield
 
 
@@ -84,29 +85,29 @@ def check_size(data: bytes, what: str, limits: Limits) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """What a library's error says, without addresses of objects, paths and numbers of errors."""
-    said = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
-    said = re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "the data", str(said)).strip().rstrip(".:")
-    return " ".join(said.split()) or type(error).__name__
+    """The message of a library's error, without addresses of objects, paths and error numbers."""
+    message = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
+    message = re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "the data", str(message)).strip().rstrip(".:")
+    return " ".join(message.split()) or type(error).__name__
 
 
 def machine_memory() -> int:
-    """Bytes of memory that this machine has, or its control group may use."""
-    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Bytes of memory of this machine, or those that its control group may use."""
+    max_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         allowed = Path("/sys/fs/cgroup/memory.max").read_text().strip()
     except OSError:
-        return most
-    return min(most, int(allowed)) if allowed.isdigit() else most
+        return max_bytes
+    return min(max_bytes, int(allowed)) if allowed.isdigit() else max_bytes
 
 
-def limit_memory(most: int) -> None:
-    """Limits the memory that this process may write to ``most`` bytes; beyond it allocations fail instead of the machine.
+def limit_memory(max_bytes: int) -> None:
+    """Limits the writable memory of this process; beyond it allocations fail, and the machine does not run out of memory.
 
     The limit is RLIMIT_DATA: private writable memory. JAX reserves gigabytes of address space that it never
-    touches, so RLIMIT_AS would stop a healthy process. The decoders answer a failed allocation with ValueError.
+    uses, so RLIMIT_AS would stop a healthy process. The decoders raise ValueError when an allocation fails.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if hard != resource.RLIM_INFINITY:
-        most = min(most, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+        max_bytes = min(max_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (max_bytes, hard))

@@ -1,27 +1,35 @@
 """MIME type of media bytes, by their content alone.
 
-Only what the decoders read has a type here; anything else is None, whatever its name or declared type says.
+Only formats that the decoders support have a type; anything else is None, whatever its file name or declared type.
 """
 
 from __future__ import annotations
 
 import re
 
-# brands of ISO media files that hold sound alone, and those with a MIME type of their own
+# Brands of ISO media files that hold audio only, and of those that hold still images.
 _AUDIO_BRANDS = (b"M4A ", b"M4B ", b"M4P ")
 _STILL_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heif", b"mif1", b"msf1", b"crx ")
 _HANDLER = re.compile(rb"hdlr.{8}(vide|soun)", re.DOTALL)
-# bytes at either end that are searched for the tracks' kinds
-_HEAD = 1 << 20
+# Bytes at either end that are searched for the kinds of the tracks.
+_SEARCHED_BYTES = 1 << 20
 
 
 def sniff(data: bytes) -> str | None:
-    """The MIME type of a picture, sound or clip that can be decoded, or None.
+    """The MIME type of an image, audio or video file that can be decoded, or None.
 
     >>> sniff(b"GIF89a......"), sniff(b"RIFF....WAVEfmt "), sniff(b"ffconcat version 1.0")
     ('image/gif', 'audio/wav', None)
     """
-    return _image(data) or _riff(data) or _iso(data) or _matroska(data) or _ogg(data) or _sound(data) or _stream(data)
+    return (
+        _image(data)
+        or _riff(data)
+        or _iso(data)
+        or _matroska(data)
+        or _ogg(data)
+        or _audio(data)
+        or _headerless_stream(data)
+    )
 
 
 def _image(data: bytes) -> str | None:
@@ -43,13 +51,13 @@ def _riff(data: bytes) -> str | None:
 
 
 def _iso(data: bytes) -> str | None:
-    """MP4, QuickTime and their kin: a box with a known name at the start."""
+    """ISO base media (MP4, QuickTime, 3GPP): a box with a known name at the start."""
     box, brand = data[4:8], data[8:12]
     if box == b"ftyp" and brand in _STILL_BRANDS:
         return None
     if box not in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"):
         return None
-    kinds = set(_HANDLER.findall(data[:_HEAD])) | set(_HANDLER.findall(data[-_HEAD:]))
+    kinds = set(_HANDLER.findall(data[:_SEARCHED_BYTES])) | set(_HANDLER.findall(data[-_SEARCHED_BYTES:]))
     if brand in _AUDIO_BRANDS or kinds == {b"soun"}:
         return "audio/mp4"
     if box != b"ftyp" or brand == b"qt  ":
@@ -60,8 +68,8 @@ def _iso(data: bytes) -> str | None:
 def _matroska(data: bytes) -> str | None:
     if not data.startswith(b"\x1a\x45\xdf\xa3"):
         return None
-    # the identifier of CodecID (86), its size, its value
-    kinds = set(re.findall(rb"\x86[\x80-\xff]([VA])_", data[:_HEAD]))
+    # The identifier of CodecID (86), its size, its value.
+    kinds = set(re.findall(rb"\x86[\x80-\xff]([VA])_", data[:_SEARCHED_BYTES]))
     form = "webm" if b"webm" in data[:64] else "x-matroska"
     return f"audio/{form}" if kinds == {b"A"} else f"video/{form}"
 
@@ -72,7 +80,7 @@ def _ogg(data: bytes) -> str | None:
     return "video/ogg" if b"\x80theora" in data[:4096] else "audio/ogg"
 
 
-def _sound(data: bytes) -> str | None:
+def _audio(data: bytes) -> str | None:
     if data.startswith(b"fLaC"):
         return "audio/flac"
     if data.startswith(b"FORM") and data[8:12] in (b"AIFF", b"AIFC"):
@@ -80,8 +88,8 @@ def _sound(data: bytes) -> str | None:
     return None
 
 
-def _stream(data: bytes) -> str | None:
-    """Streams without a header: MPEG transport, and MPEG or ADTS frames after a tag or zeros."""
+def _headerless_stream(data: bytes) -> str | None:
+    """Streams without a header: MPEG transport streams, and MPEG audio or ADTS frames after a tag or zeros."""
     for size, first in ((188, 0), (192, 4)):
         marks = data[first : first + 3 * size : size]
         if len(data) >= first + 3 * size and marks == b"\x47\x47\x47":

@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-from alhena.files import add_line, cut_lines, read_lines
+from alhena.files import add_line, read_lines, truncate_log
 from alhena.recovery.checksum import checksums, combined
 from alhena.shapes import Array, Float, UInt32
 
@@ -122,7 +122,7 @@ class Fingerprints:
         add_line(self._path, {"step": step, "machine": machine_description()})
 
     def truncate(self, step: int) -> None:
-        cut_lines(self._path, step)
+        truncate_log(self._path, step)
 
     def write(self, fingerprint: Fingerprint) -> None:
         add_line(self._path, asdict(fingerprint))

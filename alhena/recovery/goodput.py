@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from alhena.files import add_line, cut_lines, read_lines
+from alhena.files import add_line, read_lines, truncate_log
 
 FILE = "ledger.jsonl"
 Activity = Literal["stopped", "restore", "compile", "steps", "validate", "save", "copy", "rollback"]
@@ -34,7 +34,7 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path, self._started = folder / FILE, time.time()
-        cut_lines(self._path, sys.maxsize)  # a line that a killed process was writing
+        truncate_log(self._path, sys.maxsize)  # a line that a killed process was writing
 
     def resumed(self, step: int) -> None:
         """Training starts or resumes, after ``step``."""

@@ -1,1 +1,1 @@
-"""Serve: weights become answers, in the terminal and behind the Gemini API."""
+"""Generation of answers from a model folder: engine, scheduler, terminal chat, and the Gemini API."""

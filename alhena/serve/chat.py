@@ -1,4 +1,4 @@
-"""Terminal chat: a line may hold paths of pictures, sounds and clips; drawn pictures are saved and shown.
+"""Terminal chat: a line may hold paths of images, audio and video; generated images are saved and shown.
 
 you    what shape is this? scene.png
 model  circle
@@ -21,14 +21,15 @@ from alhena.content import MEDIA, MIME_OF_SUFFIX, Content, Image, Part, Text
 from alhena.files import write_atomically
 from alhena.media import LIMITS, check, decode_image
 from alhena.serve.engine import Answer, Engine
-from alhena.serve.sampler import DRAWING, Sampling
+from alhena.serve.sampler import IMAGE_GUIDANCE, Sampling
+from alhena.shapes import UInt8
 
-HELP = """Write a question; write paths of files into it to show or play them (png, jpg, webp, wav, flac, mp3, ogg, mp4, webm).
-/reset begins a new conversation   /help shows this   /quit leaves"""
+HELP = """Write a question. Paths of files in it are sent with it (png, jpg, webp, wav, flac, mp3, ogg, mp4, webm).
+/reset begins a new conversation   /help shows this   /quit ends the chat"""
 
 KINDS = {suffix: (mime.split("/")[0], mime) for suffix, mime in MIME_OF_SUFFIX.items()}
 
-# Words in quotes of any kind, which an apostrophe inside a word is not; else a word, in which a backslash keeps a space.
+# Words in quotes of any kind (an apostrophe inside a word is none); else a word, in which a backslash escapes a space.
 WORD = re.compile(r"(?:\\.|[^\s\\])+|\\")
 ITEM = re.compile(r"""(?<!\w)(?:"([^"]+)"|'([^']+)'|“([^”]+)”|‘([^’]+)’|«([^»]+)»|`([^`]+)`)(?!\w)|""" + WORD.pattern)
 
@@ -36,7 +37,8 @@ ITEM = re.compile(r"""(?<!\w)(?:"([^"]+)"|'([^']+)'|“([^”]+)”|‘([^’]+)
 def _is_file(name: str) -> bool:
     try:
         return Path(name).expanduser().is_file()
-    except (OSError, ValueError, RuntimeError):  # a name that is too long, holds a NUL, or has a home that is not there
+    # A name that is too long, holds a NUL, or is below the home of an unknown user.
+    except (OSError, ValueError, RuntimeError):
         return False
 
 
@@ -45,17 +47,17 @@ def _kind_of(name: str) -> tuple[str, str] | None:
 
 
 def _path_in(word: str) -> str | None:
-    """The path that a word without quotes holds: all of it, or what is left without punctuation around it.
+    """The path in a word without quotes: the word with or without the punctuation around it.
 
-    A file that exists wins; else what ends like a media file. None: the word is no path.
+    An existing file comes first, then a name with the suffix of a media file. None: the word is no path.
     """
     start = len(word) - len(word.lstrip("([{<\"'“‘«"))
     ends = [len(word), *(match.end() for match in re.finditer(r"\w(?=\W|$)", word))]
-    found = [word[start:end] for end in sorted(set(ends), reverse=True) if end > start]
-    for name in found:
+    candidates = [word[start:end] for end in sorted(set(ends), reverse=True) if end > start]
+    for name in candidates:
         if _is_file(_unescaped(name)) and (set("./~") & set(name)):
             return name
-    return next((name for name in found if _kind_of(_unescaped(name))), None)
+    return next((name for name in candidates if _kind_of(_unescaped(name))), None)
 
 
 def _unescaped(word: str) -> str:
@@ -63,24 +65,24 @@ def _unescaped(word: str) -> str:
 
 
 def _paths(line: str) -> Iterator[tuple[int, int, str]]:
-    """Where paths are in a line, quotes included, and their names."""
+    """Start and end of each path in a line, quotes included, and its name."""
     for match in ITEM.finditer(line):
         quoted = next((name for name in match.groups() if name is not None), None)
-        inside = [(word, name) for word in WORD.finditer(match[0]) if (name := _path_in(word[0])) is not None]
-        there = any(_is_file(_unescaped(name)) for _, name in inside)
-        if quoted is not None and (_is_file(quoted) or (_kind_of(quoted) and not there)):
+        matches = [(word, name) for word in WORD.finditer(match[0]) if (name := _path_in(word[0])) is not None]
+        has_file = any(_is_file(_unescaped(name)) for _, name in matches)
+        if quoted is not None and (_is_file(quoted) or (_kind_of(quoted) and not has_file)):
             yield match.start(), match.end(), quoted
             continue
-        for word, name in inside:
+        for word, name in matches:
             start = match.start() + word.start() + word[0].index(name)
             yield start, start + len(name), _unescaped(name)
 
 
 def _read_file(name: str) -> Part:
-    """Raises ValueError that names the file when it is not there or cannot be read."""
+    """Raises ValueError that names the file when it does not exist or cannot be read."""
     path, kind = Path(name).expanduser(), _kind_of(name)
     if not _is_file(name):
-        raise ValueError(f"{name}: there is no such file here (a name with spaces needs quotes)")
+        raise ValueError(f"{name}: there is no such file (a name with spaces needs quotes)")
     if kind is None:
         raise ValueError(f"{name}: this kind of file cannot be read; {', '.join(KINDS)} can be")
     try:
@@ -95,7 +97,7 @@ def _read_file(name: str) -> Part:
 
 
 def read_line(line: str) -> tuple[Part, ...]:
-    """Parts of a line: media files first, then the words. Raises ValueError that names a file that is not there or does not decode.
+    """Parts of a line: media files first, then the text. Raises ValueError that names a file that does not exist or decode.
 
     >>> read_line("What is this?")
     (Text(text='What is this?'),)
@@ -109,18 +111,19 @@ def read_line(line: str) -> tuple[Part, ...]:
     return (*media, Text(text)) if text else tuple(media)
 
 
-def blocks(pixels: np.ndarray) -> Line:
-    """A picture in half-block characters, two pixels of height a line."""
+def half_blocks(pixels: UInt8[np.ndarray, "height width 3"]) -> Line:
+    """An image in half-block characters, two rows of pixels in a line of text."""
     out = Line()
     for top, bottom in zip(pixels[::2], pixels[1::2], strict=False):
-        for a, b in zip(top, bottom, strict=True):
-            out.append("▀", style=f"rgb({a[0]},{a[1]},{a[2]}) on rgb({b[0]},{b[1]},{b[2]})")
+        for upper, lower in zip(top, bottom, strict=True):
+            foreground, background = (f"rgb({r},{g},{b})" for r, g, b in (upper, lower))
+            out.append("▀", style=f"{foreground} on {background}")
         out.append("\n")
     return out
 
 
 def save(data: bytes, folder: Path) -> Path:
-    """Saves a drawn picture under the next free name."""
+    """Saves a generated image under the next free name."""
     number = 1
     while (path := folder / f"alhena-{number:03d}.png").exists():
         number += 1
@@ -128,20 +131,23 @@ def save(data: bytes, folder: Path) -> Path:
     return path
 
 
-def turn(engine: Engine, contents: list[Content], console: Console, folder: Path, sampling: Sampling) -> Content:
-    """Streams one answer to the console; pictures are saved under ``folder``."""
+def stream_answer(
+    engine: Engine, contents: list[Content], console: Console, folder: Path, sampling: Sampling
+) -> Content:
+    """Streams one answer to the console; images are saved in ``folder``."""
     answer: Answer | None = None
-    for news in engine.stream(contents, sampling):
-        if isinstance(news, Answer):
-            answer = news
-        elif isinstance(news, Text):
-            console.print(news.text, end="", markup=False, highlight=False, soft_wrap=True)
-        elif isinstance(news, Image):
-            path = save(news.data, folder)
+    for item in engine.stream(contents, sampling):
+        if isinstance(item, Answer):
+            answer = item
+        elif isinstance(item, Text):
+            console.print(item.text, end="", markup=False, highlight=False, soft_wrap=True)
+        elif isinstance(item, Image):
+            path = save(item.data, folder)
             if console.is_terminal:
-                console.print(blocks(decode_image(news.data)))
+                console.print(half_blocks(decode_image(item.data)))
             console.print(f"saved as {path}", highlight=False)
-    assert answer is not None  # a stream ends with its answer
+    # A stream ends with its answer.
+    assert answer is not None
     console.print("" if answer.finish == "stop" else " …")
     return answer.content
 
@@ -149,14 +155,14 @@ def turn(engine: Engine, contents: list[Content], console: Console, folder: Path
 def chat(
     folder: Path,
     ask: str | None = None,
-    pictures: Path = Path("."),
-    sampling: Sampling = Sampling(max_tokens=128, guidance=DRAWING),
+    image_folder: Path = Path("."),
+    sampling: Sampling = Sampling(max_tokens=128, guidance=IMAGE_GUIDANCE),
 ) -> None:
-    """Talks until ``/quit`` or the end of input; with ``ask``, answers once."""
+    """Reads and answers lines until ``/quit`` or the end of input; with ``ask``, answers that question only."""
     console, engine = Console(), Engine.load(folder)
     contents: list[Content] = []
     if ask is not None:
-        turn(engine, [Content("user", read_line(ask))], console, pictures, sampling)
+        stream_answer(engine, [Content("user", read_line(ask))], console, image_folder, sampling)
         return
     if sys.stdin.isatty():
         console.print(f"[bold]{engine.name}[/bold] of {folder}. {HELP}")
@@ -166,7 +172,7 @@ def chat(
         except EOFError:
             return
         except UnicodeDecodeError as error:
-            _complain(console, f"the line is not text: {error}")
+            _print_error(console, f"the line is not text: {error}")
             continue
         if line == "/quit":
             return
@@ -174,24 +180,24 @@ def chat(
             contents = [] if line == "/reset" else contents
             console.print(HELP if line == "/help" else "A new conversation.")
         elif line:
-            contents = _reply(engine, contents, line, console, pictures, sampling)
+            contents = _reply(engine, contents, line, console, image_folder, sampling)
 
 
-def _complain(console: Console, message: str) -> None:
+def _print_error(console: Console, message: str) -> None:
     console.print(message.encode("utf-8", "backslashreplace").decode(), style="red", markup=False, highlight=False)
 
 
 def _reply(
-    engine: Engine, contents: list[Content], line: str, console: Console, pictures: Path, sampling: Sampling
+    engine: Engine, contents: list[Content], line: str, console: Console, image_folder: Path, sampling: Sampling
 ) -> list[Content]:
-    """One exchange; a line that cannot be read or answered leaves the conversation as it was."""
+    """The conversation with one more turn; unchanged when the line cannot be read or answered."""
     try:
-        asked = [*contents, Content("user", read_line(line))]
+        conversation = [*contents, Content("user", read_line(line))]
         console.print("[bold]model[/bold]  ", end="")
-        return [*asked, turn(engine, asked, console, pictures, sampling)]
+        return [*conversation, stream_answer(engine, conversation, console, image_folder, sampling)]
     except (ValueError, OSError, RuntimeError) as error:
         hint = "; /reset begins a new conversation" if contents and "at most" in str(error) else ""
-        _complain(console, f"{error}{hint}")
+        _print_error(console, f"{error}{hint}")
     except KeyboardInterrupt:
-        _complain(console, " (stopped)")
+        _print_error(console, " (stopped)")
     return contents

@@ -1,4 +1,4 @@
-"""Choosing the next token: temperature, top-k and top-p, each row with its own settings and its own random numbers."""
+"""Sampling of the next token: temperature, top-k and top-p, with settings and random numbers of each sequence's own."""
 
 from __future__ import annotations
 
@@ -9,21 +9,26 @@ import jax.numpy as jnp
 
 from alhena.shapes import Array, Float, Int, pytree
 
-DRAWING = 3.0  # guidance where a picture is asked for
+# Classifier-free guidance where an image is requested.
+IMAGE_GUIDANCE = 3.0
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is drawn. ``temperature`` 0 takes the likeliest token; ``top_k`` 0 and ``top_p`` 1 are off."""
+    """How an answer is sampled. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off.
+
+    ``guidance`` is the strength of classifier-free guidance of image codes; 1 is off. With ``image_first`` the answer begins with
+    an image. ``aspect`` is width / height of its images; None leaves it to the model.
+    """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
     max_tokens: int = 256
-    guidance: float = 1.0  # classifier-free guidance of drawings; 1 is off
-    image_first: bool = False  # the answer begins with a picture
-    aspect: float | None = None  # width / height of its pictures; None: as the model likes
+    guidance: float = 1.0
+    image_first: bool = False
+    aspect: float | None = None
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -42,8 +47,8 @@ class Sampling:
 
 @pytree
 @dataclass(frozen=True)
-class Settings:
-    """The numbers of :class:`Sampling`, one of each a row."""
+class SamplingArrays:
+    """The numbers of :class:`Sampling`, stacked over a batch."""
 
     temperature: Float[Array, " B"]
     top_k: Int[Array, " B"]
@@ -51,8 +56,9 @@ class Settings:
     seed: Int[Array, " B"]
 
 
-def settings(samplings: list[Sampling]) -> Settings:
-    return Settings(
+def stack(samplings: list[Sampling]) -> SamplingArrays:
+    """The settings of B sequences as arrays."""
+    return SamplingArrays(
         jnp.array([s.temperature for s in samplings], jnp.float32),
         jnp.array([s.top_k for s in samplings], jnp.int32),
         jnp.array([s.top_p for s in samplings], jnp.float32),
@@ -60,24 +66,25 @@ def settings(samplings: list[Sampling]) -> Settings:
     )
 
 
-def _row(logits: Float[Array, " V"], s: Settings, step: Int[Array, ""]) -> Int[Array, ""]:
-    """Keeps the ``top_k`` likeliest, then the fewest that reach ``top_p``, then draws."""
+def _sample_one(logits: Float[Array, " V"], s: SamplingArrays, step: Int[Array, ""]) -> Int[Array, ""]:
+    """Keeps the ``top_k`` most likely tokens, then the fewest of them that reach ``top_p``, then samples."""
     scaled = logits / jnp.maximum(s.temperature, 1e-4)
     order = jnp.argsort(-scaled)
     ranked = scaled[order]
     kept = jnp.arange(len(ranked)) < jnp.where(s.top_k > 0, s.top_k, len(ranked))
-    share = jax.nn.softmax(jnp.where(kept, ranked, -jnp.inf))
-    kept &= jnp.cumsum(share) - share < s.top_p  # the token that crosses the line is in
+    probabilities = jax.nn.softmax(jnp.where(kept, ranked, -jnp.inf))
+    # The token that crosses the threshold is kept.
+    kept &= jnp.cumsum(probabilities) - probabilities < s.top_p
     key = jax.random.fold_in(jax.random.key(s.seed), step)
-    drawn = order[jax.random.categorical(key, jnp.where(kept, ranked, -jnp.inf))]
-    return jnp.where(s.temperature > 0, drawn, jnp.argmax(logits)).astype(jnp.int32)
+    sampled = order[jax.random.categorical(key, jnp.where(kept, ranked, -jnp.inf))]
+    return jnp.where(s.temperature > 0, sampled, jnp.argmax(logits)).astype(jnp.int32)
 
 
-def sample(logits: Float[Array, "B V"], s: Settings, step: Int[Array, ""]) -> Int[Array, " B"]:
-    """One token a row; the ``step``-th draw of a row depends on its own seed, never on its neighbors.
+def sample(logits: Float[Array, "B V"], s: SamplingArrays, step: Int[Array, ""]) -> Int[Array, " B"]:
+    """One token of each sequence; its ``step``-th sample depends on its own seed, not on the rest of the batch.
 
-    Rows that are all greedy take a short way without sorting.
+    A batch that is greedy throughout is not sorted.
     """
-    rows = jax.vmap(_row, in_axes=(0, 0, None))
+    sample_batch = jax.vmap(_sample_one, in_axes=(0, 0, None))
     greedy = lambda: jnp.argmax(logits, -1).astype(jnp.int32)  # noqa: E731
-    return jax.lax.cond(jnp.any(s.temperature > 0), lambda: rows(logits, s, step), greedy)
+    return jax.lax.cond(jnp.any(s.temperature > 0), lambda: sample_batch(logits, s, step), greedy)

@@ -1,8 +1,8 @@
-"""The scheduler: one thread owns the engine and takes jobs, in order, from a bounded queue; requests are async.
+"""The scheduler: one thread owns the engine and takes jobs in order from a bounded queue; requests are async.
 
     request ─► submit ─► queue ─► engine thread ─► parts, then the Answer ─► async for … in Generation
 
-A full queue refuses at once. A generation that nobody waits for any more is cancelled between two tokens, or never begun.
+A full queue refuses at once. A cancelled generation ends between two tokens, or never begins.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from alhena.serve.engine import Answer, Engine
 from alhena.serve.gemini.fields import WireError, overloaded
 from alhena.serve.sampler import Sampling
 
-MOST_WAITING = 64
-# Tokens between two looks at whether somebody still waits, where nobody reads along.
+MAX_WAITING = 64
+# Tokens generated between two checks for cancellation, where the answer is not streamed.
 STRIDE = 16
 STOP_SECONDS = 10.0
 log = logging.getLogger("alhena.serve")
-News = Part | Answer | WireError
+Item = Part | Answer | WireError
 
 
 class Generation:
-    """One answer under way: iterate for its parts and then its Answer, or ``cancel`` it. Belongs to one event loop."""
+    """One answer being generated: iterate for its parts and then its Answer, or ``cancel`` it. Belongs to one event loop."""
 
     def __init__(self, example: Example, sampling: Sampling, stride: int) -> None:
         self.example, self.sampling, self.stride = example, sampling, stride
-        self._loop, self._inbox = asyncio.get_running_loop(), asyncio.Queue[News]()
+        self._loop, self._items = asyncio.get_running_loop(), asyncio.Queue[Item]()
         self._cancelled = threading.Event()
 
     def cancel(self) -> None:
@@ -42,37 +42,38 @@ class Generation:
     def is_cancelled(self) -> bool:
         return self._cancelled.is_set()
 
-    def put(self, news: News) -> None:
+    def put(self, item: Item) -> None:
         """Called on the engine's thread."""
         try:
-            self._loop.call_soon_threadsafe(self._inbox.put_nowait, news)
-        except RuntimeError:  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(self._items.put_nowait, item)
+        except RuntimeError:
+            # The event loop is closed.
             self.cancel()
 
     async def __aiter__(self) -> AsyncIterator[Part | Answer]:
         """Raises WireError when the engine fails."""
         while True:
-            news = await self._inbox.get()
-            if isinstance(news, WireError):
-                raise news
-            yield news
-            if isinstance(news, Answer):
+            item = await self._items.get()
+            if isinstance(item, WireError):
+                raise item
+            yield item
+            if isinstance(item, Answer):
                 return
 
     async def answer(self) -> Answer:
-        """The whole answer."""
-        async for news in self:
-            if isinstance(news, Answer):
-                return news
+        """The complete answer."""
+        async for item in self:
+            if isinstance(item, Answer):
+                return item
         raise AssertionError("a generation ends with its answer")
 
 
 class Scheduler:
-    """The thread, and its queue. ``start`` before the first job; ``stop`` cancels what runs and what waits."""
+    """The engine's thread and its queue. ``start`` before the first job; ``stop`` cancels running and waiting jobs."""
 
-    def __init__(self, engine: Engine, most_waiting: int = MOST_WAITING) -> None:
+    def __init__(self, engine: Engine, max_waiting: int = MAX_WAITING) -> None:
         self._engine = engine
-        self._jobs: queue.Queue[Generation | None] = queue.Queue(most_waiting)
+        self._jobs: queue.Queue[Generation | None] = queue.Queue(max_waiting)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="alhena-engine", daemon=True)
 
@@ -86,7 +87,7 @@ class Scheduler:
         self._thread.join(STOP_SECONDS)
 
     def submit(self, example: Example, sampling: Sampling, stride: int = 1) -> Generation:
-        """Queues a generation. Raises WireError 503 when the queue is full or the server stops."""
+        """Queues a generation. Raises WireError 503 when the queue is full or the server is shutting down."""
         if self._stopping.is_set():
             raise overloaded("the server is shutting down")
         generation = Generation(example, sampling, stride)
@@ -103,14 +104,14 @@ class Scheduler:
                 self._generate(generation)
         with suppress(queue.Empty):
             while True:
-                left = self._jobs.get_nowait()
-                if left is not None:
-                    left.put(overloaded("the server is shutting down"))
+                waiting = self._jobs.get_nowait()
+                if waiting is not None:
+                    waiting.put(overloaded("the server is shutting down"))
 
     def _generate(self, generation: Generation) -> None:
-        """One bad request never ends the thread."""
+        """Runs one generation; an error becomes its last item and never ends the thread."""
         cancelled = lambda: generation.is_cancelled() or self._stopping.is_set()  # noqa: E731
-        last: News | None = None
+        last: Item | None = None
         try:
             for last in self._engine.stream(generation.example, generation.sampling, generation.stride, cancelled):
                 generation.put(last)

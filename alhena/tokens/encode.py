@@ -145,8 +145,8 @@ class Encoder:
             out.add([v.time(round(float(seconds) * 4))], 0)
             self._input_image(out, pixels, self.budget.frame_tokens)
         out.add([v.control("<eov>")], 0)
-        if clip.sound is not None:
-            self._audio(out, clip.sound)
+        if clip.audio is not None:
+            self._audio(out, clip.audio)
 
     def output_image_pixels(self, data: bytes) -> Pixels:
         """An image to be generated, at the size of its code grid."""

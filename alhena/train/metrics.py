@@ -21,7 +21,7 @@ from rich.text import Text
 from tensorboardX import SummaryWriter
 
 from alhena.batch import Modality
-from alhena.files import add_line, cut_lines, read_json, read_lines
+from alhena.files import add_line, read_json, read_lines, truncate_log
 from alhena.progress import progress_bar
 from alhena.train.divergence import WINDOW
 from alhena.train.loss import LossSums
@@ -106,7 +106,7 @@ class Metrics:
 
     def truncate(self, step: int) -> None:
         """Drops lines of the log after ``step``."""
-        cut_lines(self._path, step)
+        truncate_log(self._path, step)
         self.recent = deque([r for r in read_metrics(self._path) if r["kind"] == "train"], WINDOW + 1)
 
     def print(self, text: str) -> None:

@@ -95,7 +95,7 @@ def test_bytes_that_are_no_utf8_and_rows_too_large_are_dropped_alone(tmp_path, m
     first, bad, last = read(tmp_path / "x.parquet")
     assert isinstance(first, Document) and isinstance(last, Document)
     assert isinstance(bad, Dropped) and bad.record == "x.parquet:2" and bad.reason == "not UTF-8"
-    monkeypatch.setattr("alhena.parquet.LARGEST_ROW", 1000)
+    monkeypatch.setattr("alhena.parquet.MAX_ROW_BYTES", 1000)
     pq.write_table(pa.table({"text": ["a" * 900, "b" * 1100, "c" * 90]}), tmp_path / "y.parquet")
     assert [type(item) for item in read(tmp_path / "y.parquet")] == [Document, Dropped, Document]
 

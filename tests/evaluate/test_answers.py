@@ -17,7 +17,7 @@ from alhena.evaluate.results import ReportRow
 from alhena.files import read_json
 from alhena.model import config, image_tokenizer
 from alhena.model.weights import save_model
-from alhena.serve.engine import GROWTH, Engine
+from alhena.serve.engine import OUTPUT_BUCKETS, Engine
 from tests.conftest import picture, sound
 
 
@@ -48,7 +48,7 @@ def test_the_limit_follows_from_the_longest_reference_of_a_task(encoder):
     limits = answer_limits(encoder, documents)
     assert limits["one"] == MIN_TOKENS
     assert limits["poem"] > len(encoder.tokenizer.encode(poem)) > 100
-    assert answer_limits(encoder, [question("x" * 50_000)])["one"] == GROWTH[-1]
+    assert answer_limits(encoder, [question("x" * 50_000)])["one"] == OUTPUT_BUCKETS[-1]
     image = Document((Content("user", (Text("Draw."),)), Content("model", (picture(0, 64, 64),))), "d", "drawing")
     assert answer_limits(encoder, [image])["drawing"] >= 64 + 4
 

@@ -27,10 +27,10 @@ import numpy as np
 
 from tests.media.inputs import seeds
 
-SPACE = 4 << 30
-# seconds of processor time that an item may take; the files are a few kB
-PATIENCE = 20.0
-# sizes and counts that headers like to hold wrongly
+ADDRESS_SPACE = 4 << 30
+# Seconds of processor time that an item may take; the files are a few kB.
+MAX_SECONDS = 20.0
+# Sizes and counts that are often wrong in headers.
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFFFFFE)
 
 
@@ -88,21 +88,21 @@ def with_checksums(data: bytes) -> bytes:
 
 
 def outcome(kind: str, data: bytes) -> str:
-    """ "decoded", "refused", or what is wrong with what happened."""
+    """ "decoded", "refused", or a description of the fault."""
     from alhena.media import decode_audio, decode_image, decode_video
     from alhena.media.limits import MediaError
 
     try:
         {"image": decode_image, "audio": decode_audio, "video": lambda d: decode_video(d, 4)}[kind](data)
     except ValueError as error:
-        said = str(error)
+        message = str(error)
         if (
             not isinstance(error, MediaError)
-            or "\n" in said
-            or " at 0x" in said
-            or not re.match(r"the (image|sound|video|file)", said)
+            or "\n" in message
+            or " at 0x" in message
+            or not re.match(r"the (image|audio|video|file)", message)
         ):
-            return f"message: {type(error).__name__}: {said[:200]}"
+            return f"message: {type(error).__name__}: {message[:200]}"
         return "refused"
     except BaseException as error:
         import traceback
@@ -116,17 +116,17 @@ def outcome(kind: str, data: bytes) -> str:
 
 def work(seed: int) -> None:
     """A worker: reads numbers of items, writes a line of JSON for each."""
-    resource.setrlimit(resource.RLIMIT_AS, (SPACE, SPACE))
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     out = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     for line in sys.stdin:
         name, data = item(int(line), seed)
         started = time.process_time()
-        said = outcome(name.split("/")[0], data)
+        found = outcome(name.split("/")[0], data)
         seconds = time.process_time() - started
-        if seconds > PATIENCE:
-            said = f"slow: {seconds:.0f} s"
-        print(json.dumps([int(line), name, said]), file=out, flush=True)
+        if seconds > MAX_SECONDS:
+            found = f"slow: {seconds:.0f} s"
+        print(json.dumps([int(line), name, found]), file=out, flush=True)
 
 
 @dataclass
@@ -150,12 +150,12 @@ class Worker:
         self.process.stdin.flush()
 
     def wait(self) -> list[object]:
-        """The answer, or what became of the process."""
+        """The outcome of the item, or of the process if it hangs or dies."""
         with selectors.DefaultSelector() as selector:
             assert self.process.stdout is not None
             selector.register(self.process.stdout, selectors.EVENT_READ)
-            # a busy machine gives less than a processor
-            ready = selector.select(10 * PATIENCE)
+            # A busy machine gives less than one processor.
+            ready = selector.select(10 * MAX_SECONDS)
         line = self.process.stdout.readline() if ready else ""
         if line:
             return json.loads(line)
@@ -180,10 +180,10 @@ def run(first: int, count: int, seed: int) -> Iterator[tuple[int, str, str]]:
 def report(first: int, count: int, seed: int) -> int:
     """Prints each fault when it is found, progress, and the counts; the number of faults."""
     counts: Counter[str] = Counter()
-    for number, name, said in run(first, count, seed):
-        counts[said if said in ("decoded", "refused") else "faults"] += 1
-        if said not in ("decoded", "refused"):
-            print(f"{number} {name}: {said}", flush=True)
+    for number, name, found in run(first, count, seed):
+        counts[found if found in ("decoded", "refused") else "faults"] += 1
+        if found not in ("decoded", "refused"):
+            print(f"{number} {name}: {found}", flush=True)
         if sum(counts.values()) % 5000 == 0:
             print(f"after {sum(counts.values()):,} (seed {seed}, from {first}): {dict(counts)}", flush=True)
     print(f"{count:,} items, seed {seed}, from {first}: {dict(counts)}", flush=True)
@@ -197,16 +197,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.worker:
-        work(asked.seed)
+    options = parser.parse_args()
+    if options.worker:
+        work(options.seed)
         return 0
     from concurrent.futures import ThreadPoolExecutor
 
-    each = -(-asked.count // asked.jobs)
-    parts = [(asked.first + i * each, min(each, asked.count - i * each)) for i in range(asked.jobs)]
-    with ThreadPoolExecutor(asked.jobs) as pool:
-        faults = sum(pool.map(lambda part: report(*part, asked.seed), [p for p in parts if p[1] > 0]))
+    each = -(-options.count // options.jobs)
+    parts = [(options.first + i * each, min(each, options.count - i * each)) for i in range(options.jobs)]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        faults = sum(pool.map(lambda part: report(*part, options.seed), [p for p in parts if p[1] > 0]))
     return 1 if faults else 0
 
 

@@ -1,4 +1,4 @@
-"""Media made for tests: small files of every kind that is read, and hand-made ones that try to exhaust memory or time."""
+"""Media for tests: small files of every supported format, and hand-made ones that try to exhaust memory or time."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def encoded_sound(samples: np.ndarray, rate: int, form: str, codec: str, layout:
     """float32 [samples], the same in each channel of the layout, by one of FFmpeg's encoders."""
     out = io.BytesIO()
     with av.open(out, "w", format=form) as container:
-        _add_sound(container, container.add_stream(codec, learning_rate=rate, layout=layout), samples, rate)
+        _add_sound(container, container.add_stream(codec, rate=rate, layout=layout), samples, rate)
     return out.getvalue()
 
 
@@ -96,17 +96,17 @@ def clip(
     track: tuple[str, np.ndarray, int] | None = None,
     **settings: Any,
 ) -> bytes:
-    """Frames of one size as a clip; ``track`` is a sound codec, samples and their rate; ``settings`` are those above."""
+    """Frames of one size as a clip; ``track`` is an audio codec, samples and their rate; ``settings`` are those above."""
     out, s = io.BytesIO(), ClipSettings(**settings)
     with av.open(out, "w", format=form, container_options=dict(s.container)) as container:
-        stream = container.add_stream(codec, learning_rate=s.per_second, options=dict(s.encoder))
+        stream = container.add_stream(codec, rate=s.per_second, options=dict(s.encoder))
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         if s.aspect is not None:
             stream.codec_context.sample_aspect_ratio = s.aspect
         if s.rotation:
             stream.set_display_rotation(s.rotation)
-        sound_stream = container.add_stream(track[0], learning_rate=track[2], layout="mono") if track else None
+        sound_stream = container.add_stream(track[0], rate=track[2], layout="mono") if track else None
         for number, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame.time_base, frame.pts = Fraction(1, 1000), round(1000 * (s.start + number / s.per_second))
@@ -118,15 +118,15 @@ def clip(
 
 
 def gray_frames(count: int, height: int = 32, width: int = 48) -> list[np.ndarray]:
-    """Frames that grow lighter, so that a frame's mean says which one it is."""
+    """Frames of increasing brightness, so that the mean of a frame identifies it."""
     return [np.full((height, width, 3), 16 + 4 * i, np.uint8) for i in range(count)]
 
 
 def motion_jpeg(width: int, height: int, times: int) -> bytes:
-    """One JPEG picture as a clip of ``times`` frames at 30 a second."""
+    """One JPEG image as a clip of ``times`` frames at 30 a second."""
     out, picture = io.BytesIO(), saved(Pillow.new("RGB", (width, height)), "JPEG")
     with av.open(out, "w", format="mov") as container:
-        stream = container.add_stream("mjpeg", learning_rate=30)
+        stream = container.add_stream("mjpeg", rate=30)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuvj420p"
         _mux_again(container, stream, picture, times, Fraction(1, 30))
     return out.getvalue()
@@ -136,7 +136,7 @@ def silent_matroska(hours: float) -> bytes:
     """Silence as FLAC in Matroska, some 20 bytes for half a second."""
     out = io.BytesIO()
     with av.open(out, "w", format="matroska") as container:
-        stream = container.add_stream("flac", learning_rate=8000, layout="mono")
+        stream = container.add_stream("flac", rate=8000, layout="mono")
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
         frame.sample_rate = 8000
         packet = [*stream.encode(frame), *stream.encode(None)][0]
@@ -186,7 +186,7 @@ def patched_stsz(data: bytes, sample_size: int, count: int) -> bytes:
 
 @cache
 def seeds() -> dict[str, bytes]:
-    """A small file of every kind that is read, by a name that begins with image, audio or video."""
+    """A small file of every supported format, by a name that begins with image, audio or video."""
     pixels, samples = picture(), tone(0.3)
     image = Pillow.fromarray(pixels)
     gray = bytes(b for row in range(16) for b in (0, *np.arange(0, 65536, 1024, ">u2").astype(">u2").tobytes()))

@@ -1,4 +1,4 @@
-"""Sounds: every listed format, whole or refused, with samples that can be trusted."""
+"""Audio: every listed format is decoded completely or refused, with finite samples."""
 
 from __future__ import annotations
 
@@ -45,28 +45,28 @@ SOUNDS = {
 def test_a_tone_keeps_its_pitch_and_level_in_every_format(name: str) -> None:
     samples = decode_audio(SOUNDS[name]())
     assert samples.dtype == np.float32 and 0.95 < len(samples) / SAMPLE_RATE < 1.15
-    # lossy codecs overshoot where the tone ends
+    # Lossy codecs overshoot at the end of the tone.
     assert abs(pitch(samples) - 440) < 3 and 0.4 < np.abs(samples[4000:12000]).max() < 0.65
 
 
 @pytest.mark.parametrize("form", ["WAV", "FLAC", "MP3", "OGG"])
-def test_blocks_give_the_samples_of_the_whole(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_in_blocks_gives_all_samples(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, 60_000).astype(np.float32)
     data = sound(noise, form=form)
     whole, _ = soundfile.read(io.BytesIO(data), dtype="float32")
     monkeypatch.setattr("alhena.media.audio.BLOCK", 7001)
-    # the MP3 decoder rounds the last bit by how many samples are asked for
+    # The MP3 decoder rounds the last bit depending on the size of the block.
     np.testing.assert_allclose(decode_audio(data), whole, rtol=0, atol=1e-7 if form == "MP3" else 0)
 
 
-def test_resampling_in_blocks_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resampling_in_blocks_equals_resampling_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, 60_000).astype(np.float32)
     monkeypatch.setattr("alhena.media.audio.BLOCK", 7001)
     blocks = decode_audio(sound(noise, 44100, subtype="FLOAT"))
     np.testing.assert_allclose(blocks, soxr.resample(noise, 44100, SAMPLE_RATE), atol=1e-5)
 
 
-def test_the_length_in_a_header_is_not_believed() -> None:
+def test_the_length_in_a_header_is_ignored() -> None:
     data = bytearray(sound(tone(), form="FLAC"))
     # the low 36 bits before the checksum of the samples
     for length in (0, 1, 8000, 20_000, (1 << 36) - 1):
@@ -79,11 +79,11 @@ def test_the_length_in_a_header_is_not_believed() -> None:
         assert len(decode_audio(bytes(wav))) == SAMPLE_RATE, length
 
 
-def test_a_sound_is_whole_or_refused() -> None:
+def test_audio_that_is_too_long_is_refused_and_never_truncated() -> None:
     limits = Limits(audio_seconds=0.5)
     assert len(decode_audio(sound(tone(0.5)), limits)) == SAMPLE_RATE // 2
     for name in ("wav", "flac", "mp3", "m4a", "opus"):
-        with pytest.raises(ValueError, match=r"^the sound lasts more than 0\.5 s, the most that is read$"):
+        with pytest.raises(ValueError, match=r"^the audio lasts more than 0\.5 s, the maximum$"):
             decode_audio(SOUNDS[name](), limits)
 
 
@@ -96,12 +96,12 @@ def test_files_joined_end_to_end_are_read_to_the_end(name: str) -> None:
 def test_damage_inside_flac_is_refused() -> None:
     data = bytearray(sound(tone(), form="FLAC"))
     data[5000] ^= 0xFF
-    with pytest.raises(ValueError, match="the sound cannot be decoded"):
+    with pytest.raises(ValueError, match="the audio cannot be decoded"):
         decode_audio(bytes(data))
 
 
 @pytest.mark.parametrize("value", [1e29, -1e29, 16.5, float("inf"), float("nan"), 3e38])
-def test_a_sample_that_cannot_be_meant_is_refused_with_its_value(value: float) -> None:
+def test_a_sample_out_of_range_is_refused_with_its_value(value: float) -> None:
     samples = tone()
     samples[8000] = value
     for channels in (samples, np.stack([samples, tone()], 1)):
@@ -147,7 +147,7 @@ def test_many_channels_of_a_planar_codec_are_averaged(layout: str) -> None:
     assert abs(pitch(samples) - 440) < 3 and np.abs(samples[4000:12000]).max() > 0.02
 
 
-def test_absurd_rates_and_products_are_refused_at_once() -> None:
+def test_implausible_rates_and_sizes_are_refused_at_once() -> None:
     with pytest.raises(ValueError, match="655,350 samples a second"):
         decode_audio(silent_flac(655_350, 8, 1))
     with pytest.raises(ValueError, match="samples in all channels"):
@@ -160,7 +160,7 @@ def test_absurd_rates_and_products_are_refused_at_once() -> None:
         decode_audio(bytes(wav))
 
 
-def test_what_is_no_sound_is_refused_in_one_sentence() -> None:
+def test_bytes_that_are_no_audio_are_refused_in_one_sentence() -> None:
     flac = sound(tone(), form="FLAC")
     for data in (
         b"",
@@ -172,6 +172,6 @@ def test_what_is_no_sound_is_refused_in_one_sentence() -> None:
         sound(np.zeros(0, np.float32)),
         b"OggS" + bytes(99),
     ):
-        with pytest.raises(ValueError, match=r"^the (sound|file) [^\n]*$") as refused:
+        with pytest.raises(ValueError, match=r"^the (audio|file) [^\n]*$") as refused:
             decode_audio(data)
         assert " at 0x" not in str(refused.value)

@@ -1,4 +1,4 @@
-"""Pictures: upright, 8 bits, over white; ancillary data does not decide; memory is bounded."""
+"""Images: upright, 8 bits, over white; ancillary data is ignored; memory is bounded."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def corners(pixels: np.ndarray) -> list[str]:
         (8, "green white red blue"),
     ],
 )
-def test_a_picture_is_turned_upright_as_exif_says(form: str, orientation: int, expected: str) -> None:
+def test_the_exif_orientation_is_applied(form: str, orientation: int, expected: str) -> None:
     exif = Pillow.Exif()
     exif[0x0112] = orientation
     pixels = decode_image(saved(Pillow.fromarray(picture()), form, exif=exif))
@@ -50,7 +50,7 @@ def test_exif_without_an_orientation_that_exists_changes_nothing() -> None:
         assert corners(decode_image(saved(Pillow.fromarray(picture()), "PNG", exif=exif))) == corners(picture())
 
 
-def test_a_broken_exif_chunk_does_not_decide() -> None:
+def test_a_broken_exif_chunk_is_ignored() -> None:
     plain = encode_png(picture())
     for body in (b"", b"MM\0*", b"II*\0\xff\xff\xff\xff", b"junk" * 50):
         broken = plain[:33] + chunk(b"eXIf", body) + plain[33:]
@@ -92,7 +92,7 @@ def test_cmyk_is_read_as_its_colors() -> None:
     assert corners(pixels) == corners(picture())
 
 
-def test_transparent_pixels_are_laid_over_white() -> None:
+def test_transparent_pixels_are_composited_over_white() -> None:
     image = Pillow.new("RGBA", (2, 1), (255, 0, 0, 255))
     image.putpixel((1, 0), (0, 0, 0, 0))
     for form, options in (("PNG", {}), ("WEBP", {"lossless": True}), ("GIF", {})):
@@ -106,7 +106,7 @@ def test_of_an_animation_the_first_frame_is_read(form: str) -> None:
     assert pixels[0, 0].argmax() == 0 and pixels[0, 0, 0] > 200 and pixels[0, 0, 2] < 50
 
 
-def test_large_or_broken_ancillary_chunks_do_not_decide() -> None:
+def test_large_or_broken_ancillary_chunks_are_ignored() -> None:
     plain, text = encode_png(picture()), zlib.compress(bytes(3 << 20))
     for name, body in (
         (b"zTXt", b"comment\0\0" + text),
@@ -121,20 +121,20 @@ def test_large_or_broken_ancillary_chunks_do_not_decide() -> None:
             np.testing.assert_array_equal(decode_image(plain[:33] + damaged + plain[33:]), picture())
 
 
-def test_a_large_picture_is_reduced_by_a_whole_factor() -> None:
-    limits = Limits(kept_pixels=picture().shape[0] * picture().shape[1] // 4)
+def test_a_large_image_is_downsampled_by_an_integer_factor() -> None:
+    limits = Limits(output_pixels=picture().shape[0] * picture().shape[1] // 4)
     for form, options in (("PNG", {}), ("BMP", {}), ("JPEG", {"quality": 95})):
         pixels = decode_image(saved(Pillow.fromarray(picture()), form, **options), limits)
         assert pixels.shape == (16, 32, 3) and corners(pixels) == corners(picture())
 
 
-def test_strips_give_the_same_pixels_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strips_give_the_same_pixels_as_decoding_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     image = Pillow.fromarray(np.random.default_rng(0).integers(0, 256, (37, 53, 4), np.uint8), "RGBA")
     whole = decode_image(saved(image, "PNG"))
-    reduced = decode_image(saved(image, "PNG"), Limits(kept_pixels=53 * 37 // 4))
+    reduced = decode_image(saved(image, "PNG"), Limits(output_pixels=53 * 37 // 4))
     monkeypatch.setattr("alhena.media.image.STRIP", 53 * 4)
     np.testing.assert_array_equal(decode_image(saved(image, "PNG")), whole)
-    np.testing.assert_array_equal(decode_image(saved(image, "PNG"), Limits(kept_pixels=53 * 37 // 4)), reduced)
+    np.testing.assert_array_equal(decode_image(saved(image, "PNG"), Limits(output_pixels=53 * 37 // 4)), reduced)
 
 
 def test_more_pixels_than_the_limit_are_refused_by_their_size() -> None:
@@ -143,7 +143,7 @@ def test_more_pixels_than_the_limit_are_refused_by_their_size() -> None:
             decode_image(saved(Pillow.fromarray(picture()), form), Limits(image_pixels=2000))
 
 
-def test_what_is_no_picture_or_cut_off_is_refused_in_one_sentence() -> None:
+def test_bytes_that_are_no_image_or_truncated_are_refused_in_one_sentence() -> None:
     whole = saved(Pillow.fromarray(picture()), "JPEG")
     for data in (b"", b"x" * 100, whole[:300], encode_png(picture())[:60], b"RIFF....WEBPVP8 ", b"BM" + bytes(60)):
         with pytest.raises(ValueError, match=r"^the image [^\n]*$") as refused:

@@ -1,4 +1,4 @@
-"""Log-mel frames of long sounds."""
+"""Log-mel frames of long audio."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from tests.media.inputs import tone
 
 
 @pytest.mark.parametrize("c", [config.Conformer(8, 1, 1, 8), config.Usm(8, 1, 1, 8)], ids=["small", "usm"])
-def test_frames_of_blocks_are_those_of_the_whole(c: config.Conformer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_computed_in_blocks_equal_those_computed_at_once(
+    c: config.Conformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     samples = tone(2.345) + np.random.default_rng(0).normal(0, 0.1, 37_520).astype(np.float32)
     whole = audio_features.log_mel(samples, c)
     assert whole.shape == (235, c.mels)

@@ -27,33 +27,33 @@ from tests.media.inputs import (
     tone,
 )
 
-# GiB of address space, of which numpy, FFmpeg and their kin take one
-SPACE = 4
+# GiB of address space, of which the libraries take one.
+ADDRESS_SPACE = 4
 CHILD = f"""
 import resource, sys
-resource.setrlimit(resource.RLIMIT_AS, ({SPACE} << 30, {SPACE} << 30))
+resource.setrlimit(resource.RLIMIT_AS, ({ADDRESS_SPACE} << 30, {ADDRESS_SPACE} << 30))
 from alhena.media import decode_audio, decode_image, decode_video
 
-def most():
+def peak():
     return next(int(line.split()[1]) >> 10 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 
 decode = {{"image": decode_image, "audio": decode_audio, "video": lambda data: decode_video(data, 8)}}[sys.argv[1]]
-data, before = sys.stdin.buffer.read(), most()
+data, before = sys.stdin.buffer.read(), peak()
 try:
     decode(data)
-    said = "decoded"
+    result = "decoded"
 except ValueError as error:
-    said = str(error)
-print(most() - before, said)
+    result = str(error)
+print(peak() - before, result)
 """
 
 
 def tried(kind: str, data: bytes) -> tuple[int, str]:
-    """The MiB that decoding takes at most beyond the bytes themselves, and what is said."""
+    """Peak memory of decoding in MiB, and the result or the message of the error."""
     child = subprocess.run([sys.executable, "-c", CHILD, kind], input=data, capture_output=True, timeout=120)
     assert child.returncode == 0, child.stderr.decode()[-2000:]
-    megabytes, said = child.stdout.decode().strip().split(" ", 1)
-    return int(megabytes), said
+    megabytes, result = child.stdout.decode().strip().split(" ", 1)
+    return int(megabytes), result
 
 
 def flat_png(side: int, color: int, channels: int) -> bytes:
@@ -73,10 +73,10 @@ IMAGES = {
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_a_large_picture_is_decoded_in_bounded_memory(name: str) -> None:
-    make, most = IMAGES[name]
-    megabytes, said = tried("image", make())
-    assert said == "decoded" and megabytes < most
+def test_a_large_image_is_decoded_in_bounded_memory(name: str) -> None:
+    make, limit = IMAGES[name]
+    megabytes, result = tried("image", make())
+    assert result == "decoded" and megabytes < limit
 
 
 SOUNDS = {
@@ -85,16 +85,16 @@ SOUNDS = {
     "an hour of silence in Matroska": (lambda: silent_matroska(1), "lasts more than 600 s"),
     "a table of 170 million samples": (
         lambda: patched_stsz(encoded_sound(tone(), 16000, "ipod", "aac"), 1, 170_000_000),
-        "the sound",
+        "the audio",
     ),
 }
 
 
 @pytest.mark.parametrize("name", SOUNDS)
-def test_a_sound_that_expands_takes_bounded_memory(name: str) -> None:
+def test_audio_that_expands_takes_bounded_memory(name: str) -> None:
     make, message = SOUNDS[name]
-    megabytes, said = tried("audio", make())
-    assert message in said and megabytes < 150
+    megabytes, result = tried("audio", make())
+    assert message in result and megabytes < 150
 
 
 CLIPS = {
@@ -105,21 +105,21 @@ CLIPS = {
 
 
 @pytest.mark.parametrize("name", CLIPS)
-def test_a_clip_that_expands_is_refused_in_bounded_memory(name: str) -> None:
+def test_a_video_that_expands_is_refused_in_bounded_memory(name: str) -> None:
     make, message = CLIPS[name]
-    megabytes, said = tried("video", make())
-    assert message in said and megabytes < 400
+    megabytes, result = tried("video", make())
+    assert message in result and megabytes < 400
 
 
 def test_large_media_are_decoded_one_at_a_time_and_small_ones_are_not_held_up() -> None:
-    inside, most, order = 0, 0, threading.Lock()
+    inside, maximum, order = 0, 0, threading.Lock()
 
     def large() -> None:
-        nonlocal inside, most
+        nonlocal inside, maximum
         with limits.one_large_at_a_time(limits.LARGE):
             with order:
                 inside += 1
-                most = max(most, inside)
+                maximum = max(maximum, inside)
             time.sleep(0.02)
             with order:
                 inside -= 1
@@ -131,7 +131,7 @@ def test_large_media_are_decoded_one_at_a_time_and_small_ones_are_not_held_up() 
         pass
     for thread in threads:
         thread.join()
-    assert most == 1
+    assert maximum == 1
 
 
 LIMITED = """

@@ -23,12 +23,12 @@ def test_every_kind_is_recognized(name: str) -> None:
     assert sniff(seeds()[name]) == TYPES.get(name, name)
 
 
-def test_zeros_or_a_tag_before_mp3_frames_are_passed_over() -> None:
+def test_zeros_or_a_tag_before_mp3_frames_are_skipped() -> None:
     mp3 = sound(tone(0.2), form="MP3")
     assert sniff(bytes(5000) + mp3) == sniff(b"ID3\4" + bytes(20) + mp3) == "audio/mpeg"
 
 
-def test_text_lists_and_noise_are_nothing() -> None:
+def test_text_lists_and_noise_have_no_type() -> None:
     for data in (
         b"", b"\0" * 100, b"ffconcat version 1.0\nfile 'x.mp4'", b"v=0\no=- 0 0 IN IP4 127.0.0.1", b"#EXTM3U\n",
         b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.7", b"PK\3\4", b"\xff\xfe<\0h\0", b"GGGG" * 10,

@@ -1,4 +1,4 @@
-"""Clips: listed containers only, upright, square pixels, evenly spaced frames, times from the first one, sound beside them."""
+"""Video: listed containers only, upright frames of square pixels, evenly spaced, times from the first one, the audio track."""
 
 from __future__ import annotations
 
@@ -28,41 +28,41 @@ FORMATS = {
 
 
 def all_frames(data: bytes) -> list[np.ndarray]:
-    """Every frame of a clip, by the plainest decoding there is."""
+    """Every frame of a video, decoded by PyAV alone."""
     with av.open(io.BytesIO(data)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_listed_container_gives_its_pictures_and_its_sound(name: str) -> None:
-    form, codec, (sound_codec, rate) = FORMATS[name]
-    if sound_codec not in av.codecs_available:
-        sound_codec = "vorbis"
-    track = (sound_codec, tone(2.0, rate), rate) if sound_codec != "vorbis" else None
+def test_every_listed_container_gives_its_frames_and_its_audio(name: str) -> None:
+    form, codec, (audio_codec, rate) = FORMATS[name]
+    if audio_codec not in av.codecs_available:
+        audio_codec = "vorbis"
+    track = (audio_codec, tone(2.0, rate), rate) if audio_codec != "vorbis" else None
     got = decode_video(clip(gray_frames(50), form, codec, track, per_second=25), 5)
     assert got.frames.shape == (5, 32, 48, 3)
     np.testing.assert_allclose(got.seconds, np.array([0, 12, 24, 37, 49]) / 25, atol=0.01)
     np.testing.assert_allclose(got.frames.mean((1, 2, 3)), [16, 64, 112, 164, 212], atol=4)
     if track:
-        assert got.sound is not None and 1.9 < len(got.sound) / SAMPLE_RATE < 2.2 and abs(pitch(got.sound) - 440) < 3
+        assert got.audio is not None and 1.9 < len(got.audio) / SAMPLE_RATE < 2.2 and abs(pitch(got.audio) - 440) < 3
 
 
 @pytest.mark.parametrize("total", [1, 2, 7, 8, 9, 40])
-@pytest.mark.parametrize("most", [1, 2, 6, 8, 100])
-def test_the_frames_are_the_evenly_spaced_ones_of_all(total: int, most: int) -> None:
+@pytest.mark.parametrize("max_frames", [1, 2, 6, 8, 100])
+def test_frames_are_evenly_spaced(total: int, max_frames: int) -> None:
     data = encode_video(gray_frames(total), 4)
     expected = all_frames(data)
-    wanted = np.linspace(0, total - 1, min(total, most)).round().astype(int)
-    got = decode_video(data, most)
-    np.testing.assert_array_equal(got.frames, np.stack([expected[i] for i in wanted]))
-    np.testing.assert_allclose(got.seconds, wanted / 4, atol=1e-3)
+    indices = np.linspace(0, total - 1, min(total, max_frames)).round().astype(int)
+    got = decode_video(data, max_frames)
+    np.testing.assert_array_equal(got.frames, np.stack([expected[i] for i in indices]))
+    np.testing.assert_allclose(got.seconds, indices / 4, atol=1e-3)
 
 
 def muxed(packets: list[bytes]) -> bytes:
     """VP8 packets as WebM, four a second."""
     out = io.BytesIO()
     with av.open(out, "w", format="webm") as container:
-        stream = container.add_stream("libvpx", learning_rate=4)
+        stream = container.add_stream("libvpx", rate=4)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for number, data in enumerate(packets):
             packet = av.Packet(data)
@@ -71,7 +71,7 @@ def muxed(packets: list[bytes]) -> bytes:
     return out.getvalue()
 
 
-def test_packets_that_show_nothing_do_not_shift_the_choice() -> None:
+def test_hidden_packets_do_not_shift_the_selection() -> None:
     """VP8 with frames that are decoded but not shown has more packets than frames."""
     frames, hidden = gray_frames(9), (0, 2, 3, 7)
     packets = []
@@ -97,10 +97,10 @@ def test_a_clip_is_turned_upright(degrees: int, expected: str) -> None:
     assert got.frames.shape[1:] == ((64, 32, 3) if degrees in (90, -90) else (32, 64, 3))
 
 
-def test_a_mirrored_clip_is_mirrored_back() -> None:
+def test_a_mirrored_video_is_mirrored_again() -> None:
     out = io.BytesIO()
     with av.open(out, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", learning_rate=4)
+        stream = container.add_stream("libx264", rate=4)
         stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
         stream.set_display_rotation(0, hflip=True)
         container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(), format="rgb24")))
@@ -113,12 +113,12 @@ def test_pixels_become_square() -> None:
     assert wide.frames.shape == (3, 32, 96, 3)
     assert decode_video(clip(gray_frames(3), aspect=Fraction(1, 2)), 3).frames.shape == (3, 32, 24, 3)
     assert decode_video(clip(gray_frames(3), aspect=Fraction(2, 1), rotation=90), 3).frames.shape == (3, 96, 32, 3)
-    # more than can be meant
+    # An implausible ratio is ignored.
     assert decode_video(clip(gray_frames(3), "matroska", aspect=Fraction(200, 1)), 3).frames.shape[1] == 32
 
 
 def test_a_large_frame_is_scaled_to_the_limit() -> None:
-    got = decode_video(motion_jpeg(640, 480, 3), 3, Limits(kept_frame_pixels=320 * 240))
+    got = decode_video(motion_jpeg(640, 480, 3), 3, Limits(output_frame_pixels=320 * 240))
     assert got.frames.shape == (3, 240, 320, 3)
 
 
@@ -140,34 +140,34 @@ def test_times_count_from_the_first_frame() -> None:
     np.testing.assert_allclose(got.seconds, [0, 0.25, 0.5, 0.75], atol=0.01)
 
 
-def test_sound_starts_where_its_track_says() -> None:
+def test_audio_is_aligned_with_the_first_frame() -> None:
     data = clip(gray_frames(8), "matroska", "mpeg4", ("pcm_s16le", tone(), SAMPLE_RATE), start=0.5)
     got = decode_video(data, 8)
-    # the sound's clock starts at 0, half a second before the first picture
-    assert got.sound is not None and abs(len(got.sound) - SAMPLE_RATE // 2) < 100
+    # The audio track starts at 0, half a second before the first frame.
+    assert got.audio is not None and abs(len(got.audio) - SAMPLE_RATE // 2) < 100
 
 
 def without_codec(data: bytes, name: bytes) -> bytes:
-    """The clip with a codec's name that no decoder knows, and without the descriptor that says it again."""
+    """The clip with an unknown codec name, and without the descriptor that repeats it."""
     assert data.count(name) >= 1
     return data.replace(name, b"zz16").replace(b"esds", b"free")
 
 
-def test_a_picture_codec_that_is_not_known_is_refused() -> None:
-    with pytest.raises(ValueError, match="pictures cannot be decoded: its codec"):
+def test_an_unknown_video_codec_is_refused() -> None:
+    with pytest.raises(ValueError, match="video track cannot be decoded: its codec"):
         decode_video(without_codec(clip(gray_frames(4)), b"avc1"), 4)
 
 
-def test_pictures_are_kept_and_the_missing_sound_said_where_only_its_codec_is_unknown() -> None:
+def test_frames_are_decoded_and_an_unknown_audio_codec_is_noted() -> None:
     data = without_codec(clip(gray_frames(4), track=("aac", tone(), SAMPLE_RATE)), b"mp4a")
     got = decode_video(data, 4)
-    assert got.frames.shape == (4, 32, 48, 3) and got.sound is None
-    assert got.notes == ("the video has no sound track that can be decoded: its codec is unknown here",)
+    assert got.frames.shape == (4, 32, 48, 3) and got.audio is None
+    assert got.notes == ("the video has no audio track that can be decoded: its codec is unknown",)
     assert check(Video(data)) == got.notes
 
 
 def test_a_codec_that_is_not_listed_is_refused_though_ffmpeg_has_it() -> None:
-    with pytest.raises(ValueError, match="its codec, snow, is not one that is read"):
+    with pytest.raises(ValueError, match="its codec, snow, is not supported"):
         decode_video(clip(gray_frames(4), "matroska", "snow"), 4)
 
 
@@ -183,7 +183,7 @@ def test_lists_of_other_files_and_addresses_are_never_opened(
         b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nsecret.mp4\n#EXT-X-ENDLIST\n",
         b"<?xml version='1.0'?><MPD xmlns='urn:mpeg:dash:schema:mpd:2011'><BaseURL>secret.mp4</BaseURL></MPD>",
     ):
-        with pytest.raises(ValueError, match="of no format that is read"):
+        with pytest.raises(ValueError, match="of no supported format"):
             decode_video(prefix + text, 2)
 
 
@@ -196,7 +196,7 @@ def test_a_list_behind_the_first_bytes_of_a_clip_opens_nothing(tmp_path: Path, m
 
 
 def test_a_movie_that_refers_to_another_file_does_not_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """QuickTime tracks may name the file of their data; the name is not followed."""
+    """QuickTime tracks may name the file of their data; that file is not opened."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "secret").write_bytes(clip([np.full((32, 48, 3), 200, np.uint8)] * 4, "mov", "mjpeg"))
     data = clip(gray_frames(4), "mov", "mjpeg")
@@ -219,12 +219,12 @@ def test_length_size_and_number_of_pixels_are_bounded() -> None:
     assert len(decode_video(frames, 100, Limits(video_frames=3)).frames) == 3
 
 
-def test_a_cover_is_no_video() -> None:
-    with pytest.raises(ValueError, match="no picture track"):
+def test_cover_art_is_not_a_video_track() -> None:
+    with pytest.raises(ValueError, match="no video track"):
         decode_video(silent_matroska(0.001), 2)
 
 
-def test_what_is_no_clip_or_cut_off_is_refused_in_one_sentence() -> None:
+def test_bytes_that_are_no_video_or_truncated_are_refused_in_one_sentence() -> None:
     whole = clip(gray_frames(4))
     for data in (b"", b"x" * 100, whole[:100], whole[: len(whole) // 2], b"\x1a\x45\xdf\xa3" + bytes(99)):
         with pytest.raises(ValueError, match=r"^the video[^\n]*$") as refused:

@@ -1,9 +1,9 @@
-"""Malformed requests to a live server of a tiny random model: each must get a 4xx, or a right 200, and never stop the server.
+"""Malformed requests to a real server of a tiny random model: each must get a 4xx or a correct 200, and never stop the server.
 
     python -m tests.robustness.malformed_requests --random 200 --seed 0
 
-Systematic ones put every odd value in every field; random ones flip, cut and double bytes of good bodies; raw ones are no HTTP.
-An answer of 5xx, a logged traceback, a stream that breaks off or an answer that does not come within a minute is a fault.
+Systematic ones put every odd value into every field; random ones flip, delete and duplicate bytes of valid bodies; raw ones are
+not HTTP. A response of 5xx, a logged traceback, an incomplete stream, or no response within a minute is a fault.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from alhena.serve.engine import Engine
 from tests.conftest import make_encoder, make_tiny, picture, sound
 from tests.serve.conftest import running, write_tiny
 
-SECONDS = 60
+TIMEOUT_SECONDS = 60
 METHODS = ("generateContent", "streamGenerateContent?alt=sse", "streamGenerateContent", "countTokens")
 
 
@@ -39,7 +39,7 @@ def blob(mime: str, data: bytes) -> dict[str, Any]:
     return {"inlineData": {"mimeType": mime, "data": base64.b64encode(data).decode()}}
 
 
-GOOD: dict[str, Any] = {
+VALID: dict[str, Any] = {
     "contents": [
         {"role": "user", "parts": [{"text": "Hello"}, blob("image/png", picture(1).data)]},
         {"role": "model", "parts": [{"text": "red"}]},
@@ -81,20 +81,20 @@ class Trial:
     body: bytes
 
 
-def places(value: Any, at: tuple = ()) -> Iterator[tuple]:
+def paths(value: Any, at: tuple = ()) -> Iterator[tuple]:
     """The path of every field and item."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
         yield (*at, key)
-        yield from places(item, (*at, key))
+        yield from paths(item, (*at, key))
 
 
 def systematic() -> Iterator[Trial]:
     """Every odd value in every field; every field missing; an unknown field in every object."""
     number = 0
-    for at in places(GOOD):
+    for at in paths(VALID):
         for odd in (*ODD, "missing", "unknown"):
-            body = copy.deepcopy(GOOD)
+            body = copy.deepcopy(VALID)
             parent = body
             for key in at[:-1]:
                 parent = parent[key]
@@ -111,10 +111,10 @@ def systematic() -> Iterator[Trial]:
 
 
 def mutated(seed: int, count: int) -> Iterator[Trial]:
-    """Bytes of good bodies flipped, cut out, doubled or swapped."""
-    rng, good = random.Random(seed), json.dumps(GOOD).encode()
+    """Bytes of valid bodies flipped, deleted, duplicated or replaced."""
+    rng, valid = random.Random(seed), json.dumps(VALID).encode()
     for number in range(count):
-        data = bytearray(good)
+        data = bytearray(valid)
         for _ in range(rng.randint(1, 4)):
             at, size = rng.randrange(len(data)), rng.randint(1, 30)
             change = rng.randrange(4)
@@ -130,9 +130,9 @@ def mutated(seed: int, count: int) -> Iterator[Trial]:
 
 
 def fault_of(answer: httpx.Response, method: str) -> str | None:
-    """What is wrong with an answer."""
+    """What is wrong with a response, or None."""
     if 400 <= answer.status_code < 500:
-        return None if set(answer.json()["error"]) == {"code", "message", "status"} else "an error of another shape"
+        return None if set(answer.json()["error"]) == {"code", "message", "status"} else "an error of another format"
     if answer.status_code != 200:
         return f"status {answer.status_code}: {answer.text[:200]}"
     if method == "countTokens":
@@ -149,9 +149,9 @@ def fault_of(answer: httpx.Response, method: str) -> str | None:
 
 
 def send_raw(address: str, data: bytes) -> str | None:
-    """What is wrong with the answer to bytes that are no request; to be disconnected is right."""
+    """What is wrong with the response to bytes that are not a request, or None; a closed connection is correct."""
     at = urlsplit(address)
-    with socket.create_connection((at.hostname or "", at.port or 0), timeout=SECONDS) as connection:
+    with socket.create_connection((at.hostname or "", at.port or 0), timeout=TIMEOUT_SECONDS) as connection:
         try:
             connection.sendall(data)
             connection.shutdown(socket.SHUT_WR)
@@ -165,10 +165,10 @@ def send_raw(address: str, data: bytes) -> str | None:
 
 
 def attack(address: str, trials: Iterator[Trial]) -> tuple[Counter[str], list[str]]:
-    """Sends all; gives counts of the answers, and the faults."""
+    """Sends all trials; returns counts of the response codes, and the faults."""
     counts: Counter[str] = Counter()
     faults: list[str] = []
-    with httpx.Client(base_url=address + "/v1beta/models/tiny:", timeout=SECONDS) as client:
+    with httpx.Client(base_url=address + "/v1beta/models/tiny:", timeout=TIMEOUT_SECONDS) as client:
         for trial in trials:
             try:
                 answer = client.post(address + "/v1beta/models/tiny:" + trial.method, content=trial.body)
@@ -182,13 +182,13 @@ def attack(address: str, trials: Iterator[Trial]) -> tuple[Counter[str], list[st
         fault = send_raw(address, data)
         counts["raw"] += 1
         faults += [f"raw {data[:40]!r}: {fault}"] if fault else []
-    if httpx.get(address + "/v1beta/models", timeout=SECONDS).status_code != 200:
-        faults.append("the server does not answer any more")
+    if httpx.get(address + "/v1beta/models", timeout=TIMEOUT_SECONDS).status_code != 200:
+        faults.append("the server does not respond any more")
     return counts, faults
 
 
 class Tracebacks(logging.Handler):
-    """Collects what is logged as an error."""
+    """Collects logged errors."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -200,7 +200,7 @@ class Tracebacks(logging.Handler):
 
 @contextmanager
 def tracebacks() -> Iterator[list[str]]:
-    """What a running server logs as errors."""
+    """The errors that a running server logs."""
     handler = Tracebacks()
     loggers = [logging.getLogger(name) for name in ("", "uvicorn.error")]
     for logger in loggers:

@@ -14,17 +14,17 @@ import pytest
 from alhena.model import config, image_tokenizer, model
 from alhena.model.weights import save_model
 from alhena.serve.engine import Engine
-from alhena.serve.gemini.app import _listen, create_app, make_server
+from alhena.serve.gemini.app import create_app, listen, make_server
 from alhena.tokens.encode import Encoder
 
 
 def write_tiny(folder: Path, encoder: Encoder, tiny: tuple[model.Params, config.Model]) -> Path:
-    """A model folder, complete, of random weights."""
+    """A complete model folder of random weights."""
     folder.mkdir(parents=True)
     save_model(folder, *tiny, {"name": "tiny"})
     encoder.save(folder)
-    drawn = config.ImageTokenizer(structure=(4, 4), color=(4,), width=16)
-    image_tokenizer.save(folder, image_tokenizer.init(jax.random.key(1), drawn), drawn)
+    image_config = config.ImageTokenizer(structure=(4, 4), color=(4,), width=16)
+    image_tokenizer.save(folder, image_tokenizer.init(jax.random.key(1), image_config), image_config)
     return folder
 
 
@@ -40,8 +40,8 @@ def tiny_engine(tiny_folder: Path) -> Engine:
 
 @contextmanager
 def running(engine: Engine, name: str) -> Iterator[str]:
-    """A server in a thread; gives its address."""
-    with _listen("127.0.0.1", 0) as listener:
+    """Runs a server in a thread; yields its URL."""
+    with listen("127.0.0.1", 0) as listener:
         server = make_server(create_app(engine, name), "error")
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()

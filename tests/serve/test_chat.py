@@ -1,4 +1,4 @@
-"""The terminal chat: paths in a line, pictures in the history, lines that cannot be read."""
+"""The terminal chat: paths in a line, images in the history, lines that cannot be read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("line", "pictures", "text"),
+    ("line", "images", "text"),
     [
         ("What shape is in scene.png?", [1], "What shape is in ?"),
         ("scene.png", [1], None),
@@ -41,9 +41,9 @@ def here(tmp_path, monkeypatch):
         ("a \\ and a \0 and ~nobody/x", [], "a \\ and a \0 and ~nobody/x"),
     ],
 )
-def test_paths_in_a_line_are_read(here, line, pictures, text):
-    read = [Image(picture(seed).data) for seed in pictures]
-    assert read_line(line) == (*read, *([Text(text)] if text else []))
+def test_paths_in_a_line_are_read(here, line, images, text):
+    parts = [Image(picture(seed).data) for seed in images]
+    assert read_line(line) == (*parts, *([Text(text)] if text else []))
 
 
 @pytest.mark.parametrize(
@@ -55,10 +55,10 @@ def test_paths_in_a_line_are_read(here, line, pictures, text):
         ("What is http://example.org/x.png", "there is no such file"),
         ("What is my scene.txt", "scene.txt: this kind of file cannot be read"),
         ("What is this? cut.png", "cut.png: the image cannot be decoded"),
-        ("Transcribe none.wav.", "none.wav: the sound is empty"),
+        ("Transcribe none.wav.", "none.wav: the audio is empty"),
     ],
 )
-def test_nothing_that_looks_like_a_file_is_passed_over(here, line, error):
+def test_a_path_that_cannot_be_read_is_an_error(here, line, error):
     (here / "scene.txt").write_text("words")
     (here / "cut.png").write_bytes(picture(1).data[:40])
     (here / "none.wav").touch()
@@ -66,10 +66,10 @@ def test_nothing_that_looks_like_a_file_is_passed_over(here, line, error):
         read_line(line)
 
 
-def test_chat_goes_on_after_drawings_and_bad_lines(tiny_folder, here, capsys, monkeypatch):
+def test_chat_continues_after_images_and_bad_lines(tiny_folder, here, capsys, monkeypatch):
     lines = "Draw a red circle.\nWhat is gone.png?\n[/red] [bold x.png\n\ud800\nAnother.\n/reset\n/quit\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
-    chat(tiny_folder, pictures=here, sampling=Sampling(max_tokens=80, image_first=True))
+    chat(tiny_folder, image_folder=here, sampling=Sampling(max_tokens=80, image_first=True))
     out = capsys.readouterr().out
     assert out.count("saved as") == 2
     assert out.count("there is no such file") == 2

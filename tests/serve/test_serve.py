@@ -16,9 +16,8 @@ from alhena.content import Content, Image, Text
 from alhena.media import decode_image
 from alhena.model import model
 from alhena.serve import image_grammar
-from alhena.serve.engine import MOST_OUTPUT, Answer, Engine, _run
-from alhena.serve.sampler import Sampling, sample
-from alhena.serve.sampler import settings as rows_of
+from alhena.serve.engine import MAX_OUTPUT_TOKENS, Answer, Engine, _decode
+from alhena.serve.sampler import Sampling, sample, stack
 from alhena.tokens.loader import padded_batch
 from alhena.tokens.vocabulary import Vocabulary
 from tests.conftest import picture, sound
@@ -26,19 +25,20 @@ from tests.conftest import picture, sound
 V = Vocabulary(num_text=40, num_codes=16)
 
 
-allowed = jax.jit(image_grammar.allowed, static_argnums=(1, 2))
+allowed_tokens = jax.jit(image_grammar.allowed_tokens, static_argnums=(1, 2))
 advance = jax.jit(image_grammar.advance, static_argnums=2)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([1, 6, 40]))
-def test_whatever_is_sampled_grids_are_whole(seed, most):
+def test_every_sampled_grid_is_complete(seed, max_codes):
     rng, state, tokens = np.random.default_rng(seed), image_grammar.start(1), []
     for _ in range(120):
-        may = np.flatnonzero(np.asarray(allowed(state, V, most))[0])
-        assert len(may)
-        likely = [t for t in may if not t < V.num_text] or may  # prefer to draw
-        token = int(rng.choice(likely if rng.random() < 0.8 else may))
+        allowed = np.flatnonzero(np.asarray(allowed_tokens(state, V, max_codes))[0])
+        assert len(allowed)
+        # Tokens of images are preferred.
+        preferred = [t for t in allowed if not t < V.num_text] or allowed
+        token = int(rng.choice(preferred if rng.random() < 0.8 else allowed))
         tokens.append(token)
         state = advance(state, jnp.array([token], jnp.int32), V)
     i = 0
@@ -51,7 +51,7 @@ def test_whatever_is_sampled_grids_are_whole(seed, most):
         if len(grid) < 2:
             break
         n, m = grid[0] - V.rows(1) + 1, grid[1] - V.columns(1) + 1
-        assert 1 <= n * m <= most
+        assert 1 <= n * m <= max_codes
         rest = tokens[i + 3 : i + 4 + n * m]
         assert all(V.is_code(t) for t in rest[: n * m])
         assert rest[n * m :] in ([V.control("<eoi_out>")], [])
@@ -68,9 +68,10 @@ def test_samples_follow_the_distribution(top_k, top_p, temperature):
     kept &= np.cumsum(q) - q < top_p
     q = np.where(kept, q, 0) / q[kept].sum()
     n = 4000
-    rows = rows_of([Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=i) for i in range(n)])
-    drawn = np.asarray(jax.jit(sample)(jnp.tile(jnp.asarray(logits, jnp.float32), (n, 1)), rows, jnp.int32(0)))
-    np.testing.assert_allclose(np.bincount(drawn, minlength=5) / n, q, atol=0.03)
+    settings = stack([Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=i) for i in range(n)])
+    batch = jnp.tile(jnp.asarray(logits, jnp.float32), (n, 1))
+    tokens = np.asarray(jax.jit(sample)(batch, settings, jnp.int32(0)))
+    np.testing.assert_allclose(np.bincount(tokens, minlength=5) / n, q, atol=0.03)
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +88,7 @@ PROMPTS = [
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_streamed_equals_whole_equals_alone(engine, temperature):
+def test_a_streamed_answer_equals_a_batched_one_and_one_alone(engine, temperature):
     sampling = Sampling(temperature=temperature, max_tokens=24, seed=5)
     prompts = [[Content("user", parts)] for parts in PROMPTS]
     together = engine.generate(prompts, sampling)
@@ -105,38 +106,40 @@ def test_streamed_equals_whole_equals_alone(engine, temperature):
 def test_guidance_of_one_changes_nothing(engine):
     prompt = [[Content("user", PROMPTS[0])]]
     plain, nearly = (Sampling(max_tokens=80, image_first=True, guidance=g) for g in (1.0, 1.0000001))
-    drawn = [engine.generate(prompt, s)[0].content.parts[0] for s in (plain, nearly)]
-    assert isinstance(drawn[0], Image)
-    assert drawn[0] == drawn[1]
+    images = [engine.generate(prompt, s)[0].content.parts[0] for s in (plain, nearly)]
+    assert isinstance(images[0], Image)
+    assert images[0] == images[1]
 
 
-def test_guided_codes_are_those_of_the_guided_logits_of_whole_rows(engine):
-    """Each code drawn is the likeliest by without + g · (with - without), both computed without any cache."""
+def test_guided_codes_are_those_of_the_guided_logits_of_the_full_forward_pass(engine):
+    """Each code is the most likely by uncond + g · (cond - uncond), both computed without a cache."""
     v, strength = engine.encoder.vocabulary, 20.0
-    asked = [engine.encoder.prompt([Content("user", parts)]) for parts in (PROMPTS[1], ())]
-    going, options = engine._start(
-        asked[:1], [Sampling(max_tokens=70, image_first=True, guidance=strength, aspect=2.0)]
+    prompts = [engine.encoder.prompt([Content("user", parts)]) for parts in (PROMPTS[1], ())]
+    state, options = engine._start(
+        prompts[:1], [Sampling(max_tokens=70, image_first=True, guidance=strength, aspect=2.0)]
     )
-    written = np.asarray(_run(engine.params, engine.config, v, going, options, MOST_OUTPUT).written[0])
-    codes = np.flatnonzero([v.is_code(t) for t in written])
+    tokens = np.asarray(_decode(engine.params, engine.config, v, state, options, MAX_OUTPUT_TOKENS).tokens[0])
+    codes = np.flatnonzero([v.is_code(t) for t in tokens])
     assert len(codes) == 60
-    written = written[: codes[-1] + 1]
-    batch, places = padded_batch(asked, 128, 64, 0), []
-    for row, example in enumerate(asked):
+    tokens = tokens[: codes[-1] + 1]
+    batch, positions = padded_batch(prompts, 128, 64, 0), []
+    for row, example in enumerate(prompts):
         start = len(example.tokens)
-        batch.tokens[row, start : start + len(written)] = written
-        batch.segments[row], batch.positions[row] = np.arange(128) < start + len(written), np.arange(128)
-        places.append(start + codes - 1)
+        batch.tokens[row, start : start + len(tokens)] = tokens
+        batch.segments[row], batch.positions[row] = np.arange(128) < start + len(tokens), np.arange(128)
+        positions.append(start + codes - 1)
     hidden = jax.jit(model.forward, static_argnums=1)(engine.params, engine.config, jax.tree.map(jnp.asarray, batch))
-    with_, without = (model.logits(engine.params, engine.config, hidden[row, at]) for row, at in enumerate(places))
-    guided = np.array(without + strength * (with_ - without))[:, v.first_code :]
-    chosen = guided[np.arange(len(codes)), written[codes] - v.first_code]
+    conditional, unconditional = (
+        model.logits(engine.params, engine.config, hidden[row, at]) for row, at in enumerate(positions)
+    )
+    guided = np.array(unconditional + strength * (conditional - unconditional))[:, v.first_code :]
+    chosen = guided[np.arange(len(codes)), tokens[codes] - v.first_code]
     np.testing.assert_allclose(chosen, guided.max(-1), atol=1e-4)
-    assert np.any(np.asarray(with_)[:, v.first_code :].argmax(-1) != written[codes] - v.first_code)
+    assert np.any(np.asarray(conditional)[:, v.first_code :].argmax(-1) != tokens[codes] - v.first_code)
 
 
 @pytest.mark.parametrize(("aspect", "pixels"), [(2.0, (48, 80)), (0.5, (80, 48)), (8.0, (24, 168))])
-def test_pictures_have_the_proportions_asked_for(engine, aspect, pixels):
+def test_images_have_the_requested_aspect_ratio(engine, aspect, pixels):
     sampling = Sampling(max_tokens=80, image_first=True, aspect=aspect)
     answer = engine.generate([[Content("user", PROMPTS[0])]], sampling)[0]
     part = answer.content.parts[0]
@@ -155,10 +158,10 @@ def client(request, address: str) -> genai.Client:
 
 
 def test_the_sdk_generates_streams_and_counts(client, engine):
-    shown = types.Part.from_bytes(data=picture(1).data, mime_type="image/png")
-    heard = types.Part.from_bytes(data=sound(2).data, mime_type="audio/flac")
+    image_part = types.Part.from_bytes(data=picture(1).data, mime_type="image/png")
+    audio_part = types.Part.from_bytes(data=sound(2).data, mime_type="audio/flac")
     config = types.GenerateContentConfig(max_output_tokens=12, temperature=0.0, top_k=4)
-    request = {"model": "tiny", "contents": [shown, heard, "What shape is red?"], "config": config}
+    request = {"model": "tiny", "contents": [image_part, audio_part, "What shape is red?"], "config": config}
     whole = client.models.generate_content(**request)
     ours = engine.generate(
         [[Content("user", (picture(1), sound(2), Text("What shape is red?")))]], Sampling(max_tokens=12)
@@ -175,7 +178,7 @@ def test_the_sdk_generates_streams_and_counts(client, engine):
     assert counted.total_tokens == ours.prompt_tokens
 
 
-def test_the_sdk_receives_a_picture(client):
+def test_the_sdk_receives_an_image(client):
     config = types.GenerateContentConfig(
         response_modalities=["IMAGE"], max_output_tokens=120, image_config=types.ImageConfig(aspect_ratio="16:9")
     )
@@ -190,7 +193,7 @@ def test_the_sdk_lists_the_model(client):
     assert client.models.get(model="tiny").name == "models/tiny"
 
 
-def test_bad_requests_get_googles_errors(client, address):
+def test_bad_requests_get_errors_in_googles_format(client, address):
     with pytest.raises(errors.ClientError) as missing:
         client.models.generate_content(model="other", contents="hi")
     assert (missing.value.code, missing.value.status) == (404, "NOT_FOUND")

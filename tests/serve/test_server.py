@@ -1,4 +1,4 @@
-"""The life of requests on a real server: clients that leave, hang or come in crowds; streams; who may ask."""
+"""Requests to a real server: clients that disconnect, hang or are many; streams; allowed hosts and origins."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from google import genai
 from google.genai import types
 
 from alhena.content import Content, Text
-from alhena.serve.engine import MOST_OUTPUT, Answer, rows_of
+from alhena.serve.engine import MAX_OUTPUT_TOKENS, Answer, sequences_per_answer
 from alhena.serve.gemini import connections
-from alhena.serve.gemini.app import _listen
+from alhena.serve.gemini.app import listen
 from alhena.serve.gemini.connections import Hosts
 from alhena.serve.gemini.fields import WireError
 from alhena.serve.sampler import Sampling
@@ -25,7 +25,7 @@ from tests.conftest import picture
 from tests.serve.conftest import running
 
 HELLO = [Content("user", (Text("Hello"),))]
-LONG = {"maxOutputTokens": MOST_OUTPUT, "temperature": 1, "stopSequences": ["no such words"]}
+LONG = {"maxOutputTokens": MAX_OUTPUT_TOKENS, "temperature": 1, "stopSequences": ["no such words"]}
 
 
 def body(config=None, text="Hello", **more):
@@ -33,7 +33,7 @@ def body(config=None, text="Hello", **more):
 
 
 class Endless:
-    """An engine whose answers last until they are cancelled."""
+    """An engine that generates until it is cancelled."""
 
     def __init__(self, engine) -> None:
         self.encode, self.encoder, self.begun, self.cancelled = engine.encode, engine.encoder, 0, 0
@@ -69,10 +69,10 @@ def wait_for(condition):
         if condition():
             return
         time.sleep(0.01)
-    raise AssertionError("it never happened")
+    raise AssertionError("the condition did not become true")
 
 
-def test_a_client_that_leaves_a_stream_frees_the_engine(endless):
+def test_a_client_that_disconnects_from_a_stream_frees_the_engine(endless):
     engine, url = endless
     with httpx.stream("POST", url + "streamGenerateContent?alt=sse", json=body(LONG), timeout=60) as answer:
         next(answer.iter_lines())
@@ -82,34 +82,34 @@ def test_a_client_that_leaves_a_stream_frees_the_engine(endless):
     )
 
 
-def test_a_client_that_leaves_a_plain_request_frees_the_engine(endless):
+def test_a_client_that_disconnects_from_a_plain_request_frees_the_engine(endless):
     engine, url = endless
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(url + "generateContent", json=body(LONG), timeout=1)
     wait_for(lambda: engine.cancelled == 1)
 
 
-def test_a_stream_and_a_crowd_of_plain_requests(endless):
-    """The stream goes on while 60 requests wait; when it is left, they are answered; beyond the queue they are refused."""
+def test_a_stream_and_many_plain_requests(endless):
+    """The stream continues while 60 requests wait; when it is closed, they are answered."""
     url = endless[1]
 
-    async def go():
+    async def run():
         async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=100)) as client:
             async with client.stream("POST", url + "streamGenerateContent?alt=sse", json=body(LONG)) as answer:
                 lines = answer.aiter_lines()
                 await anext(lines)
-                crowd = [asyncio.create_task(client.post(url + "generateContent", json=body())) for _ in range(60)]
+                waiting = [asyncio.create_task(client.post(url + "generateContent", json=body())) for _ in range(60)]
                 await asyncio.sleep(0.3)
                 assert "on" in "".join([await anext(lines) for _ in range(6)])
-                assert not any(task.done() for task in crowd)
-            return [answer.status_code for answer in await asyncio.gather(*crowd)]
+                assert not any(task.done() for task in waiting)
+            return [answer.status_code for answer in await asyncio.gather(*waiting)]
 
-    assert asyncio.run(go()) == [200] * 60
+    assert asyncio.run(run()) == [200] * 60
 
 
 def test_a_full_queue_refuses_with_503(tiny_engine):
-    async def go():
-        scheduler = Scheduler(tiny_engine, most_waiting=1)
+    async def run():
+        scheduler = Scheduler(tiny_engine, max_waiting=1)
         example, sampling = tiny_engine.encode(HELLO), Sampling(max_tokens=4)
         first = scheduler.submit(example, sampling)
         with pytest.raises(WireError) as error:
@@ -121,10 +121,10 @@ def test_a_full_queue_refuses_with_503(tiny_engine):
         with pytest.raises(WireError):
             scheduler.submit(example, sampling)
 
-    asyncio.run(go())
+    asyncio.run(run())
 
 
-def test_an_engine_that_fails_answers_500_and_goes_on(tiny_engine):
+def test_an_engine_that_fails_returns_500_and_continues(tiny_engine):
     class Failing(Endless):
         def stream(self, prompt, sampling, stride, cancelled):
             if sampling.seed == 1:
@@ -152,16 +152,16 @@ def test_the_server_ends_with_a_hung_client(tiny_engine, monkeypatch):
     hung.close()
 
 
-def test_half_open_connections_keep_nobody_out(tiny_address, monkeypatch):
-    monkeypatch.setattr(connections, "MOST_WAITING", 16)
+def test_half_open_connections_do_not_block_complete_requests(tiny_address, monkeypatch):
+    monkeypatch.setattr(connections, "MAX_WAITING", 16)
     host, port = tiny_address.removeprefix("http://").split(":")
     head = b"POST /v1/models/tiny:countTokens HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
-    some = [socket.create_connection((host, int(port))) for _ in range(3 * 16)]
-    for half in some[::2]:
+    half_open = [socket.create_connection((host, int(port))) for _ in range(3 * 16)]
+    for half in half_open[::2]:
         half.sendall(head + b"{")
     assert httpx.get(f"{tiny_address}/v1/models").status_code == 200
     assert httpx.post(f"{tiny_address}/v1/models/tiny:countTokens", json=body()).status_code == 200
-    for half in some:
+    for half in half_open:
         half.close()
 
 
@@ -187,21 +187,21 @@ def test_the_last_event_of_a_stream_has_a_part_and_the_reason(tiny_address):
     assert [event.candidates[0].finish_reason is not None for event in events] == [False] * (len(events) - 1) + [True]
     assert events[-1].usage_metadata.candidates_token_count == 6
     assert len(chat.get_history(curated=True)) >= 2
-    # What came back is merged, so the same prompt comes from a history of events as from a whole answer.
-    said = "".join(event.text for event in events)
-    whole = [types.UserContent("Hello"), types.ModelContent(said), types.UserContent("Again")]
-    pieces = [types.UserContent("Hello"), *chat.get_history()[1:], types.UserContent("Again")]
-    counts = [client.models.count_tokens(model="tiny", contents=c).total_tokens for c in (whole, pieces)]
+    # Turns of the same role are merged, so a history of events gives the same prompt as a complete answer.
+    text = "".join(event.text for event in events)
+    whole = [types.UserContent("Hello"), types.ModelContent(text), types.UserContent("Again")]
+    events_ = [types.UserContent("Hello"), *chat.get_history()[1:], types.UserContent("Again")]
+    counts = [client.models.count_tokens(model="tiny", contents=c).total_tokens for c in (whole, events_)]
     assert counts[0] == counts[1]
 
 
-def test_a_picture_that_was_drawn_comes_back_in_the_history(tiny_address, tiny_engine):
+def test_a_generated_image_is_encoded_as_codes_in_the_history(tiny_address, tiny_engine):
     client = genai.Client(api_key="any", http_options=types.HttpOptions(base_url=tiny_address))
-    drawing = types.GenerateContentConfig(response_modalities=["IMAGE"], max_output_tokens=80)
-    chat = client.chats.create(model="tiny", config=drawing)
-    drawn = chat.send_message("Draw a red circle.").candidates[0].content.parts[0].inline_data
+    config = types.GenerateContentConfig(response_modalities=["IMAGE"], max_output_tokens=80)
+    chat = client.chats.create(model="tiny", config=config)
+    blob = chat.send_message("Draw a red circle.").candidates[0].content.parts[0].inline_data
     assert chat.send_message("Another.").candidates[0].content.parts
-    turns = [Content("user", (Text("Draw."),)), Content("model", (replace(picture(1), data=drawn.data),)), HELLO[0]]
+    turns = [Content("user", (Text("Draw."),)), Content("model", (replace(picture(1), data=blob.data),)), HELLO[0]]
     tokens = tiny_engine.encode(turns).tokens.tolist()
     v = tiny_engine.encoder.vocabulary
     at = tokens.index(v.control("<boi_out>"))
@@ -211,7 +211,7 @@ def test_a_picture_that_was_drawn_comes_back_in_the_history(tiny_address, tiny_e
 
 
 @pytest.mark.parametrize("method", ["generateContent", "streamGenerateContent?alt=sse", "countTokens"])
-def test_what_is_too_long_is_refused_before_the_stream(tiny_address, method):
+def test_a_prompt_that_is_too_long_is_refused_before_the_stream(tiny_address, method):
     for request in (
         body(text="word " * 40_000),
         {"contents": [{"parts": [{"inlineData": {"mimeType": "image/png", "data": "AAAA"}}]}]},
@@ -221,29 +221,30 @@ def test_what_is_too_long_is_refused_before_the_stream(tiny_address, method):
         assert answer.json()["error"]["status"] == "INVALID_ARGUMENT"
 
 
-def test_more_output_than_there_is_room_for_is_clamped(tiny_engine):
-    going, options = tiny_engine._start([tiny_engine.encode(HELLO)], [Sampling(max_tokens=1 << 20)])
-    assert options.limits.tolist() == [MOST_OUTPUT]
-    assert going.written.shape == (1, MOST_OUTPUT)
+def test_max_tokens_is_clamped(tiny_engine):
+    state, options = tiny_engine._start([tiny_engine.encode(HELLO)], [Sampling(max_tokens=1 << 20)])
+    assert options.max_tokens.tolist() == [MAX_OUTPUT_TOKENS]
+    assert state.tokens.shape == (1, MAX_OUTPUT_TOKENS)
 
 
 def test_images_that_take_too_much_memory_together_are_refused(tiny_engine):
     with pytest.raises(ValueError, match=r"10,240 patches; at most 4,096"):
         tiny_engine.encode(
-            [Content("user", tuple(picture(i, 128, 128) for i in range(40)))], rows_of(Sampling(guidance=3))
+            [Content("user", tuple(picture(i, 128, 128) for i in range(40)))],
+            sequences_per_answer(Sampling(guidance=3)),
         )
 
 
-def test_each_medium_is_decoded_once(tiny_address, monkeypatch):
+def test_each_media_item_is_decoded_once(tiny_address, monkeypatch):
     decoded = []
     from alhena.tokens import encode
 
     original = encode.decode_image
     monkeypatch.setattr(encode, "decode_image", lambda data: decoded.append(1) or original(data))
-    shown = types.Part.from_bytes(data=picture(1).data, mime_type="image/png")
+    image_part = types.Part.from_bytes(data=picture(1).data, mime_type="image/png")
     client = genai.Client(api_key="any", http_options=types.HttpOptions(base_url=tiny_address))
     config = types.GenerateContentConfig(max_output_tokens=2)
-    list(client.models.generate_content_stream(model="tiny", contents=[shown, "What?"], config=config))
+    list(client.models.generate_content_stream(model="tiny", contents=[image_part, "What?"], config=config))
     assert len(decoded) == 1
 
 
@@ -258,7 +259,7 @@ def test_each_medium_is_decoded_once(tiny_address, monkeypatch):
         ({"Host": "localhost:1", "Origin": "http://localhost:1"}, 200),
     ],
 )
-def test_other_names_and_other_sites_are_refused(tiny_address, headers, status):
+def test_foreign_hosts_and_cross_site_requests_are_refused(tiny_address, headers, status):
     answer = httpx.get(f"{tiny_address}/v1beta/models", headers=headers)
     assert answer.status_code == status
     assert "access-control-allow-origin" not in answer.headers
@@ -266,7 +267,7 @@ def test_other_names_and_other_sites_are_refused(tiny_address, headers, status):
         assert answer.json()["error"]["status"] == "PERMISSION_DENIED"
 
 
-def test_a_server_for_others_answers_to_addresses_and_to_names_it_was_told():
+def test_a_public_server_allows_addresses_and_the_given_names():
     hosts = Hosts.serving("0.0.0.0", ("Model.Example",))
     assert [hosts.allow(h) for h in ("10.0.0.7:8000", "model.example", "evil.example")] == [True, True, False]
 
@@ -274,7 +275,7 @@ def test_a_server_for_others_answers_to_addresses_and_to_names_it_was_told():
 @pytest.mark.parametrize(
     ("path", "code"), [("/", 404), ("/v1/nothing", 404), ("/v3/models", 404), ("/v1/models/tiny:x", 404)]
 )
-def test_unknown_paths_have_googles_error_shape(tiny_address, path, code):
+def test_unknown_paths_get_errors_in_googles_format(tiny_address, path, code):
     answer = httpx.post(tiny_address + path, json={})
     assert answer.status_code in (code, 405)
     assert set(answer.json()["error"]) == {"code", "message", "status"}
@@ -282,4 +283,4 @@ def test_unknown_paths_have_googles_error_shape(tiny_address, path, code):
 
 def test_a_port_in_use_is_one_clear_error(tiny_address):
     with pytest.raises(ValueError, match=r"cannot listen on 127.0.0.1 port \d+: Address already in use"):
-        _listen("127.0.0.1", int(tiny_address.rsplit(":", 1)[1]))
+        listen("127.0.0.1", int(tiny_address.rsplit(":", 1)[1]))

@@ -1,4 +1,4 @@
-"""The wire: what Google's API is lenient about is read, everything else is refused by the name of its field."""
+"""The wire format: variants that Google's API accepts are read, everything else is refused by the name of its field."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 
 from alhena.content import Audio, Content, Image, Text
 from alhena.serve.engine import Answer
-from alhena.serve.gemini.fields import MOST_STRUCTURE, WireError, parse_json
+from alhena.serve.gemini.fields import MAX_STRUCTURE, WireError, parse_json
 from alhena.serve.gemini.wire import read_count_request, read_request, write_response
-from alhena.serve.sampler import DRAWING, Sampling
+from alhena.serve.sampler import IMAGE_GUIDANCE, Sampling
 from tests.conftest import picture
 
 DEFAULT = Sampling(max_tokens=256)
@@ -23,38 +23,38 @@ def read(body):
     return read_request(body, "tiny", DEFAULT)
 
 
-def asked(**fields):
+def request(**fields):
     return {"contents": [{"parts": [{"text": "hi"}]}], **fields}
 
 
-def shown(mime="image/png", data=DATA, **more):
+def image_request(mime="image/png", data=DATA, **more):
     return {"contents": [{"parts": [{"inlineData": {"mimeType": mime, "data": data}, **more}]}]}
 
 
 @pytest.mark.parametrize(
     "body",
     [
-        shown(data=DATA.rstrip("=")),
-        shown(data=DATA.replace("+", "-").replace("/", "_")),
-        shown(data=base64.encodebytes(PNG).decode()),
-        shown(data=base64.encodebytes(PNG).decode().replace("\n", "\r\n")),
-        shown(data=f"data:image/png;base64,{DATA}"),
-        shown(data=f"data:image/png;base64,{DATA}", mime=None),
-        shown(mime="image/PNG"),
-        shown(mime="image/png; charset=binary"),
-        shown(text=None, thought=False),
+        image_request(data=DATA.rstrip("=")),
+        image_request(data=DATA.replace("+", "-").replace("/", "_")),
+        image_request(data=base64.encodebytes(PNG).decode()),
+        image_request(data=base64.encodebytes(PNG).decode().replace("\n", "\r\n")),
+        image_request(data=f"data:image/png;base64,{DATA}"),
+        image_request(data=f"data:image/png;base64,{DATA}", mime=None),
+        image_request(mime="image/PNG"),
+        image_request(mime="image/png; charset=binary"),
+        image_request(text=None, thought=False),
         {"contents": {"role": "user", "parts": {"inline_data": {"mime_type": "image/png", "data": DATA}}}},
         {"contents": [{"parts": [{"inlineData": {"mime_type": "image/png", "data": DATA}}], "role": None}]},
     ],
 )  # fmt: skip
-def test_every_way_to_send_a_picture(body):
+def test_every_encoding_of_an_image_is_read(body):
     assert read(body).contents == (Content("user", (Image(PNG, "image/png"),)),)
 
 
 @pytest.mark.parametrize(
     "contents", ["hi", {"parts": "hi"}, ["hi"], [{"parts": {"text": "hi"}}], [{"role": "user", "parts": ["hi"]}]]
 )
-def test_one_object_or_string_stands_for_a_list(contents):
+def test_a_single_object_or_string_is_read_as_a_list(contents):
     assert read({"contents": contents}).contents == (Content("user", (Text("hi"),)),)
 
 
@@ -76,9 +76,9 @@ def test_consecutive_turns_of_one_role_are_merged():
 
 @pytest.mark.parametrize("role", ["user", "system", None])
 def test_a_system_instruction_goes_before_the_first_turn(role):
-    body = asked(systemInstruction={"role": role, "parts": [{"text": "Be brief."}]})
+    body = request(systemInstruction={"role": role, "parts": [{"text": "Be brief."}]})
     assert read(body).contents == (Content("user", (Text("Be brief."), Text("\n"), Text("hi"))),)
-    assert read(asked(system_instruction="Be brief.")).contents == read(body).contents
+    assert read(request(system_instruction="Be brief.")).contents == read(body).contents
 
 
 @pytest.mark.parametrize(
@@ -89,18 +89,18 @@ def test_a_system_instruction_goes_before_the_first_turn(role):
         ({"max_output_tokens": 2**31 - 1}, Sampling(max_tokens=1 << 20)),
         ({"candidateCount": 1, "responseMimeType": "text/plain", "responseLogprobs": False, "presencePenalty": 0}, DEFAULT),
         ({"thinkingConfig": {"thinkingBudget": 0, "includeThoughts": False}, "temperature": None}, DEFAULT),
-        ({"responseModalities": ["text", "IMAGE"]}, Sampling(guidance=DRAWING)),
-        ({"responseModalities": ["IMAGE"]}, Sampling(guidance=DRAWING, image_first=True)),
+        ({"responseModalities": ["text", "IMAGE"]}, Sampling(guidance=IMAGE_GUIDANCE)),
+        ({"responseModalities": ["IMAGE"]}, Sampling(guidance=IMAGE_GUIDANCE, image_first=True)),
         ({"stopSequences": ["x", "y"]}, Sampling(stop=("x", "y"))),
     ],
 )  # fmt: skip
-def test_settings_that_can_be_honored(config, expected):
-    assert read(asked(generationConfig=config)).sampling == expected
+def test_supported_settings_are_read(config, expected):
+    assert read(request(generationConfig=config)).sampling == expected
 
 
-def test_what_asks_for_nothing_is_accepted():
+def test_empty_fields_of_unsupported_features_are_accepted():
     setting = {"category": "HARM_CATEGORY_HARASSMENT", "threshold": "BLOCK_NONE"}
-    assert read(asked(tools=[], toolConfig={}, cachedContent="", safetySettings=[setting], model="models/tiny"))
+    assert read(request(tools=[], toolConfig={}, cachedContent="", safetySettings=[setting], model="models/tiny"))
 
 
 FUNCTION = {"functionDeclarations": [{"name": "f"}]}
@@ -109,13 +109,13 @@ FUNCTION = {"functionDeclarations": [{"name": "f"}]}
 @pytest.mark.parametrize(
     ("body", "named"),
     [
-        (asked(tools=[FUNCTION]), "tools"),
-        (asked(tool_config={"functionCallingConfig": {"mode": "ANY"}}), "toolConfig"),
-        (asked(cachedContent="cachedContents/x"), "cachedContent"),
-        (asked(safetySettings=[{"category": "X", "threshold": "BLOCK_LOW_AND_ABOVE"}]), "safetySettings[0].threshold"),
-        (asked(fly=1), "'fly'"),
-        (asked(model="models/other"), "model"),
-        (asked(systemInstruction={"parts": shown()["contents"][0]["parts"]}), "systemInstruction"),
+        (request(tools=[FUNCTION]), "tools"),
+        (request(tool_config={"functionCallingConfig": {"mode": "ANY"}}), "toolConfig"),
+        (request(cachedContent="cachedContents/x"), "cachedContent"),
+        (request(safetySettings=[{"category": "X", "threshold": "BLOCK_LOW_AND_ABOVE"}]), "safetySettings[0].threshold"),
+        (request(fly=1), "'fly'"),
+        (request(model="models/other"), "model"),
+        (request(systemInstruction={"parts": image_request()["contents"][0]["parts"]}), "systemInstruction"),
         ({"contents": [{"role": "system", "parts": [{"text": "x"}]}]}, "contents[0].role"),
         ({"contents": [{"role": "user", "parts": [{"text": "x"}], "name": "y"}]}, "contents[0] has an unknown field 'name'"),
         ({"contents": [{"role": "user", "parts": [{"text": "x"}]}, {"role": "model", "parts": [{"text": "y"}]}]}, "contents"),
@@ -123,22 +123,22 @@ FUNCTION = {"functionDeclarations": [{"name": "f"}]}
         ({"contents": []}, "contents"),
         ({}, "contents"),
         ([], "the request must be an object"),
-        (shown(text="both"), "contents[0].parts[0]"),
-        (shown(mime="text/plain"), "contents[0].parts[0].inlineData.mimeType"),
-        (shown(mime="image/"), "contents[0].parts[0].inlineData.mimeType"),
-        (shown(data="data:image/png,abc"), "contents[0].parts[0].inlineData.data"),
-        (shown(data="data:audio/wav;base64,AAAA"), "contents[0].parts[0].inlineData"),
-        (shown(data="AAAAA"), "contents[0].parts[0].inlineData.data"),
-        (shown(data="AA*A"), "contents[0].parts[0].inlineData.data"),
-        (shown(data="é"), "contents[0].parts[0].inlineData.data"),
-        (asked(contents=[{"parts": [{"functionCall": {"name": "f"}}]}]), "contents[0].parts[0].functionCall"),
-        (asked(contents=[{"parts": [{"fileData": {"fileUri": "x"}}]}]), "contents[0].parts[0].fileData"),
-        (asked(contents=[{"parts": [{"text": "\ud800"}]}]), "contents[0].parts[0].text"),
-        (asked(contents=[{"parts": [{"\ud800": 1}]}]), "contents[0].parts[0]"),
-        (asked(contents=[{"parts": [{"text": "x" * (1 << 20)}, {"text": "y"}]}]), "contents[0].parts[1]"),
+        (image_request(text="both"), "contents[0].parts[0]"),
+        (image_request(mime="text/plain"), "contents[0].parts[0].inlineData.mimeType"),
+        (image_request(mime="image/"), "contents[0].parts[0].inlineData.mimeType"),
+        (image_request(data="data:image/png,abc"), "contents[0].parts[0].inlineData.data"),
+        (image_request(data="data:audio/wav;base64,AAAA"), "contents[0].parts[0].inlineData"),
+        (image_request(data="AAAAA"), "contents[0].parts[0].inlineData.data"),
+        (image_request(data="AA*A"), "contents[0].parts[0].inlineData.data"),
+        (image_request(data="é"), "contents[0].parts[0].inlineData.data"),
+        (request(contents=[{"parts": [{"functionCall": {"name": "f"}}]}]), "contents[0].parts[0].functionCall"),
+        (request(contents=[{"parts": [{"fileData": {"fileUri": "x"}}]}]), "contents[0].parts[0].fileData"),
+        (request(contents=[{"parts": [{"text": "\ud800"}]}]), "contents[0].parts[0].text"),
+        (request(contents=[{"parts": [{"\ud800": 1}]}]), "contents[0].parts[0]"),
+        (request(contents=[{"parts": [{"text": "x" * (1 << 20)}, {"text": "y"}]}]), "contents[0].parts[1]"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_done_is_refused_by_name(body, named):
+def test_unsupported_fields_are_refused_by_name(body, named):
     with pytest.raises(WireError) as error:
         read(body)
     assert error.value.code == 400
@@ -174,9 +174,9 @@ def test_what_cannot_be_done_is_refused_by_name(body, named):
         ([1], "generationConfig"),
     ],
 )  # fmt: skip
-def test_settings_that_cannot_be_honored_are_refused_by_name(config, named):
+def test_unsupported_settings_are_refused_by_name(config, named):
     with pytest.raises(WireError, match=named) as error:
-        read(asked(generationConfig=config))
+        read(request(generationConfig=config))
     assert error.value.code == 400
 
 
@@ -185,11 +185,11 @@ def test_settings_that_cannot_be_honored_are_refused_by_name(config, named):
     [
         b"{", b"", b"\xff", b'{"a": NaN}', b'{"a": Infinity}', b'{"a": 1e999}', b'{"a": -1e999}', b'{"a": ' + b"9" * 5000 + b"}",
         b'{"a": 1, "a": 2}', b"[" * 100_000, b'{"a":' * 100_000, b'{"text": "\xed\xa0\x80"}', "{}".encode("utf-16"),
-        b"{" + b'"a":1,' * MOST_STRUCTURE + b'"b":1}',
+        b"{" + b'"a":1,' * MAX_STRUCTURE + b'"b":1}',
     ],
     ids=range(14),
 )  # fmt: skip
-def test_what_is_no_json_is_refused(data):
+def test_invalid_json_is_refused(data):
     with pytest.raises(WireError) as error:
         parse_json(data)
     assert error.value.code == 400
@@ -203,5 +203,25 @@ def test_every_response_has_a_part():
     assert last["finishReason"] == "STOP"
 
 
-def test_a_sound_keeps_its_type():
-    assert isinstance(read(shown(mime="audio/L16;rate=16000")).contents[0].parts[0], Audio)
+def part(mime, data):
+    return read(image_request(mime, base64.b64encode(data).decode())).contents[0].parts[0]
+
+
+WAV = b"RIFF\0\0\0\0WAVEfmt "
+
+
+def test_bytes_of_another_format_of_the_declared_kind_are_read_as_what_they_are():
+    assert part("image/jpeg", PNG) == Image(PNG, "image/png")
+    assert part("audio/L16;rate=16000", WAV) == Audio(WAV, "audio/wav")
+
+
+def test_bytes_of_no_known_format_keep_the_declared_type():
+    assert part("audio/L16;rate=16000", bytes(100)) == Audio(bytes(100), "audio/l16")
+
+
+@pytest.mark.parametrize(("mime", "data", "actual"), [("audio/wav", PNG, "image/png"), ("video/mp4", WAV, "audio/wav")])
+def test_bytes_of_another_kind_than_declared_are_refused(mime, data, actual):
+    message = rf"contents\[0\]\.parts\[0\]\.inlineData\.mimeType is '{mime}', but the data are {actual}"
+    with pytest.raises(WireError, match=message) as error:
+        part(mime, data)
+    assert error.value.code == 400

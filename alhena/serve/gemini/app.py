@@ -1,12 +1,12 @@
-"""The Gemini API over HTTP: what the official SDK calls, at the paths it calls them (``/v1`` and ``/v1beta``).
+"""The Gemini API over HTTP, at the paths that the official SDK uses (``/v1`` and ``/v1beta``).
 
 POST /v1beta/models/NAME:generateContent          one answer
 POST /v1beta/models/NAME:streamGenerateContent    the same as a stream of events (?alt=sse, or a JSON array)
 POST /v1beta/models/NAME:countTokens
 GET  /v1beta/models   GET /v1beta/models/NAME
 
-A request passes three places, so that none keeps the others waiting: the event loop receives it, one thread parses it and encodes
-its media, and the scheduler's thread generates. A client that leaves cancels its request in each of them.
+The event loop receives a request, one thread parses it and encodes its media, and the scheduler's thread generates, so that no
+stage blocks the others. A client that disconnects cancels its request in each of them.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import jax
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -33,7 +34,8 @@ from starlette.types import Receive, Scope, Send
 
 from alhena.batch import Example
 from alhena.content import Part
-from alhena.serve.engine import MOST_OUTPUT, TOKENS, Answer, Engine, rows_of
+from alhena.media import limit_memory, machine_memory
+from alhena.serve.engine import MAX_OUTPUT_TOKENS, TOKEN_BUCKETS, Answer, Engine, sequences_per_answer
 from alhena.serve.gemini.connections import Bodies, Guard, Hosts, Protocol
 from alhena.serve.gemini.fields import WireError, overloaded, parse_json
 from alhena.serve.gemini.wire import GenerateRequest, count_modalities, read_count_request, read_request, write_response
@@ -42,49 +44,51 @@ from alhena.serve.scheduler import STRIDE, Generation, Scheduler
 
 DEFAULT = Sampling(temperature=0.0, max_tokens=256)
 METHODS = ("generateContent", "streamGenerateContent", "countTokens")
-MOST_READING = 64  # requests that wait to be parsed and encoded
-MOST_RUNNING = 256
-DRAIN_SECONDS = 5  # running requests get as long when the server is told to end
-CLIENT_GONE = 499
+# Requests that wait to be parsed and encoded.
+MAX_PARSING = 64
+MAX_RUNNING = 256
+# Time that running requests have to end when the server shuts down.
+DRAIN_SECONDS = 5
+CLIENT_CLOSED_REQUEST = 499
 STATUSES = {404: "NOT_FOUND", 405: "UNIMPLEMENTED", 500: "INTERNAL"}
-Read = Callable[[Any, str, Sampling], GenerateRequest]
+Parse = Callable[[Any, str, Sampling], GenerateRequest]
 
 
-def _card(name: str) -> dict[str, Any]:
+def _model_info(name: str) -> dict[str, Any]:
     return {
         "name": f"models/{name}",
         "displayName": f"Alhena {name}",
         "version": "1",
         "supportedGenerationMethods": list(METHODS),
-        "inputTokenLimit": TOKENS[-1],
-        "outputTokenLimit": MOST_OUTPUT,
+        "inputTokenLimit": TOKEN_BUCKETS[-1],
+        "outputTokenLimit": MAX_OUTPUT_TOKENS,
     }
 
 
 class _Calls:
-    """What the methods share: one reader thread (one medium is decoded at a time) and one scheduler."""
+    """State shared by the API's methods: one parser thread (media are decoded one at a time) and one scheduler."""
 
     def __init__(self, engine: Engine, name: str) -> None:
         self.engine, self.name, self.bodies = engine, name, Bodies()
         self.scheduler = Scheduler(engine)
-        self._reader, self._reading = ThreadPoolExecutor(1, "alhena-reader"), 0
+        self._parser, self._parsing = ThreadPoolExecutor(1, "alhena-parser"), 0
 
-    async def read(self, data: bytearray, read: Read) -> tuple[GenerateRequest, Example]:
-        """The body, parsed, and its prompt, encoded once. Raises WireError."""
-        if self._reading >= MOST_READING:
-            raise overloaded(f"{MOST_READING} requests wait to be read")
-        self._reading += 1
+    async def read(self, data: bytearray, parse: Parse) -> tuple[GenerateRequest, Example]:
+        """The parsed body and its encoded prompt. Raises WireError."""
+        if self._parsing >= MAX_PARSING:
+            raise overloaded(f"{MAX_PARSING} requests wait to be parsed")
+        self._parsing += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._reader, self._read, data, read)
+            return await asyncio.get_running_loop().run_in_executor(self._parser, self._read, data, parse)
         finally:
-            self._reading -= 1
+            self._parsing -= 1
 
-    def _read(self, data: bytearray, read: Read) -> tuple[GenerateRequest, Example]:
-        request = read(parse_json(data), self.name, DEFAULT)
+    def _read(self, data: bytearray, parse: Parse) -> tuple[GenerateRequest, Example]:
+        request = parse(parse_json(data), self.name, DEFAULT)
         try:
-            return request, self.engine.encode(request.contents, rows_of(request.sampling))
+            return request, self.engine.encode(request.contents, sequences_per_answer(request.sampling))
         except ValueError as error:
-            raise request.culprit(error) from None
+            raise request.locate_error(error) from None
 
     async def count(self, data: bytearray) -> Response:
         _, example = await self.read(data, read_count_request)
@@ -103,28 +107,29 @@ class _Calls:
         return JSONResponse(write_response(answer.content.parts, self.name, answer, self.modalities(example)))
 
     async def stream(self, data: bytearray, sse: bool) -> Response:
-        """Read and queued before the stream begins, so that what is refused has a status of its own."""
+        """Parses and queues before the stream begins, so that a refused request gets an HTTP status of its own."""
         request, example = await self.read(data, read_request)
         generation = self.scheduler.submit(example, request.sampling)
         return _Stream(generation, _events(generation, self.name, self.modalities(example)), sse)
 
     def stop(self) -> None:
-        self._reader.shutdown(wait=False, cancel_futures=True)
+        self._parser.shutdown(wait=False, cancel_futures=True)
         self.scheduler.stop()
 
 
 async def _events(generation: Generation, name: str, prompt: Mapping[str, int]) -> AsyncIterator[dict[str, Any]]:
-    """Events of a generation. One is held back, so that the last one has a part as well as the reason and the counts."""
-    held: Part | None = None
+    """Events of a generation, each one behind: the last one then has a part, the finish reason and the token counts."""
+    pending: Part | None = None
     try:
-        async for news in generation:
-            if isinstance(news, Answer):
-                yield write_response((held,) if held else (), name, news, prompt)
+        async for item in generation:
+            if isinstance(item, Answer):
+                yield write_response((pending,) if pending else (), name, item, prompt)
                 return
-            if held:
-                yield write_response((held,), name, None)
-            held = news
-    except WireError as error:  # too late for a status
+            if pending:
+                yield write_response((pending,), name, None)
+            pending = item
+    except WireError as error:
+        # The status has been sent already.
         yield error.body()
 
 
@@ -156,22 +161,22 @@ class _Stream(StreamingResponse):
             self._generation.cancel()
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
-    """The response of ``work``, which is cancelled when the client leaves."""
+async def _until_disconnect(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
+    """The response of ``work``, which is cancelled when the client disconnects."""
 
-    async def gone() -> None:
+    async def disconnected() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    task, left = asyncio.create_task(work), asyncio.create_task(gone())
+    task, disconnect = asyncio.create_task(work), asyncio.create_task(disconnected())
     try:
-        await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else Response(status_code=CLIENT_GONE)
+        await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else Response(status_code=CLIENT_CLOSED_REQUEST)
     finally:
-        for some in (task, left):
-            some.cancel()
+        for started in (task, disconnect):
+            started.cancel()
             with suppress(asyncio.CancelledError, Exception):
-                await some
+                await started
 
 
 def _set_error_shape(app: FastAPI) -> None:
@@ -186,15 +191,15 @@ def _set_error_shape(app: FastAPI) -> None:
         return JSONResponse(wire.body(), wire.code)
 
     @app.exception_handler(ClientDisconnect)
-    async def _client_gone(*_: Any) -> Response:
-        return Response(status_code=CLIENT_GONE)
+    async def _client_disconnected(*_: Any) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
 
     @app.exception_handler(Exception)
     async def _internal_error(*_: Any) -> JSONResponse:
         return JSONResponse(WireError(500, "internal error", "INTERNAL").body(), 500)
 
 
-def create_app(engine: Engine, name: str, hosts: Hosts = Hosts(), most_running: int = MOST_RUNNING) -> FastAPI:
+def create_app(engine: Engine, name: str, hosts: Hosts = Hosts(), max_running: int = MAX_RUNNING) -> FastAPI:
     """The application that serves one model under one name."""
     calls = _Calls(engine, name)
 
@@ -205,7 +210,7 @@ def create_app(engine: Engine, name: str, hosts: Hosts = Hosts(), most_running: 
         await asyncio.to_thread(calls.stop)
 
     app = FastAPI(title="Alhena", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    app.add_middleware(Guard, hosts=hosts, most=most_running)  # type: ignore[arg-type]
+    app.add_middleware(Guard, hosts=hosts, max_running=max_running)  # type: ignore[arg-type]
     _set_error_shape(app)
 
     def check(version: str, model: str) -> None:
@@ -217,12 +222,12 @@ def create_app(engine: Engine, name: str, hosts: Hosts = Hosts(), most_running: 
     @app.get("/{version}/models")
     async def models(version: str) -> dict[str, Any]:
         check(version, name)
-        return {"models": [_card(name)]}
+        return {"models": [_model_info(name)]}
 
     @app.get("/{version}/models/{model}")
     async def model_card(version: str, model: str) -> dict[str, Any]:
         check(version, model)
-        return _card(name)
+        return _model_info(name)
 
     @app.post("/{version}/models/{call}", response_model=None)
     async def call(version: str, call: str, request: Request) -> Response:
@@ -235,26 +240,26 @@ def create_app(engine: Engine, name: str, hosts: Hosts = Hosts(), most_running: 
             raise WireError(404, f"models/{model} has no method {method!r}; it has {', '.join(METHODS)}", "NOT_FOUND")
         data = await calls.bodies.read(request)
         if method == "generateContent":
-            return await _unless_gone(request, calls.generate(data))
+            return await _until_disconnect(request, calls.generate(data))
         if method == "countTokens":
-            return await _unless_gone(request, calls.count(data))
-        return await _unless_gone(request, calls.stream(data, alt == "sse"))
+            return await _until_disconnect(request, calls.count(data))
+        return await _until_disconnect(request, calls.stream(data, alt == "sse"))
 
     return app
 
 
 @dataclass(frozen=True)
 class Listening:
-    """Where to serve, and for whom."""
+    """Address to listen on, further allowed hosts, and the maximum number of requests at a time."""
 
     host: str = "127.0.0.1"
     port: int = 8000
     allow_hosts: tuple[str, ...] = ()
-    limit_concurrency: int = MOST_RUNNING
+    limit_concurrency: int = MAX_RUNNING
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """Raises ValueError when the port is in use or the host is not of this machine."""
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ValueError when the port is in use or the host is not an address of this machine."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -262,13 +267,13 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind(address)
         listener.listen(1024)
     except (OSError, OverflowError, UnicodeError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ValueError(f"cannot listen on {host} port {port}: {why}; choose another --port or --host") from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ValueError(f"cannot listen on {host} port {port}: {reason}; choose another --port or --host") from None
     return listener
 
 
 def make_server(app: FastAPI, log_level: str = "warning") -> uvicorn.Server:
-    """uvicorn with this server's limits."""
+    """A uvicorn server with the limits of this module."""
     return uvicorn.Server(
         uvicorn.Config(
             app, http=Protocol, ws="none", log_level=log_level, access_log=False, proxy_headers=False, server_header=False,
@@ -279,14 +284,15 @@ def make_server(app: FastAPI, log_level: str = "warning") -> uvicorn.Server:
 
 def serve(folder: Path, where: Listening = Listening()) -> None:
     """Serves the model of a folder until interrupted."""
-    with _listen(where.host, where.port) as listener:
+    with listen(where.host, where.port) as listener:
+        _limit_process_memory()
         engine = Engine.load(folder)
-        shown = f"[{where.host}]" if ":" in where.host else where.host
-        base = f"http://{shown}:{listener.getsockname()[1]}"
+        url_host = f"[{where.host}]" if ":" in where.host else where.host
+        url = f"http://{url_host}:{listener.getsockname()[1]}"
         print(
-            f"{engine.name} answers at {base}\n"
+            f"{engine.name} answers at {url}\n"
             "  from google import genai\n"
-            f'  client = genai.Client(api_key="any", http_options={{"base_url": "{base}"}})\n'
+            f'  client = genai.Client(api_key="any", http_options={{"base_url": "{url}"}})\n'
             f'  client.models.generate_content(model="{engine.name}", contents="Draw a red circle.")',
             flush=True,
         )
@@ -294,11 +300,20 @@ def serve(folder: Path, where: Listening = Listening()) -> None:
         try:
             make_server(create_app(engine, engine.name, hosts, where.limit_concurrency)).run([listener])
         finally:
-            _leave()
+            _end_process()
 
 
-def _leave() -> None:
-    """Ends the process where a thread does not end: the interpreter would wait for one that decodes, and crash in one that compiles."""
+def _limit_process_memory() -> None:
+    """Last line of defense: an allocation beyond the machine's memory fails, and with it one request, not the server.
+
+    Drivers of accelerators reserve more address space than there is memory, so only a CPU backend is limited.
+    """
+    if jax.default_backend() == "cpu":
+        limit_memory(machine_memory() * 9 // 10)
+
+
+def _end_process() -> None:
+    """Ends the process when a thread does not end: the interpreter would wait for a decoder, and crash during a compilation."""
     for thread in threading.enumerate():
         if thread.name.startswith("alhena-"):
             thread.join(1)

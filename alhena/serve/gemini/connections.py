@@ -1,7 +1,7 @@
-"""Connections and who may use them: time limits for slow clients, names for the Host header, no requests of other sites.
+"""Limits on connections: timeouts for slow clients, allowed Host headers, refusal of cross-site requests.
 
-A connection *waits* until its whole request is here. Waiting connections have a time limit, and each client address has a number of
-them: one more closes the oldest, so that half-open connections never keep a complete request out.
+A connection *waits* until its request is complete. Waiting connections have a timeout, and their number for one client address is
+bounded: a further one closes the oldest, so that half-open connections never block a complete request.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 HEADER_SECONDS = 15.0
 BODY_SECONDS = 120.0
 WRITE_SECONDS = 60.0
-MOST_WAITING = 256
-SMALL_BODY = 1 << 20
-LARGEST_BODY = 64 << 20
-MOST_BODIES = 256 << 20  # bytes of all large bodies that are being received
+MAX_WAITING = 256
+SMALL_BODY_BYTES = 1 << 20
+MAX_BODY_BYTES = 64 << 20
+# Bytes of all large bodies that are being received.
+MAX_RECEIVED_BYTES = 256 << 20
 Message = MutableMapping[str, Any]
 Application = Callable[
     [Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]
@@ -36,7 +37,7 @@ Application = Callable[
 
 
 class Protocol(H11Protocol):
-    """uvicorn's HTTP protocol, with limits on connections that wait for their request or do not read their response."""
+    """uvicorn's HTTP protocol with timeouts for clients that do not complete their request or do not read the response."""
 
     # Connections whose request is not complete, by client address, oldest first.
     waiting: ClassVar[defaultdict[str, dict[Protocol, None]]] = defaultdict(dict)
@@ -49,9 +50,9 @@ class Protocol(H11Protocol):
 
     def _wait(self) -> None:
         self._stop_waiting()
-        mine = self.waiting[self._address]
-        if len(mine) >= MOST_WAITING:
-            oldest = next(iter(mine))
+        connections = self.waiting[self._address]
+        if len(connections) >= MAX_WAITING:
+            oldest = next(iter(connections))
             oldest._stop_waiting()
             oldest.transport.abort()
         self.waiting[self._address][self] = None
@@ -62,9 +63,9 @@ class Protocol(H11Protocol):
         return self.client[0] if self.client else ""
 
     def _stop_waiting(self) -> None:
-        mine = self.waiting.get(self._address, {})
-        mine.pop(self, None)
-        if not mine:
+        connections = self.waiting.get(self._address, {})
+        connections.pop(self, None)
+        if not connections:
             self.waiting.pop(self._address, None)
         self._stop_header_timer()
 
@@ -79,7 +80,8 @@ class Protocol(H11Protocol):
 
     def handle_events(self) -> None:
         super().handle_events()
-        if self.conn.their_state is not h11.IDLE:  # the headers are here; the body has a limit of its own
+        # The headers are complete; the body has a timeout of its own.
+        if self.conn.their_state is not h11.IDLE:
             self._stop_header_timer()
         if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
             self._stop_waiting()
@@ -107,7 +109,7 @@ class Protocol(H11Protocol):
 
 
 class Bodies:
-    """Reads bodies within a size, a time, and a number of bytes of all of them together."""
+    """Reads request bodies, bounded in size, time, and total bytes of all bodies together."""
 
     def __init__(self) -> None:
         self._received = 0
@@ -115,8 +117,8 @@ class Bodies:
     async def read(self, request: Request) -> bytearray:
         """Raises WireError 408, 413 or 503."""
         length = request.headers.get("content-length", "")
-        if length.isdigit() and int(length) > LARGEST_BODY:
-            raise WireError(413, f"the request has {length[:20]} bytes; at most {LARGEST_BODY:,} are read")
+        if length.isdigit() and int(length) > MAX_BODY_BYTES:
+            raise WireError(413, f"the request has {length[:20]} bytes; at most {MAX_BODY_BYTES:,} are read")
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 return await self._read(request)
@@ -128,12 +130,12 @@ class Bodies:
         try:
             async for chunk in request.stream():
                 data += chunk
-                if len(data) > LARGEST_BODY:
-                    raise WireError(413, f"the request is larger than {LARGEST_BODY:,} bytes")
-                if len(data) > SMALL_BODY:
+                if len(data) > MAX_BODY_BYTES:
+                    raise WireError(413, f"the request is larger than {MAX_BODY_BYTES:,} bytes")
+                if len(data) > SMALL_BODY_BYTES:
                     self._received += len(data) - counted
                     counted = len(data)
-                if self._received > MOST_BODIES:
+                if self._received > MAX_RECEIVED_BYTES:
                     raise overloaded("too many large requests are being received")
             return data
         finally:
@@ -142,14 +144,14 @@ class Bodies:
 
 @dataclass(frozen=True)
 class Hosts:
-    """Names that a Host header may have; with ``addresses``, every IP address too (no foreign name can resolve to one)."""
+    """Allowed Host headers: some names, and with ``addresses`` every IP address (no foreign name can resolve to one)."""
 
     names: frozenset[str] = LOOPBACK
     addresses: bool = False
 
     @classmethod
     def serving(cls, host: str, more: Iterable[str] = ()) -> Hosts:
-        """Those of a server that listens on ``host``."""
+        """The allowed hosts of a server that listens on ``host``."""
         names = LOOPBACK | {host.lower(), *(name.lower() for name in more)}
         return cls(names, addresses=host.lower() not in LOOPBACK)
 
@@ -174,10 +176,10 @@ def _is_address(name: str) -> bool:
 
 
 class Guard:
-    """ASGI middleware: refuses foreign Host names and requests of other sites, and more requests than ``most`` at a time."""
+    """ASGI middleware: refuses foreign Host headers, cross-site requests, and more than ``max_running`` requests at a time."""
 
-    def __init__(self, app: Application, hosts: Hosts, most: int) -> None:
-        self._app, self._hosts, self._most, self._running = app, hosts, most, 0
+    def __init__(self, app: Application, hosts: Hosts, max_running: int) -> None:
+        self._app, self._hosts, self._max_running, self._running = app, hosts, max_running, 0
 
     async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -197,12 +199,12 @@ class Guard:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         host, origin = headers.get(b"host", ""), headers.get(b"origin")
         if not self._hosts.allow(host):
-            message = f"the Host header is {host[:100]!r}; start the server with --allow-host to answer to that name"
+            message = f"the Host header is {host[:100]!r}; start the server with --allow-host to allow that name"
             return WireError(403, message, "PERMISSION_DENIED")
-        # The scheme may differ: a proxy in front of this server may speak TLS.
+        # The scheme may differ: a proxy in front of this server may use TLS.
         foreign = origin is not None and origin.partition("://")[2].lower() != host.lower()
         if foreign or headers.get(b"sec-fetch-site") == "cross-site":
-            return WireError(403, "requests of other sites are refused", "PERMISSION_DENIED")
-        if self._running >= self._most:
-            return overloaded(f"{self._most} requests are being answered")
+            return WireError(403, "cross-site requests are refused", "PERMISSION_DENIED")
+        if self._running >= self._max_running:
+            return overloaded(f"{self._max_running} requests are being answered")
         return None

@@ -1,6 +1,6 @@
-"""Strict reading of JSON bodies: bounded, and every field is known by name or refused by name.
+"""Strict parsing of JSON bodies: sizes are bounded, and an unknown field is refused by name.
 
-camelCase and snake_case may be mixed in one body, as the official SDK does; ``null`` is as good as absent; a whole number may
+camelCase and snake_case may be mixed in one body, as the official SDK does; ``null`` is the same as absent; an integer may
 arrive as ``4``, ``4.0`` or ``"4"``, as Google's JSON mapping allows.
 """
 
@@ -12,18 +12,19 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-MOST_STRUCTURE = 1 << 19  # brackets, braces, colons and commas of one body
-LONGEST_NUMBER = 64
-LONGEST_MESSAGE = 1000
+# Brackets, braces, colons and commas of one body.
+MAX_STRUCTURE = 1 << 19
+MAX_NUMBER_LENGTH = 64
+MAX_MESSAGE_LENGTH = 1000
 Fields = Mapping[str, Any]
 
 
 class WireError(Exception):
-    """An error in Google's shape."""
+    """An error in the format of Google's APIs: HTTP code, message, status."""
 
     def __init__(self, code: int, message: str, status: str = "INVALID_ARGUMENT") -> None:
         message = message.encode("utf-8", "backslashreplace").decode()
-        self.message = message if len(message) <= LONGEST_MESSAGE else message[:LONGEST_MESSAGE] + " …"
+        self.message = message if len(message) <= MAX_MESSAGE_LENGTH else message[:MAX_MESSAGE_LENGTH] + " …"
         super().__init__(self.message)
         self.code, self.status = code, status
 
@@ -32,10 +33,12 @@ class WireError(Exception):
 
 
 def overloaded(message: str) -> WireError:
+    """503: try again later."""
     return WireError(503, f"{message}; try again later", "UNAVAILABLE")
 
 
 def not_offered(where: str, remedy: str = "") -> WireError:
+    """400: a known field whose feature this server does not have."""
     return WireError(400, f"{where} is not offered by this server{remedy}")
 
 
@@ -43,17 +46,19 @@ def not_offered(where: str, remedy: str = "") -> WireError:
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise WireError(400, f"the field {twice!r} is there twice")
-    return found
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise WireError(400, f"the field {duplicate!r} is repeated")
+    return fields
 
 
 def _number(text: str) -> int | float:
-    if len(text) > LONGEST_NUMBER:
-        raise WireError(400, f"the number {text[:20]}… has {len(text):,} characters; at most {LONGEST_NUMBER} are read")
+    if len(text) > MAX_NUMBER_LENGTH:
+        raise WireError(
+            400, f"the number {text[:20]}… has {len(text):,} characters; at most {MAX_NUMBER_LENGTH} are read"
+        )
     value = float(text)
     if not math.isfinite(value):
         raise WireError(400, f"the number {text} is out of range")
@@ -61,13 +66,13 @@ def _number(text: str) -> int | float:
 
 
 def _constant(text: str) -> Any:
-    raise WireError(400, f"the request is not JSON: {text} is no number")
+    raise WireError(400, f"the request is not JSON: {text} is not a number")
 
 
 def parse_json(data: bytes | bytearray) -> Any:
-    """The value of a JSON body. What it would cost is bounded before it is parsed. Raises WireError."""
-    if sum(data.count(mark) for mark in b"[{:,") > MOST_STRUCTURE:
-        raise WireError(400, f"the request has more than {MOST_STRUCTURE:,} fields, items, commas and colons")
+    """The value of a JSON body, whose size is bounded before it is parsed. Raises WireError."""
+    if sum(data.count(mark) for mark in b"[{:,") > MAX_STRUCTURE:
+        raise WireError(400, f"the request has more than {MAX_STRUCTURE:,} fields, items, commas and colons")
     try:
         return json.loads(
             data.decode("utf-8-sig"),
@@ -82,7 +87,7 @@ def parse_json(data: bytes | bytearray) -> Any:
         raise WireError(400, f"the request is not JSON: {error}") from None
 
 
-# ── fields ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Fields ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def camel(name: str) -> str:
@@ -110,33 +115,33 @@ def read_object(value: Any, where: str, known: Collection[str]) -> Fields:
         if item is None:
             continue
         if name in out:
-            raise WireError(400, f"{path(where, name)} is there twice")
+            raise WireError(400, f"{path(where, name)} is repeated")
         out[name] = item
     return out
 
 
 def refuse(fields: Fields, where: str, names: Collection[str]) -> None:
-    """Raises WireError for a field that asks for what is not offered; empty and false ones ask for nothing."""
+    """Raises WireError for a field of an unsupported feature, unless its value is empty, zero or false."""
     for name in names:
         if fields.get(name):
             raise not_offered(path(where, name))
 
 
-def read_list(value: Any, where: str, most: int) -> Sequence[Any]:
-    """A list; one object or one string stands for a list of it."""
+def read_list(value: Any, where: str, max_length: int) -> Sequence[Any]:
+    """A list; a single object or string is read as a list of one."""
     value = [value] if isinstance(value, Mapping | str) else value
-    if not isinstance(value, list) or len(value) > most:
-        raise WireError(400, f"{where} must be a list of at most {most} items")
+    if not isinstance(value, list) or len(value) > max_length:
+        raise WireError(400, f"{where} must be a list of at most {max_length} items")
     return value
 
 
-def read_string(value: Any, where: str, most: int) -> str:
-    if not isinstance(value, str) or len(value) > most:
-        raise WireError(400, f"{where} must be a string of at most {most:,} characters")
+def read_string(value: Any, where: str, max_length: int) -> str:
+    if not isinstance(value, str) or len(value) > max_length:
+        raise WireError(400, f"{where} must be a string of at most {max_length:,} characters")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise WireError(400, f"{where} holds half of a surrogate pair, which is no character") from None
+        raise WireError(400, f"{where} holds half of a surrogate pair, which is not a character") from None
     return value
 
 
@@ -152,7 +157,7 @@ def read_number(fields: Fields, where: str, name: str, default: float) -> float:
 def read_integer(fields: Fields, where: str, name: str, default: int) -> int:
     value = read_number(fields, where, name, default)
     if not value.is_integer() or abs(value) >= 1 << 63:
-        raise WireError(400, f"{path(where, name)} must be a whole number of 64 bits")
+        raise WireError(400, f"{path(where, name)} must be an integer of 64 bits")
     return int(value)
 
 

@@ -1,4 +1,4 @@
-"""The generationConfig and the safetySettings of a request. What this server cannot do is refused by name, never ignored."""
+"""generationConfig and safetySettings of a request. An unsupported field is refused by name, never ignored."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from alhena.serve.gemini.fields import (
     read_string,
     refuse,
 )
-from alhena.serve.sampler import DRAWING, Sampling
+from alhena.serve.sampler import IMAGE_GUIDANCE, Sampling
 
 WHERE = "generationConfig"
-MOST_STOPS, LONGEST_STOP = 5, 1024
+MAX_STOPS, MAX_STOP_LENGTH = 5, 1024
 NUMBERS = ("temperature", "topK", "topP", "seed", "maxOutputTokens", "candidateCount")
-# They ask for nothing when they are empty, false or zero.
+# Refused unless they are empty, false or zero.
 NOT_OFFERED = (
     "responseSchema", "responseJsonSchema", "responseFormat", "responseLogprobs", "logprobs", "presencePenalty", "frequencyPenalty",
     "speechConfig", "translationConfig", "audioTimestamp", "routingConfig", "modelSelectionConfig", "enableAffectiveDialog",
@@ -32,13 +32,13 @@ KNOWN = (
     *NUMBERS, "stopSequences", "responseModalities", "imageConfig", "responseMimeType", "thinkingConfig", "mediaResolution",
     *NOT_OFFERED,
 )  # fmt: skip
-# Nothing is ever blocked, which is what these thresholds ask for.
+# This server blocks nothing: these thresholds are the only ones it supports.
 NEVER_BLOCK = ("BLOCK_NONE", "OFF")
-MOST_TOKENS = 1 << 20
+MAX_TOKENS = 1 << 20
 
 
 def _aspect(config: Fields, default: float | None) -> float | None:
-    """Width over height of images to draw, of ``imageConfig.aspectRatio`` such as 16:9."""
+    """Width / height of generated images, from ``imageConfig.aspectRatio`` such as 16:9."""
     where = f"{WHERE}.imageConfig"
     image = read_object(
         config.get("imageConfig") or {}, where, ("aspectRatio", "imageSize", "personGeneration", "outputMimeType",
@@ -50,7 +50,7 @@ def _aspect(config: Fields, default: float | None) -> float | None:
     ratio = read_string(image["aspectRatio"], f"{where}.aspectRatio", 16)
     match = re.fullmatch(r"([0-9]{1,4}):([0-9]{1,4})", ratio)
     if match is None or int(match[2]) == 0:
-        raise WireError(400, f"{where}.aspectRatio is {ratio!r}; width and height are wanted, as in 16:9")
+        raise WireError(400, f"{where}.aspectRatio is {ratio!r}; it must be width:height, as in 16:9")
     return int(match[1]) / int(match[2])
 
 
@@ -64,7 +64,7 @@ def _modalities(config: Fields) -> list[str]:
 
 
 def _thinking(config: Fields) -> None:
-    """A model that does not think keeps within every budget, but it has no thoughts to show."""
+    """Accepts every thinking budget, since the model does not think; refuses a request for its thoughts."""
     where = f"{WHERE}.thinkingConfig"
     thinking = read_object(
         config.get("thinkingConfig", {}), where, ("includeThoughts", "thinkingBudget", "thinkingLevel")
@@ -79,9 +79,9 @@ def _thinking(config: Fields) -> None:
 
 
 def _check_trivial(config: Fields) -> None:
-    """Fields of which one value alone can be honored."""
+    """Raises WireError for fields of which only the default is supported."""
     if read_integer(config, WHERE, "candidateCount", 1) != 1:
-        raise WireError(400, f"{WHERE}.candidateCount must be 1: one answer is given")
+        raise WireError(400, f"{WHERE}.candidateCount must be 1: this server returns one answer")
     mime = read_string(config.get("responseMimeType", "text/plain"), f"{WHERE}.responseMimeType", 256)
     if mime not in ("", "text/plain"):
         raise not_offered(f"{WHERE}.responseMimeType", f" as {mime!r}; it must be text/plain")
@@ -98,7 +98,7 @@ def read_sampling(value: Any, default: Sampling) -> Sampling:
     _thinking(config)
     where = f"{WHERE}.stopSequences"
     stop = tuple(
-        read_string(s, where, LONGEST_STOP) for s in read_list(config.get("stopSequences", []), where, MOST_STOPS)
+        read_string(s, where, MAX_STOP_LENGTH) for s in read_list(config.get("stopSequences", []), where, MAX_STOPS)
     )
     if not all(stop):
         raise WireError(400, f"{where} must be non-empty strings")
@@ -108,11 +108,11 @@ def read_sampling(value: Any, default: Sampling) -> Sampling:
         return Sampling(
             temperature=read_number(config, WHERE, "temperature", default.temperature),
             top_k=min(read_integer(config, WHERE, "topK", default.top_k), 1 << 30),
-            # Zero keeps the likeliest token alone, as the smallest share does.
+            # Zero keeps only the most likely token, as the smallest positive value does.
             top_p=1e-6 if top_p == 0 else top_p,
             seed=read_integer(config, WHERE, "seed", default.seed),
-            max_tokens=min(read_integer(config, WHERE, "maxOutputTokens", default.max_tokens), MOST_TOKENS),
-            guidance=DRAWING if "IMAGE" in modalities else default.guidance,
+            max_tokens=min(read_integer(config, WHERE, "maxOutputTokens", default.max_tokens), MAX_TOKENS),
+            guidance=IMAGE_GUIDANCE if "IMAGE" in modalities else default.guidance,
             image_first=modalities == ["IMAGE"],
             aspect=_aspect(config, default.aspect),
             stop=stop,
@@ -122,7 +122,7 @@ def read_sampling(value: Any, default: Sampling) -> Sampling:
 
 
 def check_safety(value: Any) -> None:
-    """Raises WireError for a safety setting that asks for blocking."""
+    """Raises WireError for a safety setting that requires blocking."""
     for i, item in enumerate(read_list([] if value is None else value, "safetySettings", 64)):
         where = f"safetySettings[{i}]"
         setting = read_object(item, where, ("category", "threshold", "method"))
@@ -131,6 +131,6 @@ def check_safety(value: Any) -> None:
         if threshold not in NEVER_BLOCK:
             raise not_offered(
                 f"{where}.threshold",
-                f" as {threshold!r}: nothing is blocked; {' or '.join(NEVER_BLOCK)} can be honored",
+                f" as {threshold!r}: nothing is blocked; it must be {' or '.join(NEVER_BLOCK)}",
             )
         refuse(setting, where, ("method",))
