@@ -42,7 +42,7 @@ class Bench:
 
 
 def _run_images(bench: Bench) -> list[np.ndarray]:
-    """A random sample of the images that the run's model generates or sees in scenes, uint8 [height, width, 3]."""
+    """A random sample of the run's images to generate and of its scenes, uint8 [height, width, 3]."""
     images = []
     for document in read_documents(bench.folder / "curated" / "train"):
         for content in document.contents:

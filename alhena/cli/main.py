@@ -99,7 +99,7 @@ def main() -> None:
         sys.exit(f"alhena: {_line_of(error)}")
 
 
-def _line_of(error: Exception) -> str:
+def _line_of(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return (
             f"out of memory ({error or 'no more could be allocated'}); give the process more, or less to do at a time"
