@@ -3,7 +3,7 @@
 corpus      raw files → clean, deduplicated, decontaminated, mixed Documents
 tokens      Documents → packed Batches of tokens, patches and frames
 model       Batch → logits
-pretrain    Batches → base model
+train       Batches → base model
 align       base → assistant
 compress    assistant → Nano, 4-bit
 serve       weights → answers

@@ -1,1 +1,1 @@
-"""The command line: ``main`` assembles the commands, one module per group of commands."""
+"""The command line: ``main`` is the entry point, ``commands`` lists the commands, one module per group of commands."""

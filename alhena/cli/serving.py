@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 
 from alhena.cli.arguments import DEFAULT_RUN, Folder, model_folder
@@ -21,6 +22,8 @@ class Chat:
     def __call__(self) -> None:
         from alhena.serve.chat import chat
 
+        # An interrupt that ends an answer does not end the chat.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         chat(model_folder(self.folder, self.name), ask=self.ask)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from alhena.cli.main import Command
+from alhena.cli.commands import Command
 from alhena.cli.scaling import Fit, Suggest
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ def commands_in(text: str) -> list[list[str]]:
 
 
 def test_help_imports_no_array_library():
-    script = "import sys; import alhena.cli.main; print([m for m in ('jax', 'numpy', 'pyarrow') if m in sys.modules])"
+    script = "import sys; import alhena.cli.main, alhena.cli.commands; print([m for m in ('jax', 'numpy', 'pyarrow') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout == "[]\n"
 
