@@ -1,5 +1,5 @@
-# make demo   from raw documents to a served, measured multimodal model     make test   the whole test suite
-# make lint   format, lint, types                                           make bench  side-by-side measurements
+# make demo   from raw documents to a served, measured multimodal model     make test   all tests
+# make lint   format, lint, types                                           make bench  all benchmarks
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready

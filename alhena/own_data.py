@@ -1,4 +1,4 @@
-"""Models made of a run's models and documents of one's own, and report cards of single models.
+"""Tuning a run's model on the user's own documents, and report cards of single models.
 
 CURATED + RUN/models/assistant ─► RUN/tuned/NAME (encoded examples, checkpoints) ─► RUN/models/NAME
 RUN/curated/test + RUN/models/NAME ─► RUN/reports/NAME
@@ -23,27 +23,27 @@ from alhena.files import (
     read_json,
     write_json,
 )
-from alhena.pipeline import encode, make_card, tune_on
+from alhena.pipeline import encode, evaluation_stage, tune_on
 from alhena.stages import Stage, check_inputs, fingerprint_of, run_stage
 from alhena.tokens.tokenize import Encoding
 
 
 def tuning_stage(run: Path, base: Path, curated: Path, name: str, t: Tune) -> Stage:
-    """The stage RUN/tuned/NAME, keyed by the content of documents and base model, and by the settings."""
+    """The stage RUN/tuned/NAME; its fingerprint depends on the content of the documents and the base model, and on the settings."""
     print_ = fingerprint("tuned", content_fingerprint(curated), content_fingerprint(base), t)
     return Stage(f"tune {name}", run / "tuned" / name, print_, models=(run / "models" / name,))
 
 
 def tune_on_documents(run: Path, base: Path, curated: Path, name: str, t: Tune) -> dict[str, Any]:
-    """Tunes the model of folder ``base`` on curated Documents of one's own, to RUN/models/NAME; returns what was used and dropped.
+    """Tunes the model of folder ``base`` on curated documents and writes RUN/models/NAME; returns what was used and dropped.
 
-    Encoded examples and checkpoints lie in RUN/tuned/NAME. Raises ValueError for a base that cannot be tuned.
+    Encoded examples and checkpoints are in RUN/tuned/NAME. Raises ValueError for a base that cannot be tuned.
     """
     if not curated.exists():
         raise ValueError(f"{curated}: no such folder of curated documents (alhena curate writes them)")
-    if is_quantised(base):
+    if is_quantized(base):
         raise ValueError(
-            f"{base}: a model of 4-bit weights cannot be tuned; tune the model that it was made of (--base assistant)"
+            f"{base}: a model with 4-bit weights cannot be tuned; tune the model that it was quantized from (--base assistant)"
         )
     check_inputs(base)
     stage = tuning_stage(run, base, curated, name, t)
@@ -60,17 +60,17 @@ def tune_on_documents(run: Path, base: Path, curated: Path, name: str, t: Tune) 
 
 
 def _encode_once(curated: Path, examples: Path, how: Encoding) -> dict[str, Any]:
-    """Encodes the documents, unless ``examples.json`` lists what an interrupted stage encoded, and it is whole. Returns the counts."""
-    listed = examples.with_suffix(".json")
-    if not listed.exists() or changed_files(examples, read_entries(listed)):
+    """Encodes the documents; returns the counts. Skipped when an interrupted stage finished this: ``examples.json`` lists the files."""
+    manifest = examples.with_suffix(".json")
+    if not manifest.exists() or changed_files(examples, read_entries(manifest)):
         counts = encode(curated, examples, how, "answers")
         flush_all(examples)
-        write_json(listed, {"counts": counts, "files": describe_files(examples, files_under(examples))})
-    return read_json(listed, counts=dict)["counts"]
+        write_json(manifest, {"counts": counts, "files": describe_files(examples, files_under(examples))})
+    return read_json(manifest, counts=dict)["counts"]
 
 
-def is_quantised(folder: Path) -> bool:
-    """Whether a model folder holds 4-bit weights, by the names of its arrays."""
+def is_quantized(folder: Path) -> bool:
+    """Whether a model folder holds 4-bit weights, by the names of its tensors."""
     path = folder / "weights.safetensors"
     try:
         with safe_open(path, framework="numpy") as file:
@@ -79,10 +79,11 @@ def is_quantised(folder: Path) -> bool:
         raise ValueError(f"{path}: cannot be read ({error})") from None
 
 
-def report_on(folder: Path, model_: Path) -> Path:
-    """The report card of one model, on the run's test split; returns its folder."""
-    check_inputs(model_)
-    print_ = fingerprint(fingerprint_of(folder / "curated"), content_fingerprint(model_))
-    out = folder / "reports" / model_.name
-    make_card(folder, {model_.name: model_}, out, print_)
+def report_on(run: Path, model: Path) -> Path:
+    """Writes the report card of one model on the run's test split; returns its folder, RUN/reports/NAME."""
+    check_inputs(model)
+    out = run / "reports" / model.name
+    evaluation_stage(
+        run, {model.name: model}, out, fingerprint(fingerprint_of(run / "curated"), content_fingerprint(model))
+    )
     return out

@@ -1,8 +1,9 @@
-"""The journey, stage by stage: each reads the artifact of the one before it, writes its own, and is not repeated when it is whole.
+"""The pipeline: stages in order. Each reads the output of the stage before it, and is skipped when it has finished.
 
-    corpus → curate → tokenize (→ listen) → pretrain → tune → compress → evaluate
+    corpus → curate → image tokenizer → tokenize (→ audio pre-training) → pretrain → tune → compress → evaluate
 
-A stage's fingerprint is made of its settings and of the fingerprint before it, so a changed recipe repeats just what it must.
+The fingerprint of a stage depends on its settings and on the fingerprints of its inputs, so a changed recipe repeats only what
+depends on the change (:mod:`alhena.stages`).
 """
 
 from __future__ import annotations
@@ -43,24 +44,24 @@ from alhena.train.trainer import Folders, train
 from alhena.train.validation import validate
 
 BASE, ASSISTANT, NANO = "base", "assistant", "nano"
-AUDIO_ENCODER = "listen"
+AUDIO_ENCODER = "audio_encoder"
 _TOKENIZER_FILES = ("text.model", "vocabulary.json", "image_tokenizer.json", "image_tokenizer.safetensors")
-_OWN_RAW = "documents of your own need a recipe with corpus=None (docs/your-data.md); or choose another run folder"
+_ADVICE_RAW = "your own documents need a recipe with corpus=None (docs/your-data.md); or choose another run folder"
 
 
 def make_corpus(run: Recipe, folder: Path) -> None:
+    """RUN/raw: the starter corpus. Raises ValueError when the recipe requires the user's own documents and there are none."""
     raw, corpus = folder / "raw", run.corpus
     if corpus is None:
         if not raw.is_dir():
-            raise ValueError(
-                f"{run.name} is trained on documents of your own: put them under {raw} (docs/your-data.md)"
-            )
+            raise ValueError(f"{run.name} is trained on your own documents: put them under {raw} (docs/your-data.md)")
         return
-    stage = Stage("starter corpus", raw, fingerprint("raw", corpus), advice=_OWN_RAW)
+    stage = Stage("starter corpus", raw, fingerprint("raw", corpus), advice=_ADVICE_RAW)
     run_stage(stage, lambda: {"documents": starter.build(raw, corpus)})
 
 
 def make_curated(run: Recipe, folder: Path) -> None:
+    """RUN/curated: clean documents by split, and reports of what was dropped."""
     raw, out = folder / "raw", folder / "curated"
     if run.corpus is None:
         make_corpus(run, folder)
@@ -70,59 +71,54 @@ def make_curated(run: Recipe, folder: Path) -> None:
     run_stage(stage, lambda: {"report": curate(raw, out, run.curate)})
 
 
-def _learn_image_tokenizer(run: Recipe, curated: Path, out: Path) -> dict[str, Any]:
-    pictures, scenes = tokenize.sample_images(curated / "train")
-    measured = image_training.train(pictures + scenes, run.image_tokenizer, run.image_tokenizer_training, out)
+def _train_image_tokenizer(run: Recipe, curated: Path, out: Path) -> dict[str, Any]:
+    generated, scenes = tokenize.sample_images(curated / "train")
+    measured = image_training.train(generated + scenes, run.image_tokenizer, run.image_tokenizer_training, out)
     params, c = image_tokenizer.load(out)
-    square = [p for p in pictures if p.shape[0] == p.shape[1]][:14]
+    square = [image for image in generated if image.shape[0] == image.shape[1]][:14]
     image_training.plot_reconstructions(params, c, square, out / "reconstructions.png")
     return measured
 
 
+def _train_text_tokenizer(run: Recipe, curated: Path, out: Path) -> None:
+    """Trains the text tokenizer and writes it with the other settings of the encoder; reports tokens per character by language."""
+    with CONSOLE.status("training the text tokenizer on a sample of the corpus"):
+        text = tokenize.train_text_tokenizer(curated / "train", run.text_vocabulary_size)
+    sample: dict[str, list[str]] = {}
+    for language, line in tokenize.sample_texts(curated / "train", 500_000, seed=1):
+        sample.setdefault(language, []).append(line)
+    coverage = tokenizer.coverage(text, sample)
+    write_json(out / "coverage.json", coverage)
+    tokenize.plot_coverage(out / "coverage.png", coverage)
+    vocabulary = Vocabulary(text.size, run.image_tokenizer.num_codes)
+    Encoder(text, vocabulary, run.vision, run.audio, run.budget).save(out)
+
+
 def make_tokens(run: Recipe, folder: Path) -> None:
-    """Text pieces, image tokenizer, and the encoded splits."""
-    curated, out = folder / "curated", folder / "tokens"
-    settings = (
-        run.text_vocabulary_size,
-        run.image_tokenizer,
-        run.image_tokenizer_training,
-        run.vision,
-        run.audio,
-        run.budget,
-        run.condition_dropout,
-    )
-    images, print_ = folder / "image_tokenizer", fingerprint(fingerprint_of(curated), *settings, run.pretrain.shape)
+    """RUN/image_tokenizer and RUN/tokens: both tokenizers, and the encoded splits."""
+    curated, images, out = folder / "curated", folder / "image_tokenizer", folder / "tokens"
     image_print = fingerprint(fingerprint_of(curated), run.image_tokenizer, run.image_tokenizer_training)
-    learning = Stage("image tokenizer", images, image_print, (curated,))
-    run_stage(learning, lambda: _learn_image_tokenizer(run, curated, images))
+    image_stage = Stage("image tokenizer", images, image_print, (curated,))
+    run_stage(image_stage, lambda: _train_image_tokenizer(run, curated, images))
 
     def work() -> dict[str, Any]:
-        with CONSOLE.status("learning text pieces from the whole corpus"):
-            pieces = tokenize.train_text_tokenizer(curated / "train", run.text_vocabulary_size)
-        sample: dict[str, list[str]] = {}
-        for language, some in tokenize.sample_texts(curated / "train", 500_000, seed=1):
-            sample.setdefault(language, []).append(some)
-        rates = tokenizer.coverage(pieces, sample)
-        write_json(out / "coverage.json", rates)
-        tokenize.plot_coverage(out / "coverage.png", rates)
-        Encoder(pieces, Vocabulary(pieces.size, run.image_tokenizer.num_codes), run.vision, run.audio, run.budget).save(
-            out
-        )
+        _train_text_tokenizer(run, curated, out)
         for name in _TOKENIZER_FILES[2:]:
             copy_atomically(images / name, out / name)
         how = tokenize.Encoding(out, run.pretrain.shape.tokens, condition_dropout=run.condition_dropout)
-        return {s: encode(curated / s, out / s, how, s) for s in ("train", "validation")}
+        return {split: encode(curated / split, out / split, how, split) for split in ("train", "validation")}
 
+    settings = (run.text_vocabulary_size, run.image_tokenizer, run.image_tokenizer_training, run.vision, run.audio)
+    print_ = fingerprint(fingerprint_of(curated), *settings, run.budget, run.condition_dropout, run.pretrain.shape)
     run_stage(Stage("tokenize", out, print_, (curated, images)), work)
 
 
 def encode(curated: Path, out: Path, how: tokenize.Encoding, title: str) -> dict[str, Any]:
-    """Encodes one split under a progress bar; what is dropped is said with its reason."""
-    params, c = image_tokenizer.load(how.tokenizers)
-    draw = partial(image_tokenizer.encode_images, params, c)
+    """Encodes one split under a progress bar; returns the counts, and prints what was dropped with its reason."""
+    encode_images = partial(image_tokenizer.encode_images, *image_tokenizer.load(how.tokenizers))
     with progress_bar(CONSOLE) as progress:
         bar = progress.add_task(f"encode {title}", total=tokenize.count_documents(curated))
-        facts = tokenize.encode_split(curated, out, how, draw, lambda done: progress.update(bar, advance=done))
+        facts = tokenize.encode_split(curated, out, how, encode_images, lambda n: progress.update(bar, advance=n))
     for reason, count in facts["dropped"].items():
         CONSOLE.print(f"dropped {count:,} of {title}: {reason}", style="yellow", markup=False)
     for note, count in facts["used_in_part"].items():
@@ -130,8 +126,8 @@ def encode(curated: Path, out: Path, how: tokenize.Encoding, title: str) -> dict
     return facts
 
 
-def say_left_out(sources: Mapping[str, Examples], shape: BatchShape) -> dict[str, dict[str, int]]:
-    """Says which examples fit no row of a training, and returns their numbers by source and reason."""
+def report_left_out(sources: Mapping[str, Examples], shape: BatchShape) -> dict[str, dict[str, int]]:
+    """Prints and returns how many examples do not fit into a sequence of a training, by source and reason."""
     counts = left_out(sources, shape)
     for name, reasons in counts.items():
         for reason, count in reasons.items():
@@ -140,7 +136,7 @@ def say_left_out(sources: Mapping[str, Examples], shape: BatchShape) -> dict[str
 
 
 def write_model_folder(params: model.Params, c: config.Model, tokens: Path, out: Path, facts: dict[str, Any]) -> None:
-    """A model folder, complete in itself: weights, configuration, tokenizers."""
+    """Writes a self-contained model folder: weights, configuration, tokenizers."""
     for name in _TOKENIZER_FILES:
         copy_atomically(tokens / name, out / name)
     save_model(out, params, c, facts)
@@ -148,7 +144,7 @@ def write_model_folder(params: model.Params, c: config.Model, tokens: Path, out:
 
 
 def _initial_model(run: Recipe, folder: Path) -> tuple[model.Params, config.Model]:
-    """The model before its first step."""
+    """The model before its first training step."""
     c = run.model(Encoder.load(folder / "tokens").vocabulary)
     with sharding.use_mesh(run.pretrain.mesh):
         params = model.init(jax.random.key(run.pretrain.seed), c)
@@ -157,8 +153,8 @@ def _initial_model(run: Recipe, folder: Path) -> tuple[model.Params, config.Mode
         return replace(params, audio=read_tree(folder / AUDIO_ENCODER / "audio.safetensors", model.weights(c).audio)), c
 
 
-def pretrain_audio_encoder_stage(run: Recipe, folder: Path) -> None:
-    """The audio encoder, taught by sound alone, if the recipe says so."""
+def make_audio_encoder(run: Recipe, folder: Path) -> None:
+    """RUN/audio_encoder: the audio encoder, pre-trained on audio without text, if the recipe has settings for it."""
     tokens, out, t = folder / "tokens", folder / AUDIO_ENCODER, run.audio_pretraining
     if t is None:
         return
@@ -167,25 +163,28 @@ def pretrain_audio_encoder_stage(run: Recipe, folder: Path) -> None:
         c = run.model(Encoder.load(tokens).vocabulary)
         params = model.init(jax.random.key(run.pretrain.seed), c)
         assert c.audio is not None and params.audio is not None
-        ears, facts = pretrain_audio_encoder(params.audio, c.audio, t, open_examples(tokens / "train"), out)
-        write_tree(out / "audio.safetensors", ears)
+        encoder, facts = pretrain_audio_encoder(params.audio, c.audio, t, open_examples(tokens / "train"), out)
+        write_tree(out / "audio.safetensors", encoder)
         return facts
 
-    run_stage(Stage("listen", out, fingerprint(fingerprint_of(tokens), t, run.audio), (tokens,)), work)
+    run_stage(Stage("audio pre-training", out, fingerprint(fingerprint_of(tokens), t, run.audio), (tokens,)), work)
 
 
 def replay_base(run: Recipe, folder: Path, step: int) -> Replayed:
-    """Pre-training up to ``step`` done again from a kept checkpoint, compared with what was recorded."""
+    """Repeats pre-training up to ``step`` from a checkpoint, and compares it with the recorded fingerprints."""
     params, c = _initial_model(run, folder)
     return replay(params, c, run.pretrain, folder / "tokens" / "train", folder / "pretrain", step)
 
 
 def fit_scaling(run: Recipe, folder: Path, budgets: Sequence[float], factors: Sequence[float]) -> ScalingLaw:
-    """A ladder of the run's model, smaller, on the run's tokens; rungs that are done are kept while tokens and settings are the same."""
+    """Trains a ladder of smaller copies of the run's model on the run's tokens, and fits a scaling law to it.
+
+    Finished rungs are kept as long as tokens and settings are unchanged.
+    """
     tokens, out, t = folder / "tokens", folder / "scaling", run.pretrain
     check_inputs(tokens)
     c = run.model(Encoder.load(tokens).vocabulary)
-    # The batch size is in the name of a rung's folder, the number of steps follows from its budget.
+    # The batch size is in the name of a rung's folder, and the number of steps follows from its budget.
     mixtures = [(round(phase.steps / t.steps, 3), phase.weights) for phase in t.phases]
     settings = (mixtures, replace(t.shape, batch_size=0), t.optimizer, t.seed, t.ignored_loss_weight)
     stage = Stage("scaling ladder", out, fingerprint(fingerprint_of(tokens), c, *settings))
@@ -198,6 +197,7 @@ def fit_scaling(run: Recipe, folder: Path, budgets: Sequence[float], factors: Se
 
 
 def make_base(run: Recipe, folder: Path) -> None:
+    """RUN/pretrain and RUN/models/base: pre-training."""
     tokens, out = folder / "tokens", folder / "pretrain"
     folders = Folders(tokens / "train", out, tokens / "validation")
 
@@ -207,7 +207,7 @@ def make_base(run: Recipe, folder: Path) -> None:
             "parameters": model.count(params),
             "tokens_seen": run.pretrain.steps * run.pretrain.shape.batch_size * run.pretrain.shape.tokens,
         }
-        missing = say_left_out(open_examples(tokens / "train"), run.pretrain.shape)
+        missing = report_left_out(open_examples(tokens / "train"), run.pretrain.shape)
         CONSOLE.print(f"{facts['parameters']:,} parameters, {run.pretrain.steps:,} steps of {run.pretrain.shape}")
         params = train(params, c, run.pretrain, folders, f"pretrain {run.name}")
         params = jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), params) if several else params
@@ -217,7 +217,7 @@ def make_base(run: Recipe, folder: Path) -> None:
         return {**facts, "left_out": missing}
 
     several = jax.process_count() > 1
-    # On which chips it is trained, and how often it is copied, is not what is trained: a run may go on with fewer.
+    # The result does not depend on the mesh or on in-memory checkpoints: a run may resume on other devices.
     settings = replace(run.pretrain, mesh=None, memory_checkpoint_every=0)
     print_ = fingerprint(fingerprint_of(tokens), settings, run.decoder, run.compute_dtype, run.audio_pretraining)
     reads = (tokens,) if run.audio_pretraining is None else (tokens, folder / AUDIO_ENCODER)
@@ -225,6 +225,7 @@ def make_base(run: Recipe, folder: Path) -> None:
 
 
 def make_assistant(run: Recipe, folder: Path) -> None:
+    """RUN/tune and RUN/models/assistant: supervised tuning on the run's own chats."""
     models, tokens, out = folder / "models", folder / "tokens", folder / "tune"
 
     def work() -> dict[str, Any]:
@@ -237,39 +238,46 @@ def make_assistant(run: Recipe, folder: Path) -> None:
 def tune_on(base: Path, examples: Path, work: Path, out: Path, t: tuning.Tune) -> dict[str, Any]:
     """Tunes the model of folder ``base`` on encoded examples; checkpoints in ``work``, the new model in ``out``."""
     params, c = load_model(base)
-    training = tuning.training(t, examples, Encoder.load(base).budget.question_weight)
-    sources = {name: some for name, some in open_examples(examples).items() if name in training.phases[0].weights}
-    missing = say_left_out(sources, training.shape)
+    question_weight = Encoder.load(base).budget.question_weight
+    training = tuning.training(t, examples, question_weight)
+    opened = open_examples(examples)
+    sources = {name: opened[name] for name in opened if name in training.phases[0].weights}
+    missing = report_left_out(sources, training.shape)
     params = train(params, c, training, Folders(examples, work), f"tune {out.name}")
     facts = read_config(base)[1] | {"name": out.name, "tuned_steps": t.steps}
     write_model_folder(params, c, base, out, facts)
     compare.plot_losses(compare.find_runs([work]), work / compare.PLOT)
-    facts = _amount(sources.values(), training.shape, t.steps)
+    facts = _count_epochs(sources.values(), training.shape, t.steps)
     return {"tuned_steps": t.steps, **facts, "shape": plain(training.shape), "left_out": missing}
 
 
-def _amount(sources: Iterable[Examples], shape: BatchShape, steps: int) -> dict[str, Any]:
-    """How many examples fit a row, and about how often training reads each: a row holds what its scarcest budget allows."""
-    every = np.concatenate([np.stack([some.lengths(name) for name in shape.budgets], 1) for some in sources])
-    room = np.array([*shape.budgets.values()])
-    some = every[(every <= room).all(1)]
-    mean = some.mean(0) if len(some) else room
-    a_row = (room[mean > 0] / mean[mean > 0]).min()
-    return {"examples": len(some), "epochs": round(float(steps * shape.batch_size * a_row / max(len(some), 1)), 1)}
+def _count_epochs(sources: Iterable[Examples], shape: BatchShape, steps: int) -> dict[str, Any]:
+    """How many examples fit into a sequence, and about how often training reads each.
+
+    The scarcest of a sequence's budgets (tokens, patches, audio chunks) limits how many examples it holds.
+    """
+    sizes = np.concatenate([np.stack([source.lengths(name) for name in shape.budgets], 1) for source in sources])
+    budgets = np.array([*shape.budgets.values()])
+    fitting = sizes[(sizes <= budgets).all(1)]
+    mean = fitting.mean(0) if len(fitting) else budgets
+    per_sequence = (budgets[mean > 0] / mean[mean > 0]).min()
+    epochs = float(steps * shape.batch_size * per_sequence / max(len(fitting), 1))
+    return {"examples": len(fitting), "epochs": round(epochs, 1)}
 
 
 def make_nano(run: Recipe, folder: Path) -> None:
-    """4-bit weights of the assistant, their size, and the loss they cost."""
+    """RUN/models/nano: the assistant with 4-bit weights; size and validation loss of both."""
     assistant, nano, out = folder / "models" / ASSISTANT, folder / "models" / NANO, folder / "compress"
 
     def work() -> dict[str, Any]:
         params, c = load_model(assistant)
-        small = quantize_model(params, model.weights(c), run.quantization_group)
-        held = open_examples(folder / "tokens" / "validation")
-        losses = {name: validate(p, c, held, run.pretrain.shape) for name, p in ((ASSISTANT, params), (NANO, small))}
-        write_model_folder(
-            small, c, assistant, nano, read_config(assistant)[1] | {"name": NANO, "group": run.quantization_group}
-        )
+        quantized = quantize_model(params, model.weights(c), run.quantization_group)
+        held_out = open_examples(folder / "tokens" / "validation")
+        losses = {
+            name: validate(p, c, held_out, run.pretrain.shape) for name, p in ((ASSISTANT, params), (NANO, quantized))
+        }
+        facts = read_config(assistant)[1] | {"name": NANO, "group": run.quantization_group}
+        write_model_folder(quantized, c, assistant, nano, facts)
         sizes = {n: (folder / "models" / n / "weights.safetensors").stat().st_size for n in (ASSISTANT, NANO)}
         write_json(out / "report.json", {"bytes": sizes, "validation_nats": losses})
         CONSOLE.print(f"{sizes[ASSISTANT]:,} bytes → {sizes[NANO]:,} bytes")
@@ -280,13 +288,13 @@ def make_nano(run: Recipe, folder: Path) -> None:
 
 
 def make_report(run: Recipe, folder: Path) -> None:
-    """The report card of the assistant and its 4-bit form."""
+    """RUN/report: the report card of the assistant and its 4-bit form."""
     models = {"float32": folder / "models" / ASSISTANT, "4-bit": folder / "models" / NANO}
-    make_card(folder, models, folder / "report", fingerprint(fingerprint_of(folder / "compress")))
+    evaluation_stage(folder, models, folder / "report", fingerprint(fingerprint_of(folder / "compress")))
 
 
-def make_card(folder: Path, models: dict[str, Path], out: Path, print_: str) -> None:
-    """The stage that asks the models of some folders the run's test split."""
+def evaluation_stage(folder: Path, models: dict[str, Path], out: Path, print_: str) -> None:
+    """The evaluation stage: the report card of model folders on the run's test split."""
     from alhena.evaluate.evaluation import evaluate_models
 
     test = folder / "curated" / "test"
@@ -298,7 +306,7 @@ STAGES = (
     make_corpus,
     make_curated,
     make_tokens,
-    pretrain_audio_encoder_stage,
+    make_audio_encoder,
     make_base,
     make_assistant,
     make_nano,
@@ -307,6 +315,6 @@ STAGES = (
 
 
 def run_pipeline(run: Recipe, folder: Path) -> None:
-    """The whole journey; type it again after an interruption and it goes on where it was."""
+    """Runs all stages: finished ones are skipped, an interrupted one resumes."""
     for make in STAGES:
         make(run, folder)

@@ -1,4 +1,4 @@
-"""A run: every setting of one model's journey, as one frozen dataclass. A recipe is a Python function that returns it."""
+"""The settings of a run, from raw documents to report card, as one frozen dataclass. A recipe is a Python function that returns it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from alhena.train.mixture import Training
 
 @dataclass(frozen=True)
 class Recipe:
-    """From corpus to report card; ``decoder``, ``vision`` and ``audio`` give the model its shape."""
+    """Settings by stage; ``decoder``, ``vision`` and ``audio`` are the model's configuration."""
 
     name: str
-    corpus: Starter | None  # None: raw documents of one's own, under RUN/raw
+    # None: the user's own documents, under RUN/raw.
+    corpus: Starter | None
     curate: Curate
-    text_vocabulary_size: int  # SentencePiece pieces asked for; a small corpus may yield fewer
+    # Tokens requested of SentencePiece; a small corpus may yield fewer.
+    text_vocabulary_size: int
     budget: Budget
     decoder: config.Decoder
     vision: config.Vision
@@ -31,13 +33,16 @@ class Recipe:
     image_tokenizer_training: TrainImageTokenizer
     pretrain: Training
     tune: Tune
-    audio_pretraining: BestRq | None = None  # the audio encoder learns from sound alone first
-    condition_dropout: float = 0.08  # share of drawings asked for by nothing, for classifier-free guidance
-    quantization_group: int = 32  # weights that share a scale when quantized to 4 bits
+    # Self-supervised pre-training of the audio encoder; None: without it.
+    audio_pretraining: BestRq | None = None
+    # Share of the image-generation documents whose prompt is dropped, for classifier-free guidance.
+    condition_dropout: float = 0.08
+    # Weights that share a scale when quantized to 4 bits.
+    quantization_group: int = 32
     compute_dtype: str = "float32"
 
     def model(self, vocabulary: Vocabulary) -> config.Model:
-        """The model's configuration, known once the text pieces are."""
+        """The model's configuration; its vocabulary size is known once the text tokenizer is trained."""
         image, audio = vocabulary.control("<img>"), vocabulary.control("<aud>")
         factors = self.image_tokenizer.factors
         return config.Model(

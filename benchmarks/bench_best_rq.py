@@ -1,10 +1,10 @@
-"""Does listening first (BEST-RQ) help to transcribe later? The starter's model on its speech, with and without, few transcripts and all.
+"""Whether self-supervised pre-training of the audio encoder (BEST-RQ) helps speech recognition: the starter's model with and without.
 
     python benchmarks/bench_best_rq.py [runs/starter]        needs the run's encoded corpus (alhena tokenize)
 
-The encoder listens to all sound of the corpus once for each seed; then the whole model learns to transcribe from a share of the
-transcripts, for the same number of steps from both beginnings. Prints and writes the validation split's nats per token of speech
-(benchmarks/results/best_rq.json), and what listening cost.
+For each seed the encoder is pre-trained on all audio of the corpus. Then the complete model is trained to transcribe, on a share of the
+transcripts, for the same number of steps from both initial states. Prints the validation loss (nats per token of speech) and the cost of
+pre-training, and writes them to benchmarks/results/best_rq.json.
 """
 
 from __future__ import annotations
@@ -36,56 +36,68 @@ SHAPE = BatchShape(batch_size=8, tokens=256, patches=0, chunks=4)
 
 @dataclass(frozen=True)
 class Bench:
-    folder: Annotated[Path, tyro.conf.Positional] = Path("runs/starter")
-    shares: tuple[float, ...] = (0.1, 1.0)  # of the transcripts
-    steps: int = 250  # of learning to transcribe
-    listening: int = 1500  # steps
+    folder: Annotated[Path, tyro.conf.Positional] = Path("runs/starter")  # a run folder
+    shares: tuple[float, ...] = (0.1, 1.0)  # shares of the transcripts to train on
+    steps: int = 250  # training steps with transcripts
+    pretraining_steps: int = 1500
     seeds: tuple[int, ...] = (0, 1)
     out: Path = Path(__file__).parent / "results" / "best_rq.json"
 
 
 def copy(tree: Any) -> Any:
-    """Training consumes what it begins with."""
+    """A copy of every array, since training donates the buffers it starts from."""
     return jax.tree.map(lambda x: x.copy(), tree)
 
 
-def transcribe(params: model.Params, c: config.Model, bench: Bench, train: Examples, seed: int) -> float:
+def transcription_loss(params: model.Params, c: config.Model, bench: Bench, train: Examples, seed: int) -> float:
     """Nats per token of the validation split after training from ``params``."""
     transform = optimizer(Optimizer(learning_rate=5e-3, warmup=30, decay_fraction=0.5), bench.steps, model.weights(c))
     state, batches = initial_state(params, c, transform), Batches({"speech": train}, {"speech": 1.0}, SHAPE, seed)
     for _ in range(bench.steps):
         state, _ = train_step(state, next(batches), c, transform)
-    held = Examples(bench.folder / "tokens" / "validation" / "speech.arrow")
-    return validate(state.params, c, {"speech": held}, SHAPE)["speech"]
+    validation = Examples(bench.folder / "tokens" / "validation" / "speech.arrow")
+    return validate(state.params, c, {"speech": validation}, SHAPE)["speech"]
+
+
+def pretrain(params: model.Params, c: config.Model, bench: Bench, seed: int) -> tuple[model.Params, dict[str, Any]]:
+    """``params`` with a pre-trained audio encoder, and what the pre-training cost."""
+    assert params.audio is not None and c.audio is not None
+    began, sources = time.monotonic(), open_examples(bench.folder / "tokens" / "train")
+    t = BestRq(steps=bench.pretraining_steps, seed=seed)
+    with tempfile.TemporaryDirectory() as folder:
+        encoder, facts = pretrain_audio_encoder(copy(params.audio), c.audio, t, sources, Path(folder))
+    return replace(params, audio=encoder), {"seconds": round(time.monotonic() - began), **facts}
+
+
+def share_of(examples: Examples, share: float, c: config.Model, path: Path) -> Examples:
+    """The first examples of a source, as a file of their own."""
+    assert c.audio is not None
+    inner = {"patches": (c.vision.patch_values if c.vision else 1,), "frames": (c.audio.chunk, c.audio.mels)}
+    write_examples(path, (examples[i] for i in range(int(len(examples) * share))), inner)
+    return Examples(path)
 
 
 def main(bench: Bench) -> None:
     tokens = bench.folder / "tokens"
     c = starter.run().model(Encoder.load(tokens).vocabulary)
-    assert c.audio is not None
-    whole = Examples(tokens / "train" / "speech.arrow")
-    inner = {"patches": (c.vision.patch_values if c.vision else 1,), "frames": (c.audio.chunk, c.audio.mels)}
-    rows, costs = [], []
+    speech = Examples(tokens / "train" / "speech.arrow")
+    device = {"machine": platform.machine(), "devices": str(jax.devices()), "jax": jax.__version__}
+    rows: list[dict[str, Any]] = []
+    costs = []
     for seed in bench.seeds:
         params = model.init(jax.random.key(seed), c)
-        assert params.audio is not None
-        with tempfile.TemporaryDirectory() as folder:
-            began = time.monotonic()
-            t = BestRq(steps=bench.listening, seed=seed)
-            ears, facts = pretrain_audio_encoder(
-                copy(params.audio), c.audio, t, open_examples(tokens / "train"), Path(folder) / "listen"
-            )
-            costs.append({"seconds": round(time.monotonic() - began), **facts})
-            for share in bench.shares:
-                some = Path(folder) / f"{share}.arrow"
-                write_examples(some, (whole[i] for i in range(int(len(whole) * share))), inner)
-                found = {}
-                for name, begin in (("without", params), ("listened", replace(params, audio=ears))):
-                    found[name] = transcribe(copy(begin), c, bench, Examples(some), seed)
-                rows.append({"transcripts": int(len(whole) * share), "seed": seed, **found})
-                print(rows[-1], costs[-1], flush=True)
-        device = {"machine": platform.machine(), "devices": str(jax.devices()), "jax": jax.__version__}
-        write_json(bench.out, {"steps": bench.steps, "listening": costs, "rows": rows, "device": device})
+        pretrained, cost = pretrain(params, c, bench, seed)
+        costs.append(cost)
+        for share in bench.shares:
+            with tempfile.TemporaryDirectory() as folder:
+                train = share_of(speech, share, c, Path(folder) / "speech.arrow")
+                losses = {
+                    name: transcription_loss(copy(initial), c, bench, train, seed)
+                    for name, initial in (("without", params), ("pretrained", pretrained))
+                }
+            rows.append({"transcripts": len(train), "seed": seed, **losses})
+            print(rows[-1], cost, flush=True)
+            write_json(bench.out, {"steps": bench.steps, "pretraining": costs, "rows": rows, "device": device})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Is each hyperparameter of the optimizer worth having? Short trainings of the starter, one thing changed at a time, the same documents for all.
+"""Ablation of the optimizer's hyperparameters: short trainings of the starter, one change at a time, on the same documents.
 
-    python benchmarks/bench_hyperparameters.py [runs/starter]          needs the run's encoded corpus (alhena tokenize); finished ones are kept
+    python benchmarks/bench_hyperparameters.py [runs/starter]          needs the run's encoded corpus (alhena tokenize)
 
-Prints and writes the validation loss (nats a weighted token, mean over sources by the mixture's weights) after the same number of token
-places: benchmarks/results/hyperparameters.json, and docs/hyperparameters.png beside it. Two seeds of the recipe as it is give the noise.
+Prints the validation loss (nats per weighted token, mean over sources by the mixture's weights) after the same number of tokens. Writes
+benchmarks/results/hyperparameters.json and docs/hyperparameters.png; variants that are in the JSON file are not measured again. Two seeds
+of the unchanged recipe give the noise.
 """
 
 from __future__ import annotations
@@ -30,36 +31,38 @@ from alhena.train.step import initial_state, train_step
 from alhena.train.validation import validate
 from recipes import starter
 
-EMA = 0.98  # a mean over about 50 steps
+# Decay of the moving average of the weights: over about 50 steps.
+EMA = 0.98
 HERE = Path(__file__).parent
 Make = Callable[[Optimizer, int, Any], optax.GradientTransformation]
 
 
 @dataclass(frozen=True)
 class Bench:
-    folder: Annotated[Path, tyro.conf.Positional] = Path("runs/starter")
-    steps: int = 240  # of 16 rows
+    folder: Annotated[Path, tyro.conf.Positional] = Path("runs/starter")  # a run folder
+    steps: int = 240  # of the recipe's batch size, 16
     out: Path = HERE / "results" / "hyperparameters.json"
     plot: Path = HERE.parent / "docs" / "hyperparameters.png"
 
 
-def adamw(rate: float) -> Make:
-    """All weights by AdamW; decay on matrices alone."""
+def adamw(learning_rate: float) -> Make:
+    """AdamW for all weights; weight decay on matrices only."""
 
     def make(s: Optimizer, steps: int, specs: Any) -> optax.GradientTransformation:
-        decayed = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)  # noqa: E731
-        how = optax.adamw(
-            schedule(replace(s, learning_rate=rate), steps), *s.adam_betas, weight_decay=s.weight_decay, mask=decayed
-        )
-        return optax.chain(optax.clip_by_global_norm(s.gradient_clip_norm), how)
+        rates = schedule(replace(s, learning_rate=learning_rate), steps)
+        is_matrix = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)  # noqa: E731
+        transform = optax.adamw(rates, *s.adam_betas, weight_decay=s.weight_decay, mask=is_matrix)
+        return optax.chain(optax.clip_by_global_norm(s.gradient_clip_norm), transform)
 
     return make
 
 
-def embedding_rate(factor: float) -> Make:
+def scaled_embedding_updates(factor: float) -> Make:
+    """The recipe's optimizer with another learning rate for the embedding."""
+
     def make(s: Optimizer, steps: int, specs: Any) -> optax.GradientTransformation:
-        slower = optax.stateless(lambda updates, _: replace(updates, embedding=factor * updates.embedding))
-        return optax.chain(optimizer(s, steps, specs), slower)
+        scale = optax.stateless(lambda updates, _: replace(updates, embedding=factor * updates.embedding))
+        return optax.chain(optimizer(s, steps, specs), scale)
 
     return make
 
@@ -69,91 +72,92 @@ class Variant:
     change: dict[str, Any] = field(default_factory=dict)  # fields of Optimizer
     make: Make = optimizer
     seed: int = 0
-    ramp: bool = False  # half of the rows for the first half of the token places
+    ramp: bool = False  # half of the batch size for the first half of the tokens
 
 
 VARIANTS = {
     "the recipe": Variant(),
     "the recipe, another seed": Variant(seed=1),
-    "AdamW, rate 1e-3": Variant(make=adamw(1e-3)),
-    "AdamW, rate 3e-3": Variant(make=adamw(3e-3)),
-    "cosine": Variant({"schedule": "cosine"}),
+    "AdamW, learning rate 1e-3": Variant(make=adamw(1e-3)),
+    "AdamW, learning rate 3e-3": Variant(make=adamw(3e-3)),
+    "cosine schedule": Variant({"schedule": "cosine"}),
     "no weight decay": Variant({"weight_decay": 0.0}),
-    "rows: 8, then 16": Variant(ramp=True),
-    "embedding's rate halved": Variant(make=embedding_rate(0.5)),
-    "embedding's rate doubled": Variant(make=embedding_rate(2.0)),
-    "rate halved": Variant({"rate": 2.5e-3}),
-    "no clipping": Variant({"clip": 1e9}),
+    "batch size 8, then 16": Variant(ramp=True),
+    "learning rate of the embedding halved": Variant(make=scaled_embedding_updates(0.5)),
+    "learning rate of the embedding doubled": Variant(make=scaled_embedding_updates(2.0)),
+    "learning rate halved": Variant({"learning_rate": 2.5e-3}),
+    "no gradient clipping": Variant({"gradient_clip_norm": 1e9}),
 }
 
 
 def _trainings(bench: Bench, v: Variant) -> list[Training]:
-    """One after the other: the recipe's phases in proportion, in one piece or, with a ramp, two."""
+    """The recipe's phases, shortened in proportion: one training, or with a ramp two, one for each batch size."""
     t = starter.run().pretrain
     ends = np.round(np.cumsum([0] + [p.steps for p in t.phases]) / t.steps * bench.steps).astype(int)
     phases = [Phase(int(n), p.weights) for n, p in zip(np.diff(ends), t.phases, strict=True)]
-    whole = replace(t, phases=tuple(phases), seed=v.seed, optimizer=replace(t.optimizer, warmup=30, **v.change))
+    full = replace(t, phases=tuple(phases), seed=v.seed, optimizer=replace(t.optimizer, warmup=30, **v.change))
     if not v.ramp:
-        return [whole]
-    half, room = bench.steps // 2, [min(p.steps, bench.steps // 2) for p in phases]
-    early = [Phase(2 * n, p.weights) for n, p in zip((room[0], half - room[0]), phases, strict=True) if n]
-    late = [
-        Phase(p.steps - n, p.weights) for n, p in zip((room[0], half - room[0]), phases, strict=True) if p.steps > n
-    ]
-    small = replace(whole.shape, batch_size=whole.shape.batch_size // 2)
-    return [replace(whole, phases=tuple(early), shape=small), replace(whole, phases=tuple(late), seed=v.seed + 7)]
+        return [full]
+    half = bench.steps // 2
+    first = min(phases[0].steps, half)
+    early = [Phase(2 * n, p.weights) for n, p in zip((first, half - first), phases, strict=True) if n]
+    late = [Phase(p.steps - n, p.weights) for n, p in zip((first, half - first), phases, strict=True) if p.steps > n]
+    small = replace(full.shape, batch_size=full.shape.batch_size // 2)
+    return [replace(full, phases=tuple(early), shape=small), replace(full, phases=tuple(late), seed=v.seed + 7)]
 
 
 def measure(bench: Bench, v: Variant) -> dict[str, Any]:
+    """Trains one variant; returns seconds and the losses of the last weights and of their moving average."""
     tokens, trainings = bench.folder / "tokens", _trainings(bench, v)
     c = starter.run().model(Encoder.load(tokens).vocabulary)
     transform = v.make(trainings[0].optimizer, sum(t.steps for t in trainings), model.weights(c))
     state, began = initial_state(model.init(jax.random.key(v.seed), c), c, transform), time.monotonic()
-    mean = jax.tree.map(lambda x: x.copy(), state.params)
-    average = jax.jit(lambda mean, params: jax.tree.map(lambda m, p: EMA * m + (1 - EMA) * p, mean, params))
+    average = jax.tree.map(lambda x: x.copy(), state.params)
+    update = jax.jit(lambda average, params: jax.tree.map(lambda a, p: EMA * a + (1 - EMA) * p, average, params))
     for t in trainings:
         mixture = Mixture(open_examples(tokens / "train"), t)
         for _ in range(t.steps):
             state, _ = train_step(state, mixture.next(), c, transform)
-            mean = average(mean, state.params)
+            average = update(average, state.params)
     weights = trainings[-1].phases[-1].weights
-    found: dict[str, Any] = {"seconds": round(time.monotonic() - began)}
-    for name, params in (("loss", state.params), ("loss_of_the_mean", mean)):
+    result: dict[str, Any] = {"seconds": round(time.monotonic() - began)}
+    for name, params in (("loss", state.params), ("loss_of_the_average", average)):
         nats = validate(params, c, open_examples(tokens / "validation"), starter.SHAPE)
         shares = {source: weights[source] for source in nats if weights.get(source)}
-        found[name] = round(sum(w * nats[s] for s, w in shares.items()) / sum(shares.values()), 4)
-    return found
+        result[name] = round(sum(w * nats[s] for s, w in shares.items()) / sum(shares.values()), 4)
+    return result
 
 
-def draw(found: dict[str, Any], path: Path) -> None:
-    """A dot for each variant; the band is what another seed changes."""
-    figure = plots.figure(7.6, 0.36 * len(found) + 1.2)
-    axes, names = figure.subplots(), list(found)[::-1]
-    recipe = found["the recipe"]["loss"]
-    noise = abs(found.get("the recipe, another seed", found["the recipe"])["loss"] - recipe)
+def plot_losses(results: dict[str, Any], path: Path) -> None:
+    """A dot for each variant; the band is the difference between two seeds."""
+    figure = plots.figure(7.6, 0.36 * len(results) + 1.2)
+    axes, names = figure.subplots(), list(results)[::-1]
+    recipe = results["the recipe"]["loss"]
+    noise = abs(results.get("the recipe, another seed", results["the recipe"])["loss"] - recipe)
     axes.axvspan(recipe - noise, recipe + noise, color=plots.GREEN, alpha=0.15, linewidth=0)
     for y, name in enumerate(names):
-        axes.plot(found[name]["loss"], y, "o", color=plots.BLUE if name.startswith("the recipe") else plots.SLATE)
-        axes.plot(found[name]["loss_of_the_mean"], y, "o", markerfacecolor="none", color="#999999")
+        axes.plot(results[name]["loss"], y, "o", color=plots.BLUE if name.startswith("the recipe") else plots.SLATE)
+        axes.plot(results[name]["loss_of_the_average"], y, "o", markerfacecolor="none", color="#999999")
     axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("validation nats a token\nhollow: of the weights' moving mean; band: another seed")
+    axes.set_xlabel("validation loss (nats per token)\nhollow: moving average of the weights; band: another seed")
     axes.grid(axis="x", alpha=0.3)
     plots.save(figure, path)
 
 
 def main(bench: Bench) -> None:
-    kept: dict[str, Any] = read_json(bench.out) if bench.out.exists() else {"steps": bench.steps, "variants": {}}
-    if kept["steps"] != bench.steps:
+    results: dict[str, Any] = read_json(bench.out) if bench.out.exists() else {"steps": bench.steps, "variants": {}}
+    if results["steps"] != bench.steps:
         raise SystemExit(
-            f"{bench.out} has trainings of {kept['steps']} steps: delete it, or choose --steps {kept['steps']}"
+            f"{bench.out} has trainings of {results['steps']} steps: delete it, or choose --steps {results['steps']}"
         )
-    kept["device"] = {"machine": platform.machine(), "devices": str(jax.devices()), "jax": jax.__version__}
+    results["device"] = {"machine": platform.machine(), "devices": str(jax.devices()), "jax": jax.__version__}
+    variants = results["variants"]
     for name, variant in VARIANTS.items():
-        if name not in kept["variants"]:
-            kept["variants"][name] = measure(bench, variant)
-            write_json(bench.out, kept)
-        print(name, kept["variants"][name], flush=True)
-    draw({name: kept["variants"][name] for name in VARIANTS}, bench.plot)
+        if name not in variants:
+            variants[name] = measure(bench, variant)
+            write_json(bench.out, results)
+        print(name, variants[name], flush=True)
+    plot_losses({name: variants[name] for name in VARIANTS}, bench.plot)
 
 
 if __name__ == "__main__":

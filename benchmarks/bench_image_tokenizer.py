@@ -1,10 +1,10 @@
-"""The image tokenizer at its two sizes, the starter's and the family's, on the same pictures: how well it redraws, how it uses its codes.
+"""The image tokenizer at two sizes, the starter's and the family's, on the same images: reconstruction error and use of the codes.
 
-    python benchmarks/bench_image_tokenizer.py [runs/starter]                      on the run's own pictures
-    python benchmarks/bench_image_tokenizer.py --pictures FOLDER --side 64         on pictures of your own (jpg, png; searched deeply)
+    python benchmarks/bench_image_tokenizer.py [runs/starter]                      on the run's images
+    python benchmarks/bench_image_tokenizer.py --images FOLDER --side 64           on your own images (jpg, png; at any depth)
 
-A tenth of the pictures is held back and measured on. Writes benchmarks/results/image_tokenizer.json (``--out``) and, beside it, a picture
-of originals and reconstructions of each size.
+A tenth of the images is held out and measured on. Writes benchmarks/results/image_tokenizer.json (``--out``) and, beside it, a plot
+of originals and reconstructions for each size.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -32,65 +32,68 @@ from recipes import family, starter
 
 @dataclass(frozen=True)
 class Bench:
-    folder: Annotated[Path, tyro.conf.Positional] = Path("runs/starter")
-    pictures: Path | None = None  # instead of the run's
-    steps: int = 800  # of both sizes
-    side: int = 32  # of a crop, in pixels
-    most: int = 4000  # pictures
-    longest: int = 256  # pixels of a picture's longer side
+    folder: Annotated[Path, tyro.conf.Positional] = Path("runs/starter")  # a run folder
+    images: Path | None = None  # a folder of images, used instead of the run's
+    steps: int = 800  # training steps of each size
+    side: int = 32  # side of a training crop, in pixels
+    max_images: int = 4000
+    max_side: int = 256  # images of a folder with a longer side are scaled down to it, in pixels
     out: Path = Path(__file__).parent / "results" / "image_tokenizer.json"
 
 
-def _of_run(folder: Path, most: int) -> list[np.ndarray]:
-    found = []
-    for document in read_documents(folder / "curated" / "train"):
+def _run_images(bench: Bench) -> list[np.ndarray]:
+    """A random sample of the run's images to generate and of its scenes, uint8 [height, width, 3]."""
+    images = []
+    for document in read_documents(bench.folder / "curated" / "train"):
         for content in document.contents:
             if content.role == "model" or document.source == "scenes":
-                found += [decode_image(part.data) for part in content.parts if isinstance(part, Image)]
-    return [found[i] for i in np.random.default_rng(0).permutation(len(found))[:most]]
+                images += [decode_image(part.data) for part in content.parts if isinstance(part, Image)]
+    return [images[i] for i in np.random.default_rng(0).permutation(len(images))[: bench.max_images]]
 
 
-def _of_folder(folder: Path, bench: Bench) -> list[np.ndarray]:
+def _folder_images(folder: Path, bench: Bench) -> list[np.ndarray]:
+    """A random sample of the images of a folder, scaled to multiples of the tokenizer's stride."""
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
-    found = []
-    for i in np.random.default_rng(0).permutation(len(files))[: bench.most]:
+    images = []
+    for i in np.random.default_rng(0).permutation(len(files))[: bench.max_images]:
         image = decode_image(files[i].read_bytes())
-        scale = min(1.0, bench.longest / max(image.shape[:2]))
+        scale = min(1.0, bench.max_side / max(image.shape[:2]))
         height, width = (int(n * scale) // CODES_STRIDE * CODES_STRIDE for n in image.shape[:2])
         if min(height, width) >= bench.side:
-            found.append(resize(image, height, width))
-    return found
+            images.append(resize(image, height, width))
+    return images
 
 
-def of_size(name: str, c: ImageTokenizer, bench: Bench, images: list[np.ndarray]) -> dict:
-    held, rest = images[: len(images) // 10], images[len(images) // 10 :]
+def train_and_measure(name: str, c: ImageTokenizer, bench: Bench, images: list[np.ndarray]) -> dict[str, Any]:
+    """Trains one size on nine tenths of the images and measures it on those of the rest that share the most frequent shape."""
+    held_out, training = images[: len(images) // 10], images[len(images) // 10 :]
     settings = TrainImageTokenizer(steps=bench.steps, side=bench.side)
     if c.width > 128:
         settings = replace(settings, learning_rate=settings.learning_rate / 2)
     with tempfile.TemporaryDirectory() as out:
         began = time.monotonic()
-        train(rest, c, settings, Path(out))
+        train(training, c, settings, Path(out))
         seconds = time.monotonic() - began
         params, _ = tokenizer.load(Path(out))
-    shapes = [image.shape for image in held]
-    common = [image for image in held if image.shape == max(set(shapes), key=shapes.count)]
-    plot_reconstructions(params, c, common[:12], bench.out.with_name(f"{bench.out.stem}_{name}.png"))
+    shapes = [image.shape for image in held_out]
+    measured = [image for image in held_out if image.shape == max(set(shapes), key=shapes.count)]
+    plot_reconstructions(params, c, measured[:12], bench.out.with_name(f"{bench.out.stem}_{name}.png"))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return {"settings": asdict(c), "parameters": parameters, "seconds": round(seconds), **measure(params, c, common)}
+    return {"settings": asdict(c), "parameters": parameters, "seconds": round(seconds), **measure(params, c, measured)}
 
 
 def main(bench: Bench) -> None:
-    images = _of_folder(bench.pictures, bench) if bench.pictures else _of_run(bench.folder, bench.most)
+    images = _folder_images(bench.images, bench) if bench.images else _run_images(bench)
     if len(images) < 20:
-        raise SystemExit(f"{bench.pictures or bench.folder}: {len(images)} pictures are too few to measure on")
+        raise SystemExit(f"{bench.images or bench.folder}: {len(images)} images are too few to measure on")
     device = {"machine": platform.machine(), "devices": str(jax.devices()), "jax": jax.__version__}
     bench.out.parent.mkdir(parents=True, exist_ok=True)
-    kept = read_json(bench.out) if bench.out.exists() else {}
-    kept |= {"device": device, "steps": bench.steps, "pictures": len(images), "crop": bench.side}
+    results = read_json(bench.out) if bench.out.exists() else {}
+    results |= {"device": device, "steps": bench.steps, "images": len(images), "side": bench.side}
     for name, c in (("starter", starter.run().image_tokenizer), ("family", family.IMAGES)):
-        kept[name] = of_size(name, c, bench, images)
-        print(name, kept[name], flush=True)
-        write_json(bench.out, kept)
+        results[name] = train_and_measure(name, c, bench, images)
+        print(name, results[name], flush=True)
+        write_json(bench.out, results)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python benchmarks/bench_memory.py --documents 66600      the size of the starter, and ten times that
 
-Each size has a process of its own: it samples images and texts, trains the text tokenizer, and encodes the split. Recorded are the peak
-resident memory of that process and of the largest worker, in MiB. The corpus is synthetic, in the proportions of media of the starter:
-pictures with questions, sounds, running text, pictures to generate. Writes benchmarks/results/memory.json.
+Each size has a process of its own, which samples images and texts, trains the text tokenizer, and encodes the split. Recorded are the peak
+resident memory of that process and of its largest worker, in MiB. The corpus is synthetic, with the starter's proportions of media: images
+with questions, audio, running text, images to generate. Writes benchmarks/results/memory.json.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from alhena.files import write_json
 from alhena.media import encode_audio, encode_png
 
 WORDS = "circle square star red blue green above below seven forty hears sees reads writes".split()
-FILE = 10_000  # documents in one Parquet file
+# Documents in one Parquet file.
+DOCUMENTS_PER_FILE = 10_000
 
 
 @dataclass(frozen=True)
@@ -35,44 +36,44 @@ class Bench:
     documents: int = 6_660  # of the smaller corpus: a tenth of the starter's
     factor: int = 10
     out: Path = Path(__file__).parent / "results" / "memory.json"
-    worker: Path | None = None  # internal: the folder that a process works in
+    worker: Path | None = None  # internal: the folder of a measured process
 
 
-def _picture(rng: np.random.Generator, height: int, width: int) -> Image:
-    """Blocks of color."""
+def _image(rng: np.random.Generator, height: int, width: int) -> Image:
+    """Random blocks of 8 × 8 pixels."""
     cells = rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
     return Image(encode_png(cells.repeat(8, 0).repeat(8, 1)))
 
 
-def _sound(rng: np.random.Generator) -> Audio:
+def _audio(rng: np.random.Generator) -> Audio:
     samples = int(16_000 * rng.uniform(0.5, 2.5))
     return Audio(encode_audio(0.2 * np.sin(np.arange(samples) * rng.uniform(0.05, 0.5)).astype(np.float32)))
 
 
 def document(number: int) -> Document:
-    """Of ten documents five ask about a picture, three about a sound, one is text, and half of one asks for a picture."""
+    """Six of ten documents ask about an image and three about audio; the tenth is text or asks to generate an image, by turns."""
     rng = np.random.default_rng(number)
     words = " ".join(rng.choice(WORDS, 6).tolist())
     if number % 10 == 9:
         if number % 20 == 9:
             text = " ".join(rng.choice(WORDS, 150).tolist()) + f" {number}"
             return Document((Content("document", (Text(text),)),), str(number), "text")
-        contents = Content("user", (Text(f"Draw {words}."),)), Content("model", (_picture(rng, 32, 32),))
+        contents = Content("user", (Text(f"Draw {words}."),)), Content("model", (_image(rng, 32, 32),))
         return Document(contents, str(number), "drawing")
     source = "speech" if number % 10 >= 6 else f"scenes{number % 10}"
-    medium: Part = _sound(rng) if source == "speech" else _picture(rng, 64, 96)
+    medium: Part = _audio(rng) if source == "speech" else _image(rng, 64, 96)
     contents = Content("user", (medium, Text("What is it?"))), Content("model", (Text(words),))
     return Document(contents, str(number), source)
 
 
 def make_corpus(folder: Path, documents: int) -> None:
-    for start in range(0, documents, FILE):
-        some: Iterator[Document] = map(document, range(start, min(start + FILE, documents)))
-        write_documents(folder / f"part-{start // FILE:05}.parquet", some)
+    for start in range(0, documents, DOCUMENTS_PER_FILE):
+        part: Iterator[Document] = map(document, range(start, min(start + DOCUMENTS_PER_FILE, documents)))
+        write_documents(folder / f"part-{start // DOCUMENTS_PER_FILE:05}.parquet", part)
 
 
 def tokenize(folder: Path) -> None:
-    """What the stage does, with an image tokenizer of random weights; prints what came of it."""
+    """The work of the stage, with an image tokenizer of random weights; prints counts as JSON."""
     import jax
 
     from alhena.model import image_tokenizer
@@ -82,20 +83,20 @@ def tokenize(folder: Path) -> None:
     from recipes.starter import run as starter
 
     run, data, tokenizers = starter(), folder / "data", folder / "tokens"
-    pictures, scenes = tokenize.sample_images(data)
+    generated, scenes = tokenize.sample_images(data)
     params, c = image_tokenizer.init(jax.random.key(0), run.image_tokenizer), run.image_tokenizer
-    pieces = tokenize.train_text_tokenizer(data, run.text_vocabulary_size)
-    vocabulary = Vocabulary(pieces.size, c.num_codes)
-    Encoder(pieces, vocabulary, run.vision, run.audio, run.budget).save(tokenizers)
+    text = tokenize.train_text_tokenizer(data, run.text_vocabulary_size)
+    vocabulary = Vocabulary(text.size, c.num_codes)
+    Encoder(text, vocabulary, run.vision, run.audio, run.budget).save(tokenizers)
     how = tokenize.Encoding(tokenizers, run.pretrain.shape.tokens, condition_dropout=run.condition_dropout)
     facts = tokenize.encode_split(data, folder / "out", how, partial(image_tokenizer.encode_images, params, c))
     encoded = sum(file.stat().st_size for file in (folder / "out").glob("*.arrow"))
     examples = sum(counts["examples"] for counts in facts["sources"].values())
-    print(json.dumps({"examples": examples, "sampled_pictures": len(pictures) + len(scenes), "encoded_bytes": encoded}))
+    print(json.dumps({"examples": examples, "sampled_images": len(generated) + len(scenes), "encoded_bytes": encoded}))
 
 
 def _peak(process: Path) -> int:
-    """The most resident memory that a process had so far, in MiB; 0 when it has ended."""
+    """Peak resident memory of a process so far, in MiB; 0 when it has ended."""
     try:
         lines = (process / "status").read_text().splitlines()
     except OSError:
@@ -104,34 +105,35 @@ def _peak(process: Path) -> int:
 
 
 def _session(leader: int) -> list[Path]:
-    """The processes of a session but its leader: workers, and the server that starts them."""
-    found = []
+    """The processes of a session except its leader: workers, and the fork server that starts them."""
+    processes = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
         except OSError:
             continue
         if int(fields[3]) == leader and stat.parent.name != str(leader):
-            found.append(stat.parent)
-    return found
+            processes.append(stat.parent)
+    return processes
 
 
 def measure(documents: int) -> dict[str, int]:
-    with tempfile.TemporaryDirectory() as made:
-        make_corpus(Path(made) / "data", documents)
-        size = sum(file.stat().st_size for file in (Path(made) / "data").glob("*.parquet"))
-        command, began = [sys.executable, __file__, "--worker", made], time.monotonic()
+    """Makes a corpus of that size, tokenizes it in a process of its own, and samples its memory."""
+    with tempfile.TemporaryDirectory() as scratch:
+        make_corpus(Path(scratch) / "data", documents)
+        size = sum(file.stat().st_size for file in (Path(scratch) / "data").glob("*.parquet"))
+        command, began = [sys.executable, __file__, "--worker", scratch], time.monotonic()
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-        own = workers = 0
+        peak = workers = 0
         while process.poll() is None:
-            own = max(own, _peak(Path(f"/proc/{process.pid}")))
+            peak = max(peak, _peak(Path(f"/proc/{process.pid}")))
             workers = max([workers, *map(_peak, _session(process.pid))])
             time.sleep(0.5)
         if process.returncode or process.stdout is None:
             raise ValueError(f"the process of {documents} documents ended with {process.returncode}")
         facts = json.loads(process.stdout.read().splitlines()[-1])
     seconds = round(time.monotonic() - began)
-    peaks = {"process_mib": own, "largest_worker_mib": workers, "seconds": seconds}
+    peaks = {"process_mib": peak, "largest_worker_mib": workers, "seconds": seconds}
     return {"documents": documents, "corpus_bytes": size, **peaks, **facts}
 
 

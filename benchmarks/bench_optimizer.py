@@ -1,4 +1,4 @@
-"""Muon against Adam on one skill: reading handwritten numbers, from nothing, the same data and steps for both.
+"""Muon against Adam on one task, reading handwritten numbers, from random weights, with the same data and steps.
 
     python benchmarks/bench_optimizer.py [runs/starter] --steps 160      needs the run's encoded corpus (alhena tokenize)
 
@@ -32,18 +32,18 @@ WINDOW = 20
 
 @dataclass(frozen=True)
 class Bench:
-    folder: Annotated[Path, tyro.conf.Positional] = Path("runs/starter")
-    source: str = "digits"
+    folder: Annotated[Path, tyro.conf.Positional] = Path("runs/starter")  # a run folder
+    source: str = "digits"  # source of the documents
     steps: int = 160
-    rates: tuple[float, ...] = (1e-3, 3e-3)
+    learning_rates: tuple[float, ...] = (1e-3, 3e-3)
 
 
 def _config(bench: Bench) -> config.Model:
     return starter.run().model(Encoder.load(bench.folder / "tokens").vocabulary)
 
 
-def curve(bench: Bench, transform: optax.GradientTransformation) -> list[float]:
-    """Mean loss of each window of steps."""
+def loss_curve(bench: Bench, transform: optax.GradientTransformation) -> list[float]:
+    """Trains from random weights; returns the mean loss of each window of steps."""
     tokens, c = bench.folder / "tokens", _config(bench)
     sources = {bench.source: Examples(tokens / "train" / f"{bench.source}.arrow")}
     batches = Batches(sources, {bench.source: 1.0}, BatchShape(4, 256, 320, 0), seed=0)
@@ -56,18 +56,18 @@ def curve(bench: Bench, transform: optax.GradientTransformation) -> list[float]:
 
 def main(bench: Bench) -> None:
     results, specs = {}, model.weights(_config(bench))
-    for rate in bench.rates:
+    for rate in bench.learning_rates:
         settings = Optimizer(learning_rate=rate, warmup=40, decay_fraction=1e-6)
         adam = partial(optax.adamw, b2=settings.adam_betas[1], weight_decay=settings.weight_decay)
-        plain = optax.chain(optax.clip_by_global_norm(settings.clip), adam(schedule(settings, bench.steps)))
-        for name, transform in (("adam", plain), ("muon", optimizer(settings, bench.steps, specs))):
-            results[f"{name} {rate:g}"] = curve(bench, transform)
+        clipped = optax.chain(
+            optax.clip_by_global_norm(settings.gradient_clip_norm), adam(schedule(settings, bench.steps))
+        )
+        for name, transform in (("adam", clipped), ("muon", optimizer(settings, bench.steps, specs))):
+            results[f"{name} {rate:g}"] = loss_curve(bench, transform)
             print(f"{name} {rate:g}: {results[f'{name} {rate:g}']}", flush=True)
     device = {"machine": platform.machine(), "devices": str(jax.devices()), "jax": jax.__version__}
-    write_json(
-        Path(__file__).parent / "results" / "optimizer.json",
-        {"source": bench.source, "nats": results, "device": device},
-    )
+    out = Path(__file__).parent / "results" / "optimizer.json"
+    write_json(out, {"source": bench.source, "nats": results, "device": device})
 
 
 if __name__ == "__main__":

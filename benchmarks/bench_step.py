@@ -1,12 +1,11 @@
-"""Our training step beside PyTorch's: the same decoder, batch, optimizer and precision, eager and compiled.
+"""Our training step beside PyTorch's: the same decoder, batch, optimizer and precision; PyTorch eager and compiled.
 
-    python benchmarks/bench_step.py --torch PYTHON       PYTHON: an interpreter that has torch 2.13 (never the package's own)
+    python benchmarks/bench_step.py --torch PYTHON       PYTHON: an interpreter that has torch 2.13, numpy and tyro
 
-Both begin with the same weights and see the same batch, so their losses can be compared. Each contender lives in a process of its own,
-all with large pages (alhena/large_pages.py), and waits while another works; a round gives each a few steps in turn, the order turned round
-every second time, and one more before them that is not counted. What counts is the median over rounds. The share of the machine is
-6·N·tokens and the attention's products over the float32 rate of a large matrix product, measured in the same rounds. Writes
-benchmarks/results/step.json.
+All engines start with the same weights and train on the same batch, so their losses can be compared. Each runs in a process of its own,
+with large pages (alhena/large_pages.py), and waits while another works. A round gives each a few steps in turn, after one step that is not
+timed; the order is reversed every second round. Reported are medians over rounds. Utilization is 6·N·tokens plus the FLOPs of attention,
+divided by the float32 rate of a large matmul measured in the same rounds. Writes benchmarks/results/step.json.
 """
 
 from __future__ import annotations
@@ -17,9 +16,10 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -28,44 +28,49 @@ SIZES = {
     "10M": {"width": 320, "layers": 6, "heads": 5, "head_dim": 64, "hidden": 1024, "vocabulary": 8192},
     "30M": {"width": 512, "layers": 8, "heads": 8, "head_dim": 64, "hidden": 1664, "vocabulary": 8192},
 }
-TOKENS = 4096  # a batch: 8 rows of 512, 4 of 1,024
-RATE = 1e-3
+# Per batch: 8 sequences of 512, or 4 of 1,024.
+BATCH_TOKENS = 4096
+LEARNING_RATE = 1e-3
 Engine = Literal["alhena", "eager", "compile", "matmul"]
+TORCH_ENGINES = ("eager", "compile")
 Precision = Literal["float32", "bfloat16"]
+# A function that does one step and returns its loss, and the number of parameters.
+Step = tuple[Callable[[], float], int]
 
 
 @dataclass(frozen=True)
 class Bench:
-    torch: Path = Path(sys.executable)
+    torch: Path | None = None  # a Python interpreter that has PyTorch; without it only alhena is measured
     sizes: tuple[str, ...] = tuple(SIZES)
-    lengths: tuple[int, ...] = (512, 1024)
+    lengths: tuple[int, ...] = (512, 1024)  # sequence lengths
     precisions: tuple[Precision, ...] = ("float32", "bfloat16")
     engines: tuple[Engine, ...] = ("alhena", "eager", "compile")
     rounds: int = 8
-    steps: int = 2  # of each contender in a round
+    steps: int = 2  # timed steps of each engine in a round
     out: Path = Path(__file__).parent / "results" / "step.json"
-    worker: Annotated[str, tyro.conf.arg(help="internal: engine, size, length and precision of one contender")] = ""
+    worker: Annotated[str, tyro.conf.arg(help="internal: engine, size, length and precision of one worker")] = ""
 
 
-def batch_of(size: str, length: int) -> np.ndarray:
-    """Token ids [rows, length + 1]."""
-    shape = (TOKENS // length, length + 1)
+def make_batch(size: str, length: int) -> np.ndarray:
+    """Token ids [B, length + 1]."""
+    shape = (BATCH_TOKENS // length, length + 1)
     return np.random.default_rng(0).integers(0, SIZES[size]["vocabulary"], shape).astype(np.int32)
 
 
-def weights_of(size: str) -> dict[str, np.ndarray]:
-    """Where both begin: matrices ``[layers, in, out]`` and the embedding; norms are ones."""
+def initial_weights(size: str) -> dict[str, np.ndarray]:
+    """Weights ``[layers, in, out]`` and the embedding; the scales of norms are ones."""
     shape, rng = SIZES[size], np.random.default_rng(1)
     n, D, F = shape["layers"], shape["width"], shape["hidden"]
     heads, H = shape["heads"] * shape["head_dim"], shape["head_dim"]
     sides = {
         "query": (D, heads), "key": (D, H), "value": (D, H), "output": (heads, D), "gate": (D, F), "up": (D, F), "down": (F, D)
     }  # fmt: skip
-    drawn = {k: rng.standard_normal((n, *s), np.float32) / np.float32(s[0] ** 0.5) for k, s in sides.items()}
-    return drawn | {"embedding": rng.standard_normal((shape["vocabulary"], D), np.float32) / np.float32(D**0.5)}
+    layers = {k: rng.standard_normal((n, *s), np.float32) / np.float32(s[0] ** 0.5) for k, s in sides.items()}
+    return layers | {"embedding": rng.standard_normal((shape["vocabulary"], D), np.float32) / np.float32(D**0.5)}
 
 
-def alhena_step(size: str, length: int, precision: Precision):
+def alhena_step(size: str, length: int, precision: Precision) -> Step:
+    # Workers under another interpreter have neither jax nor alhena.
     import jax
     import jax.numpy as jnp
     import optax
@@ -77,20 +82,19 @@ def alhena_step(size: str, length: int, precision: Precision):
     shape = dict(SIZES[size])
     vocabulary = shape.pop("vocabulary")
     c = config.Model(vocabulary, 0, 0, config.Decoder(**shape), None, None, compute_dtype=precision)
-    transform = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(RATE, 0.9, 0.95, weight_decay=0.1))
-    drawn = weights_of(size)
+    adamw = optax.adamw(LEARNING_RATE, 0.9, 0.95, weight_decay=0.1)
+    transform = optax.chain(optax.clip_by_global_norm(1.0), adamw)
+    weights = {name: jnp.asarray(array) for name, array in initial_weights(size).items()}
     params = jax.tree.map(jnp.zeros_like, model.init(jax.random.key(0), c))
-    layers = {k: jnp.asarray(v) for k, v in drawn.items() if k != "embedding"}
-    params = replace(params, embedding=jnp.asarray(drawn["embedding"]), layers=replace(params.layers, **layers))
-    state = initial_state(params, c, transform)
-    ids = batch_of(size, length)
+    params = replace(params, embedding=weights.pop("embedding"), layers=replace(params.layers, **weights))
+    state, ids = initial_state(params, c, transform), make_batch(size, length)
     B, L = ids.shape[0], length
-    ones, none = jnp.ones((B, L), jnp.int32), jnp.zeros
+    ones, zeros = jnp.ones((B, L), jnp.int32), jnp.zeros
     batch = Batch(
         tokens=jnp.asarray(ids[:, :-1]), targets=jnp.asarray(ids[:, 1:]), weights=jnp.ones((B, L)), modality=0 * ones,
         segments=ones, positions=jnp.broadcast_to(jnp.arange(L), (B, L)),
-        patches=none((B, 0, 0), jnp.uint8), patch_positions=none((B, 0, 2), jnp.int32), patch_images=none((B, 0), jnp.int32),
-        frames=none((B, 0, 0, 0)), frame_lengths=none((B, 0), jnp.int32),
+        patches=zeros((B, 0, 0), jnp.uint8), patch_positions=zeros((B, 0, 2), jnp.int32), patch_images=zeros((B, 0), jnp.int32),
+        frames=zeros((B, 0, 0, 0)), frame_lengths=zeros((B, 0), jnp.int32),
     )  # fmt: skip
     parameters = model.count(state.params)
 
@@ -102,90 +106,27 @@ def alhena_step(size: str, length: int, precision: Precision):
     return step, parameters
 
 
-def torch_step(size: str, length: int, precision: Precision, compiled: bool):
-    import torch
-    import torch.nn.functional as F
-    from torch import nn
+def torch_step(size: str, length: int, precision: Precision, compiled: bool) -> Step:
+    from torch_decoder import Decoder, load_weights, make_step
 
-    shape = SIZES[size]
-    D, H, N, V = shape["width"], shape["head_dim"], shape["heads"], shape["vocabulary"]
-
-    def turned(x, cos, sin):
-        first, second = x.chunk(2, -1)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
-
-    class Layer(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            make = lambda i, o: nn.Linear(i, o, bias=False)  # noqa: E731
-            self.qkv, self.output = make(D, (N + 2) * H), make(N * H, D)
-            self.gate_up, self.down = make(D, 2 * shape["hidden"]), make(shape["hidden"], D)
-            self.norms = nn.ModuleList([nn.RMSNorm(D, eps=1e-6) for _ in range(4)])
-            self.query_norm, self.key_norm = nn.RMSNorm(H, eps=1e-6), nn.RMSNorm(H, eps=1e-6)
-
-        def forward(self, x, cos, sin):
-            B, L, _ = x.shape
-            q, k, v = self.qkv(self.norms[0](x)).view(B, L, N + 2, H).transpose(1, 2).split([N, 1, 1], 1)
-            q, k = self.query_norm(q), self.key_norm(k)
-            q, k = (turned(a, cos, sin).to(v.dtype) for a in (q, k))
-            heads = F.scaled_dot_product_attention(q, k.expand_as(q), v.expand_as(q), is_causal=True)
-            x = x + self.norms[1](self.output(heads.transpose(1, 2).reshape(B, L, N * H)))
-            gate, up = self.gate_up(self.norms[2](x)).chunk(2, -1)
-            return x + self.norms[3](self.down(F.gelu(gate, approximate="tanh") * up))
-
-    class Decoder(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embedding = nn.Embedding(V, D)
-            self.layers = nn.ModuleList([Layer() for _ in range(shape["layers"])])
-            self.norm = nn.RMSNorm(D, eps=1e-6)
-            angle = torch.arange(length)[:, None] * 10_000.0 ** (-torch.arange(0, H, 2) / H)
-            self.cos, self.sin = angle.cos(), angle.sin()
-
-        def forward(self, tokens, targets):
-            x = self.embedding(tokens) * D**0.5
-            for layer in self.layers:
-                x = layer(x, self.cos, self.sin)
-            logits = F.linear(self.norm(x), self.embedding.weight).float().view(-1, V)
-            return F.cross_entropy(logits, targets.reshape(-1)) + 1e-4 * logits.logsumexp(-1).square().mean()
-
-    net, drawn = Decoder(), {k: torch.from_numpy(v) for k, v in weights_of(size).items()}
-    with torch.no_grad():
-        net.embedding.weight.copy_(drawn["embedding"])
-        for i, layer in enumerate(net.layers):
-            layer.qkv.weight.copy_(torch.cat([drawn[k][i] for k in ("query", "key", "value")], 1).T)
-            layer.gate_up.weight.copy_(torch.cat([drawn["gate"][i], drawn["up"][i]], 1).T)
-            layer.output.weight.copy_(drawn["output"][i].T)
-            layer.down.weight.copy_(drawn["down"][i].T)
-    optimizer = torch.optim.AdamW(net.parameters(), RATE, (0.9, 0.95), weight_decay=0.1, fused=True)
-    ids = torch.from_numpy(batch_of(size, length)).long()
-    tokens, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
-    loss_of = torch.compile(net) if compiled else net
-
-    def step() -> float:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-            loss = loss_of(tokens, targets)
-        loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return float(loss.detach())
-
+    net = Decoder(SIZES[size], length)
+    load_weights(net, initial_weights(size))
+    step = make_step(net, make_batch(size, length), LEARNING_RATE, precision == "bfloat16", compiled)
     return step, sum(p.numel() for p in net.parameters())
 
 
-def matmul_step():
-    """A large float32 product by XLA: the machine's own rate."""
+def matmul_step() -> Step:
+    """A large float32 matmul by XLA: the machine's attainable rate."""
     import jax
     import jax.numpy as jnp
 
     x, y = (jnp.asarray(np.random.default_rng(0).standard_normal(s, np.float32)) for s in ((2048, 4096), (4096, 2048)))
-    product = jax.jit(jnp.matmul)  # rows by columns, the fastest of its forms
-    return (lambda: float(product(x, y)[0, 0])), 0
+    matmul = jax.jit(jnp.matmul)
+    return (lambda: float(matmul(x, y)[0, 0])), 0
 
 
 def work(name: str) -> None:
-    """One contender: every line read is a number of steps to do; answers with seconds a step and the last loss."""
+    """A worker: each line of standard input is a number of steps; prints seconds per step and the last loss."""
     engine, size, length, precision = name.split(",")
     began = time.perf_counter()
     if engine == "matmul":
@@ -198,18 +139,20 @@ def work(name: str) -> None:
     print(json.dumps({"first": first, "ready": time.perf_counter() - began, "parameters": parameters}), flush=True)
     for line in sys.stdin:
         n = int(line)
-        step()  # not counted: it finds caches and pages as the others left them
+        # Not timed: caches and pages are as the other workers left them.
+        step()
         began = time.perf_counter()
         for _ in range(n):
             loss = step()
         print(json.dumps({"seconds": (time.perf_counter() - began) / n, "loss": loss}), flush=True)
 
 
-class Contender:
-    """One process that does steps when it is told to."""
+class Worker:
+    """A process that does training steps on request."""
 
     def __init__(self, python: Path, name: str) -> None:
-        from alhena.large_pages import environment  # here: workers under another interpreter have no alhena
+        # Workers under another interpreter have no alhena.
+        from alhena.large_pages import environment
 
         self.name, self.seconds = name, []
         command = [str(python), __file__, "--worker", name]
@@ -217,10 +160,10 @@ class Contender:
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment())
         self.facts = self._read()
 
-    def _read(self) -> dict:
+    def _read(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self.name} ended without an answer (its error stands above)")
+            raise SystemExit(f"{self.name} ended without an answer (its error is above)")
         return json.loads(line)
 
     def run(self, steps: int) -> None:
@@ -236,54 +179,56 @@ class Contender:
 
 
 def flops(size: str, length: int, parameters: int) -> float:
-    """6·N a token, and the attention's products over what a causal query sees."""
+    """Of a step: 6·N per token, and attention's matmuls over the positions that a causal query attends to."""
     shape = SIZES[size]
     attention = 12 * shape["layers"] * shape["heads"] * shape["head_dim"] * length / 2
-    return TOKENS * (6 * parameters + attention)
+    return BATCH_TOKENS * (6 * parameters + attention)
 
 
-def compare(bench: Bench, size: str, length: int, precision: Precision) -> dict:
-    pythons = {"alhena": sys.executable, "matmul": sys.executable}
-    some = [
-        Contender(Path(pythons.get(engine, bench.torch)), f"{engine},{size},{length},{precision}")
-        for engine in (*bench.engines, "matmul")
-    ]
-    for contender in some:
-        contender.run(1)
-        contender.seconds.clear()
+def compare(bench: Bench, size: str, length: int, precision: Precision) -> dict[str, Any]:
+    """Medians of all engines for one size, length and precision."""
+    setting = f"{size},{length},{precision}"
+    pythons = {engine: bench.torch if engine in TORCH_ENGINES else None for engine in (*bench.engines, "matmul")}
+    workers = [Worker(python or Path(sys.executable), f"{name},{setting}") for name, python in pythons.items()]
+    for worker in workers:
+        worker.run(1)
+        worker.seconds.clear()
     for round_ in range(bench.rounds):
-        for contender in some if round_ % 2 == 0 else some[::-1]:
-            contender.run(bench.steps)
-    for contender in some:
-        contender.close()
-    peak = 2 * 2048 * 4096 * 2048 / float(np.median(some[-1].seconds))
-    row = {"size": size, "length": length, "precision": precision, "matmul_gflops": round(peak / 1e9)}
-    for engine, contender in zip(bench.engines, some, strict=False):
-        seconds = float(np.median(contender.seconds))
-        row[engine] = {
-            "tokens_per_second": round(TOKENS / seconds),
-            "share_of_matmul_rate": round(flops(size, length, contender.facts["parameters"]) / seconds / peak, 3),
-            "parameters": contender.facts["parameters"],
-            "seconds": [round(s, 4) for s in contender.seconds],
-            "losses": [round(contender.facts[k], 3) for k in ("first", "last")],
-            "ready_seconds": round(contender.facts["ready"], 1),
+        for worker in workers if round_ % 2 == 0 else workers[::-1]:
+            worker.run(bench.steps)
+    for worker in workers:
+        worker.close()
+    peak = 2 * 2048 * 4096 * 2048 / float(np.median(workers[-1].seconds))
+    result = {"size": size, "length": length, "precision": precision, "matmul_gflops": round(peak / 1e9)}
+    for engine, worker in zip(bench.engines, workers, strict=False):
+        seconds, facts = float(np.median(worker.seconds)), worker.facts
+        result[engine] = {
+            "tokens_per_second": round(BATCH_TOKENS / seconds),
+            "share_of_matmul_rate": round(flops(size, length, facts["parameters"]) / seconds / peak, 3),
+            "parameters": facts["parameters"],
+            "seconds": [round(s, 4) for s in worker.seconds],
+            "losses": [round(facts[k], 3) for k in ("first", "last")],
+            "ready_seconds": round(facts["ready"], 1),
         }
-    return row
+    return result
 
 
 def main(bench: Bench) -> None:
-    rows = []
+    if bench.torch is None:
+        bench = replace(bench, engines=tuple(engine for engine in bench.engines if engine not in TORCH_ENGINES))
+    rows, first = [], bench.engines[0]
     for precision in bench.precisions:
         for size in bench.sizes:
             for length in bench.lengths:
-                rows.append(compare(bench, size, length, precision))
-                told = ", ".join(f"{e} {rows[-1][e]['tokens_per_second']:,}" for e in bench.engines)
-                share = rows[-1][bench.engines[0]]["share_of_matmul_rate"]
+                row = compare(bench, size, length, precision)
+                rows.append(row)
+                rates = ", ".join(f"{engine} {row[engine]['tokens_per_second']:,}" for engine in bench.engines)
+                share = row[first]["share_of_matmul_rate"]
                 print(
-                    f"{size} {length} {precision}: {told} tokens/s; {share:.0%} of {rows[-1]['matmul_gflops']} GFLOP/s",
+                    f"{size} {length} {precision}: {rates} tokens/s; {first} at {share:.0%} of {row['matmul_gflops']} GFLOP/s",
                     flush=True,
                 )
-                device = {"machine": platform.machine(), "cores": os.cpu_count(), "batch_tokens": TOKENS}
+                device = {"machine": platform.machine(), "cores": os.cpu_count(), "batch_tokens": BATCH_TOKENS}
                 bench.out.parent.mkdir(exist_ok=True)
                 bench.out.write_text(json.dumps({"rows": rows, "device": device}, indent=1) + "\n")
 

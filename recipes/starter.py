@@ -1,4 +1,4 @@
-"""The starter: a natively multimodal model for two CPU cores and a quarter of an hour."""
+"""The starter: a natively multimodal model that two CPU cores train in a quarter of an hour."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from alhena.train.optimizer import Optimizer
 CONTEXT = 256
 SHAPE = BatchShape(batch_size=16, tokens=CONTEXT, patches=256, chunks=2)
 
-# Documents by source. All modalities from the first step: the parts of things at first (one figure, one word), then what is made of
-# them. Where a task stood still, there were too few cheap documents of its parts (docs/results.md).
+# Weights of the sources in a mixture. All modalities from the first step: components first (one figure, one word), then tasks that
+# combine them. A task that was not learned had too few short documents of its components (docs/results/experiments.md).
 PARTS = {
     "figures": 40.0, "digits": 12.0, "ocr": 10.0, "speech": 11.0, "drawing": 7.0, "retrieval": 9.0, "relations": 5.0,
     "scenes": 8.0, "charts": 10.0, "video": 6.0, "spoken": 4.0, "translation": 4.0, "names": 0.8, "text": 1.2, "code": 0.8,
@@ -34,7 +34,7 @@ CHATS = {name: weight for name, weight in TASKS.items() if name not in ("names",
 
 
 def run() -> Recipe:
-    """Two and a half million parameters."""
+    """2.6 million parameters."""
     return Recipe(
         name="starter",
         corpus=Starter(),
@@ -54,7 +54,7 @@ def run() -> Recipe:
 
 
 def smoke() -> Recipe:
-    """The same journey in a minute or two, for tests: everything real, everything tiny, nothing learned well."""
+    """The same stages in a minute or two, for tests: all of the code runs, at a tiny size, and nothing is learned well."""
     full, few = run(), dict.fromkeys(TASKS, 24)
     return replace(
         full,

@@ -1,7 +1,7 @@
-"""The starter on two pods, for which two processes of one machine may stand: alhena launch 2 -- pretrain RUN --recipe two_pods
+"""The starter on a mesh of two pods; on one machine: alhena launch 2 -- pretrain RUN --recipe two_pods
 
-The rows of a batch are those of two readers, so it is not the starter's own training; it is the same on one pod, on two, and
-when one is lost on the way.
+A batch is packed from two data shards, so the batches differ from the starter's. They are the same on one pod, on two, and when a pod
+is lost during training.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Command line: one module for each group of commands."""
+"""The command line: ``main`` is the entry point, ``commands`` lists the commands, one module per group of commands."""

@@ -1,4 +1,4 @@
-"""What the commands of the command line have in common: a run folder, and a recipe by its name."""
+"""Shared by all commands: the run folder, the recipe by its name, and the folder of a model."""
 
 from __future__ import annotations
 
@@ -8,16 +8,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from alhena.files import FILES, check_sealed
+
+if TYPE_CHECKING:
+    from alhena.recipe import Recipe
+
 Folder = Annotated[Path, tyro.conf.Positional]
-DEFAULT = Path("runs/starter")
+DEFAULT_RUN = Path("runs/starter")
 
 
-def load_recipe(name: str) -> Any:
-    """``starter`` or ``starter:smoke``: a function of a module under ``recipes``."""
+def load_recipe(name: str) -> Recipe:
+    """The recipe of ``module`` or ``module:function`` under ``recipes/``. Raises ValueError when there is none."""
     if not re.fullmatch(r"\w+(:\w+)?", name):
         raise ValueError(
             f"--recipe {name!r}: write a module of recipes/, or module:function, such as starter or starter:smoke"
@@ -26,6 +31,7 @@ def load_recipe(name: str) -> Any:
     try:
         return getattr(importlib.import_module(f"recipes.{module}"), function or "run")()
     except (ModuleNotFoundError, AttributeError) as error:
+        # A recipe that exists and fails to import is an error of its own.
         if isinstance(error, ModuleNotFoundError) and error.name != f"recipes.{module}":
             raise
         raise ValueError(
@@ -33,23 +39,38 @@ def load_recipe(name: str) -> Any:
         ) from None
 
 
+def model_folder(folder: Path, name: str) -> Path:
+    """The folder of a model, given the model folder itself or a run folder and the name of one of its models.
+
+    Raises ValueError when there is no such model, or when one of its files has changed since it was written.
+    """
+    for path in (folder, folder / "models" / name):
+        if (path / "model.json").exists() or (path / FILES).exists():
+            check_sealed(path)
+            return path
+    models = sorted(path.parent.name for path in folder.glob("models/*/model.json"))
+    available = f"it has {', '.join(models)}" if models else "it has no models yet: make one with `alhena demo`"
+    raise ValueError(f"{folder}: no model {name!r}; {available}")
+
+
 @dataclass(frozen=True)
 class StageCommand:
-    """Arguments of a stage of a run."""
+    """Arguments of a command that writes in a run folder."""
 
-    folder: Folder = DEFAULT  # the run folder
-    recipe: str = "starter"  # module under recipes/, or module:function
+    folder: Folder = DEFAULT_RUN  # the run folder: every stage reads and writes in it
+    recipe: str = "starter"  # the settings of the run: a module under recipes/, or module:function
 
     @contextmanager
-    def begin(self, new: bool = False, take: bool = True) -> Iterator[Any]:
-        """The recipe, while this process alone writes in the run folder, which must exist unless the command makes a ``new`` one.
+    def open_run(self, create: bool = False, lock: bool = True) -> Iterator[Recipe]:
+        """Yields the recipe while this process holds the lock of the run folder, so that no other command writes there.
 
-        ``take`` is False in all but one of several processes of one training.
+        ``lock`` is False in all but one of several processes of one training. Raises ValueError when the run folder does not exist,
+        unless ``create``.
         """
         from alhena.stages import locked
 
         run = load_recipe(self.recipe)
-        if not new and not self.folder.is_dir():
+        if not create and not self.folder.is_dir():
             raise ValueError(f"{self.folder}: no such run folder; `alhena demo` or `alhena corpus` makes one")
-        with locked(self.folder, take):
+        with locked(self.folder, lock):
             yield run

@@ -1,4 +1,4 @@
-"""The launch scripts are what their readers expect, and name commands, flags and variables that there are."""
+"""The launch scripts are valid, and name commands, flags and environment variables that exist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from alhena.recovery import memory_checkpoint, supervisor
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
 
-def test_the_jobset_is_one():
+def test_the_jobset_is_consistent():
     job = yaml.safe_load((DEPLOY / "gke.yaml").read_text())
     (slices,) = job["spec"]["replicatedJobs"]
     inner = slices["template"]["spec"]
@@ -21,11 +21,12 @@ def test_the_jobset_is_one():
     pod = inner["template"]["spec"]
     (container,) = pod["containers"]
     assert container["command"][:2] == ["alhena", "pretrain"]
-    given = {variable["name"]: variable["value"] for variable in container["env"]}
-    assert given[supervisor.COORDINATOR] == supervisor.AUTO
+    environment = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert environment[supervisor.COORDINATOR] == supervisor.AUTO
     mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
-    (memory,) = [volume for volume in pod["volumes"] if volume["name"] == mounted[given["ALHENA_MEMORY"]]]
-    assert memory["hostPath"]["path"].startswith(str(memory_checkpoint.MEMORY))  # outlives the pod
+    (memory,) = [volume for volume in pod["volumes"] if volume["name"] == mounted[environment["ALHENA_MEMORY"]]]
+    # The host's memory outlives the pod.
+    assert memory["hostPath"]["path"].startswith(str(memory_checkpoint.MEMORY))
     assert {volume["name"] for volume in pod["volumes"]} == set(mounted.values())
     chips = container["resources"]["limits"]["google.com/tpu"] * inner["parallelism"]
     rows, columns = map(int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))

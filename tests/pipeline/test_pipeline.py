@@ -1,9 +1,10 @@
-"""The whole way on the smoke recipe, and the command line as a stranger meets it."""
+"""All stages on the smoke recipe, and the command line on top of them."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ def alhena(*arguments: object, **more) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_every_stage_leaves_its_artefact(smoke):
+def test_every_stage_writes_its_output(smoke):
     for path in (
         "raw/samples.png", "raw/test.parquet", "curated/train/report.json", "image_tokenizer/reconstructions.png", "tokens/coverage.png",
         "tokens/train/scenes.arrow", "pretrain/metrics.jsonl", "tune/metrics.jsonl", "models/base/weights.safetensors",
@@ -38,14 +39,14 @@ def test_every_stage_leaves_its_artefact(smoke):
     assert list((smoke / "pretrain" / "tensorboard").iterdir())
 
 
-def test_a_finished_journey_is_not_repeated(smoke):
+def test_finished_stages_are_skipped(smoke):
     before = {path: path.stat().st_mtime_ns for path in smoke.rglob("*") if path.is_file()}
     run_pipeline(starter.smoke(), smoke)
     assert {path: path.stat().st_mtime_ns for path in smoke.rglob("*") if path.is_file()} == before
     assert len(STAGES) == 8
 
 
-def test_your_own_data_goes_the_same_way(smoke, tmp_path):
+def test_own_documents_are_curated_tuned_on_evaluated_and_answered(smoke, tmp_path):
     raw = tmp_path / "mine"
     raw.mkdir()
     for i in range(6):
@@ -62,11 +63,10 @@ def test_your_own_data_goes_the_same_way(smoke, tmp_path):
     assert tuned.returncode == 0, tuned.stderr
     done = alhena("evaluate", smoke, *more, "--data", tmp_path / "curated", "--name", "mine")
     assert done.returncode == 0, done.stderr
-    assert (
-        read_json(smoke / "held_out" / "mine" / "results.json")["exact_match"] == 100
-    )  # six times the same answer is soon learned
-    said = alhena("chat", smoke, "--name", "mine", "--ask", f"What is this? {raw / '0.png'}")
-    assert said.stdout.strip() == "noise"
+    # Six times the same answer is soon learned.
+    assert read_json(smoke / "held_out" / "mine" / "results.json")["exact_match"] == 100
+    answer = alhena("chat", smoke, "--name", "mine", "--ask", f"What is this? {raw / '0.png'}")
+    assert answer.stdout.strip() == "noise"
 
 
 @pytest.mark.parametrize(
@@ -75,21 +75,19 @@ def test_your_own_data_goes_the_same_way(smoke, tmp_path):
         (("demo", "--recpie", "x"), "--recipe"),
         (("pretrain", "--recipe", "nothing"), "there is no such recipe"),
         (("curate", "absent", "--out", "x"), "nothing to read"),
-        (("chat", "absent"), "no model is there yet"),
-        (("evaluate", "absent", "--data", "x"), "no model is there yet"),
+        (("chat", "absent"), "it has no models yet"),
+        (("evaluate", "absent", "--data", "x"), "it has no models yet"),
         (("bake",), "bake"),
     ],
 )
-def test_mistakes_get_one_clear_message(arguments, words, tmp_path):
+def test_invalid_arguments_get_one_clear_message(arguments, words, tmp_path):
     done = alhena(*arguments)
     assert done.returncode != 0
     assert words in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
 
 
-def test_a_model_of_mixed_parts_is_refused_by_name(smoke, tmp_path):
-    import shutil
-
+def test_a_model_with_a_changed_file_is_refused_by_name(smoke, tmp_path):
     shutil.copytree(smoke / "models" / "assistant", tmp_path / "m")
     (tmp_path / "m" / "weights.safetensors").write_bytes(b"0")
     done = alhena("chat", tmp_path / "m", "--ask", "hi")

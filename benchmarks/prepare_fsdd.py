@@ -1,8 +1,8 @@
-"""Spoken digits of real people (Free Spoken Digit Dataset, CC BY-SA 4.0) as two folders for `alhena curate`.
+"""Human speech for `alhena curate`: the Free Spoken Digit Dataset (CC BY-SA 4.0) as two folders, split by speaker.
 
-python benchmarks/fsdd_folder.py fsdd_4speakers.tar OUT --held-out theo
+python benchmarks/prepare_fsdd.py fsdd_4speakers.tar OUT --held-out theo
 OUT/tune/manifest.jsonl        all other speakers
-OUT/held_out/manifest.jsonl    the speaker that tuning never hears
+OUT/held_out/manifest.jsonl    the speaker that is not in the tuning data
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import tyro
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 NAME = re.compile(r"(\d)_([a-z]+)_(\d+)\.wav")
-MOST_BYTES = 1 << 20
+MAX_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,20 @@ class Split:
 
 
 def main(split: Split) -> None:
-    """Copies the regular files that bear such a name, nothing else, and writes both manifests."""
+    """Copies the regular files with such a name and no others, and writes both manifests."""
     lines: dict[str, list[str]] = {"tune": [], "held_out": []}
     with tarfile.open(split.archive) as archive:
         for member in archive:
             match = NAME.fullmatch(Path(member.name).name)
-            if not match or not member.isfile() or member.size > MOST_BYTES:
+            if not match or not member.isfile() or member.size > MAX_BYTES:
                 continue
             digit, speaker, _ = match.groups()
-            where = "held_out" if speaker == split.held_out else "tune"
+            part = "held_out" if speaker == split.held_out else "tune"
             file = archive.extractfile(member)
-            assert file is not None  # regular files have content
-            (split.out / where).mkdir(parents=True, exist_ok=True)
-            (split.out / where / match[0]).write_bytes(file.read())
+            # Regular files have content.
+            assert file is not None
+            (split.out / part).mkdir(parents=True, exist_ok=True)
+            (split.out / part / match[0]).write_bytes(file.read())
             line = {
                 "audio": match[0],
                 "question": "Transcribe.",
@@ -49,12 +50,14 @@ def main(split: Split) -> None:
                 "language": "en",
                 "source": "fsdd",
             }
-            lines[where].append(json.dumps(line))
+            lines[part].append(json.dumps(line))
     if not all(lines.values()):
-        raise SystemExit(f"{split.archive}: no recordings of {split.held_out!r}, or of anybody else; nothing to split")
-    for where, some in lines.items():
-        (split.out / where / "manifest.jsonl").write_text("\n".join(some) + "\n")
-        print(f"{split.out / where}: {len(some)} recordings")
+        raise SystemExit(
+            f"{split.archive}: no recordings of {split.held_out!r}, or of no other speaker; nothing to split"
+        )
+    for part, manifest in lines.items():
+        (split.out / part / "manifest.jsonl").write_text("\n".join(manifest) + "\n")
+        print(f"{split.out / part}: {len(manifest)} recordings")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,30 @@
+"""All commands of the command line, in the order of ``alhena --help``."""
+
+from __future__ import annotations
+
+from alhena.cli.build import Compress, Corpus, Curate, Demo, Pretrain, Tokenize
+from alhena.cli.scaling import Launch, Plan, Replay, Runs, Scale
+from alhena.cli.serving import Chat, Serve
+from alhena.cli.tuning import Evaluate, Tune
+from alhena.cli.weights import Check, Export, Import
+
+Command = (
+    Demo
+    | Corpus
+    | Curate
+    | Tokenize
+    | Pretrain
+    | Tune
+    | Compress
+    | Evaluate
+    | Chat
+    | Serve
+    | Import
+    | Export
+    | Check
+    | Launch
+    | Replay
+    | Runs
+    | Scale
+    | Plan
+)
