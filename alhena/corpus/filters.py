@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from alhena.content import Audio, Document, Image, Part, Text, Video
+from alhena.corpus.prose import is_spaceless, judge_prose, units
 from alhena.corpus.records import is_unicode
-from alhena.corpus.words import is_spaceless, judge_prose, units
 from alhena.media import decode_audio, decode_image, decode_video
 
 Reason = tuple[str, str]  # reason, particulars

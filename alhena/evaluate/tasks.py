@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from alhena.content import Document, Image, Text
-from alhena.corpus.starter.splits import COLOURS, SHAPES
+from alhena.corpus.starter.splits import COLORS, SHAPES
 from alhena.evaluate import metrics
 from alhena.evaluate.judges import colour_of, digit_judge, shape_of
 from alhena.media import decode_image
@@ -105,7 +105,7 @@ def verdict(document: Document, parts: Sequence[object]) -> str:
     pixels = decode_image(pictures[0].data)
     if task == "drawing/digit":
         return str(digit_judge()[0](pixels))
-    return f"{colour_of(pixels, dict(COLOURS))} {shape_of(pixels)}"
+    return f"{colour_of(pixels, dict(COLORS))} {shape_of(pixels)}"
 
 
 def chance(row: Row, documents: Sequence[Document], references: Sequence[str]) -> float:
@@ -113,5 +113,5 @@ def chance(row: Row, documents: Sequence[Document], references: Sequence[str]) -
     if documents[0].facts.get("task") == "retrieval":
         return 100 * sum(1 / float(d.facts["pairs"]) for d in documents) / len(documents)
     if documents[0].facts.get("task") == "drawing/shape":
-        return max(100 / (len(COLOURS) * len(SHAPES)), metrics.constant_chance(row.metric, references))
+        return max(100 / (len(COLORS) * len(SHAPES)), metrics.constant_chance(row.metric, references))
     return metrics.constant_chance(row.metric, references)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from alhena.corpus.data_shards import Dropped, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,6 +25,7 @@ from alhena.content import (
 )
 from alhena.corpus.curate import Curate, curate
 from alhena.corpus.filters import Held, Seen, inspect, quality
+from alhena.corpus.readers import Dropped, read
 from tests.conftest import picture, sound
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

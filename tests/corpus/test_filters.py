@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 from alhena.content import Audio, Image, Video, write_documents
 from alhena.corpus.curate import curate
 from alhena.corpus.filters import Seen, inspect, quality
-from alhena.corpus.words import is_spaceless, units
+from alhena.corpus.prose import is_spaceless, units
 from alhena.media import Clip, decode_audio, decode_image, encode_video
 from tests.conftest import picture, sound
 from tests.corpus.test_curate import chat, held_by, prose

@@ -10,10 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from alhena.corpus.data_shards import Dropped, read
 
 from alhena.content import Content, Document, Image, Text, read_documents, size_of, write_documents
 from alhena.corpus.curate import Curate, curate
+from alhena.corpus.readers import Dropped, read
 from alhena.parquet import Lost, Row, decoded_bytes, read_rows
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from alhena.corpus.data_shards import Dropped, read
 
 from alhena.content import SCHEMA, Audio, Document, Image, Text, to_row
 from alhena.corpus.curate import curate
+from alhena.corpus.readers import Dropped, read
 from tests.conftest import picture, sound
 from tests.corpus.test_curate import chat
 

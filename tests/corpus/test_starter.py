@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from alhena.content import Audio, Document, Image, Text, Video, read_documents
-from alhena.corpus.starter import MAKERS, TASKS, Job, Starter, build, make_job
-from alhena.corpus.starter.digits import scans
-from alhena.corpus.starter.names import dictionary
+from alhena.corpus.starter import FACTORIES, TASKS, Job, Starter, build, make_job
+from alhena.corpus.starter.images.digits import scans
 from alhena.corpus.starter.splits import (
-    COLOURS,
+    COLORS,
     HELD_OUT_NUMBERS,
     HELD_OUT_PAIRS,
     PAIRS,
@@ -23,10 +22,11 @@ from alhena.corpus.starter.splits import (
     SPLITS,
     is_held_out_string,
 )
-from alhena.corpus.starter.text import library
+from alhena.corpus.starter.text.multilingual_names import translations
+from alhena.corpus.starter.text.prose_and_code import standard_library
 from alhena.media import decode_audio, decode_image, decode_video
 
-SMALL = Starter(train=dict.fromkeys(MAKERS, 12), validation=3, test=10, seed=5)
+SMALL = Starter(train=dict.fromkeys(FACTORIES, 12), validation=3, test=10, seed=5)
 Corpus = dict[str, list[Document]]
 
 
@@ -68,7 +68,7 @@ def turns(document: Document) -> Iterator[tuple[str, str]]:
 def figures(document: Document) -> set[str]:
     """Coloured shapes that a document shows or names."""
     text = " ".join(part.text for part in document.parts if isinstance(part, Text)).lower()
-    named = set(re.findall(rf"(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)})", text))
+    named = set(re.findall(rf"(?:{'|'.join(COLORS)}) (?:{'|'.join(SHAPES)})", text))
     return named | set(document.facts.get("figures", ())) | {f for f, _ in document.facts.get("moving", ()) if " " in f}
 
 
@@ -174,7 +174,7 @@ def test_held_out_requests_words_modules_and_keys(corpus: Corpus, many: Corpus) 
 
 def test_no_text_piece_or_scan_of_the_test_is_trained_on() -> None:
     for source in ("text", "code"):
-        pieces, asked = ({p for _, p in library()[source, split]} for split in ("train", "test"))
+        pieces, asked = ({p for _, p in standard_library()[source, split]} for split in ("train", "test"))
         assert len(pieces) > 2000
         assert len(asked) > 300
         assert not pieces & asked
@@ -194,7 +194,7 @@ def test_answers_are_true_to_the_pixels(many: Corpus) -> None:
         if d.facts["task"] == "scenes/colour" and len(d.facts["figures"]) == 1 and isinstance(media, Image):
             pixels = decode_image(media.data).astype(int)
             paint = np.median(pixels[np.ptp(pixels, axis=2) > 60], axis=0)
-            nearest = min(COLOURS, key=lambda name: float(np.abs(np.array(COLOURS[name]) - paint).sum()))
+            nearest = min(COLORS, key=lambda name: float(np.abs(np.array(COLORS[name]) - paint).sum()))
             assert [("What colour is it?", nearest)] == list(turns(d))
             checked += 1
         elif d.facts["task"] == "video/direction" and isinstance(media, Video):
@@ -233,7 +233,7 @@ def test_another_seed_draws_other_items() -> None:
 
 
 def test_names_span_languages_and_scripts() -> None:
-    words = dictionary()
+    words = translations()
     assert len({language for names in words.values() for language in names}) >= 12
     assert words["March"] == {
         "de": "März", "fr": "mars", "es": "marzo", "it": "marzo", "pt": "março", "pl": "marzec", "tr": "Mart",

@@ -5,22 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from alhena.corpus.starter import voices
-from alhena.corpus.starter.speech import in_words
-from alhena.corpus.starter.voices import LANGUAGES, VARIANTS, Voice
+from alhena.corpus.starter.audio import synthesis
+from alhena.corpus.starter.audio.speech import number_words
+from alhena.corpus.starter.audio.synthesis import LANGUAGES, VARIANTS, Voice
 
 
 def say(text: str, name: str, speed: int = 170) -> np.ndarray:
-    return voices.speak(text, Voice(name, speed, 50, 50))
+    return synthesis.speak(text, Voice(name, speed, 50, 50))
 
 
 @pytest.mark.parametrize("name", ["en-us", "en-gb-x-rp+f3", "en-us+f5", "de+m3"])  # f3 and f5 breathe at random
 def test_a_restart_forgets_what_was_said_before(name: str) -> None:
-    voices.restart()
+    synthesis.restart()
     first = say("what shape is green", name)
     for other in ("fr+f5", "en+f3"):
         say("quatorze", other)
-    voices.restart()
+    synthesis.restart()
     np.testing.assert_array_equal(first, say("what shape is green", name))
 
 
@@ -28,7 +28,7 @@ def test_every_voice_speaks() -> None:
     for language, names in LANGUAGES.items():
         for name in set(names):
             for variant in VARIANTS:
-                samples = say(in_words(7, language), name + variant)
+                samples = say(number_words(7, language), name + variant)
                 assert 0.1 < len(samples) / 16_000 < 1.5, (name, variant)
                 assert samples.std() > 0.02, (name, variant)
 
@@ -46,7 +46,7 @@ def test_an_unknown_voice_is_named() -> None:
 def test_the_microphone_keeps_the_speech_and_bounds_the_level() -> None:
     clean = say("forty seven", "en-us")
     for seed in range(20):
-        heard = voices.record(np.random.default_rng(seed), clean)
+        heard = synthesis.record(np.random.default_rng(seed), clean)
         assert 0.19 < np.abs(heard).max() <= 1
         assert len(clean) <= len(heard) <= len(clean) + 16_000 // 4
         assert np.correlate(heard, clean, "valid").max() > 0.5 * np.linalg.norm(heard) * np.linalg.norm(clean)
