@@ -1,4 +1,4 @@
-"""Words of any script, and whether running text looks like prose. Scripts without spaces are judged by characters."""
+"""Words of any script, and rules for the quality of prose. Scripts without spaces are counted in characters."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import re
 import unicodedata
 from collections import Counter
 
+# A reason to drop a document, with details.
 Reason = tuple[str, str]
 
-# Scripts whose words are not separated by spaces (Unicode blocks), and Hangul, whose spaces are few.
+# Unicode blocks of scripts without spaces between words, and Hangul, which has few.
 _SPACELESS = (
     "\u0e00-\u0eff"  # Thai, Lao
     "\u0f00-\u0fff"  # Tibetan
@@ -20,34 +21,34 @@ _SPACELESS = (
     "\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f"  # Hangul, compatibility forms
     "\U00020000-\U0003ffff"  # rarer CJK
 )
-# Vowel signs and accents, which Python's \w leaves out: without them a word of Hindi or Thai falls apart.
+# Vowel signs and accents. Python's \w excludes them, which would split words of Hindi and Thai.
 _MARKS = "".join(chr(c) for c in range(0x10000) if unicodedata.category(chr(c))[0] == "M") + "\u200c\u200d"
 _IN_SPACELESS = re.compile(f"[{_SPACELESS}]")
 _UNITS = re.compile(rf"[{_SPACELESS}][{_MARKS}]*|(?:(?![{_SPACELESS}])[\w{_MARKS}])+")
-# A phrase of this many characters is what is counted in place of a word.
-PHRASE = 8
-LEAST_SHARE_OF_LETTERS = 0.5
-MOST_SHARE_OF_ONE = 0.4
-LEAST_SHARE_OF_LINES = 0.4
-LONGEST_WORD = 400
-# Characters that are taken for one word where words are not separated.
-CHARACTERS_A_WORD = 2
-# The beginning of a text decides: counts of all phrases of a book take gigabytes.
-MOST_JUDGED = 1 << 20
+# Characters of the n-grams that are counted instead of words.
+PHRASE_LENGTH = 8
+MIN_LETTER_FRACTION = 0.5
+MAX_WORD_FRACTION = 0.4
+MIN_UNIQUE_LINE_FRACTION = 0.4
+MAX_WORD_LENGTH = 400
+# Taken for one word where words are not separated.
+CHARACTERS_PER_WORD = 2
+# Only the beginning of a text is examined: the n-gram counts of a book take gigabytes.
+MAX_JUDGED_CHARACTERS = 1 << 20
 
 
 def is_spaceless(text: str) -> bool:
-    """Whether a quarter of the text or more is of scripts whose words are not separated by spaces."""
-    return not text.isascii() and 4 * len(_IN_SPACELESS.findall(text)) > _solid(text)
+    """Whether more than a quarter of the text is in scripts without spaces between words."""
+    return not text.isascii() and 4 * len(_IN_SPACELESS.findall(text)) > _count_nonspace(text)
 
 
-def _solid(text: str) -> int:
-    """Characters that are no spaces."""
+def _count_nonspace(text: str) -> int:
+    """Number of characters that are not whitespace."""
     return sum(map(len, text.split()))
 
 
 def units(text: str) -> list[str]:
-    """Words in lower case; of scripts without spaces, characters with their marks.
+    """Words in lower case; in scripts without spaces, characters with their marks.
 
     >>> units("The cat's हिन्दी 天气 ไทย")
     ['the', 'cat', 's', 'हिन्दी', '天', '气', 'ไ', 'ท', 'ย']
@@ -55,40 +56,40 @@ def units(text: str) -> list[str]:
     return [unit for unit in _UNITS.findall(text.lower()) if any(ch.isalnum() or ch == "_" for ch in unit)]
 
 
-def judge_prose(text: str, least_words: int) -> Reason | None:
-    """Why running text is poor prose, or None; of a long text, its beginning is judged."""
-    text = text[:MOST_JUDGED]
+def prose_defect(text: str, min_words: int) -> Reason | None:
+    """Why a text is poor prose, or None; of a long text the beginning is examined."""
+    text = text[:MAX_JUDGED_CHARACTERS]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if len(lines) >= 6 and len(set(lines)) / len(lines) < LEAST_SHARE_OF_LINES:
-        return "lines repeated", f"only {len(set(lines))} of {len(lines)} lines differ"
-    return _by_characters(text, least_words) if is_spaceless(text) else _by_words(text.split(), least_words)
+    if len(lines) >= 6 and len(set(lines)) / len(lines) < MIN_UNIQUE_LINE_FRACTION:
+        return "lines repeated", f"only {len(set(lines))} of {len(lines)} lines are unique"
+    return _by_characters(text, min_words) if is_spaceless(text) else _by_words(text.split(), min_words)
 
 
-def _by_words(words: list[str], least: int) -> Reason | None:
-    if len(words) < least:
-        return "too short", f"{len(words)} words, at least {least} wanted"
+def _by_words(words: list[str], min_words: int) -> Reason | None:
+    if len(words) < min_words:
+        return "too short", f"{len(words)} words; the minimum is {min_words}"
     if len(words) >= 20:
         letters = sum(any(ch.isalpha() for ch in word) for word in words) / len(words)
-        if letters < LEAST_SHARE_OF_LETTERS:
-            return "few words with letters", f"{letters:.0%}, at least 50 % wanted"
+        if letters < MIN_LETTER_FRACTION:
+            return "few words with letters", f"{letters:.0%}; the minimum is {MIN_LETTER_FRACTION:.0%}"
         top, count = Counter(words).most_common(1)[0]
-        if count / len(words) > MOST_SHARE_OF_ONE:
+        if count / len(words) > MAX_WORD_FRACTION:
             return "one word repeated", f"{top[:20]!r} is {count / len(words):.0%} of all words"
     longest = max(map(len, words), default=0)
-    return ("no spaces", f"a word of {longest} characters") if longest > LONGEST_WORD else None
+    return ("no spaces", f"a word of {longest} characters") if longest > MAX_WORD_LENGTH else None
 
 
-def _by_characters(text: str, least_words: int) -> Reason | None:
-    characters, least = "".join(units(text)), CHARACTERS_A_WORD * least_words
-    if len(characters) < least:
-        return "too short", f"{len(characters)} letters of a script without spaces, at least {least} wanted"
-    solid = _solid(text)
-    if len(characters) / solid < LEAST_SHARE_OF_LETTERS:
-        return "few letters", f"{len(characters) / solid:.0%} of the characters, at least 50 % wanted"
-    if len(characters) >= 10 * PHRASE:
-        phrases = Counter(characters[i : i + PHRASE] for i in range(len(characters) - PHRASE + 1))
+def _by_characters(text: str, min_words: int) -> Reason | None:
+    characters, min_characters = "".join(units(text)), CHARACTERS_PER_WORD * min_words
+    if len(characters) < min_characters:
+        return "too short", f"{len(characters)} letters of a script without spaces; the minimum is {min_characters}"
+    letters = len(characters) / _count_nonspace(text)
+    if letters < MIN_LETTER_FRACTION:
+        return "few letters", f"{letters:.0%} of the characters; the minimum is {MIN_LETTER_FRACTION:.0%}"
+    if len(characters) >= 10 * PHRASE_LENGTH:
+        phrases = Counter(characters[i : i + PHRASE_LENGTH] for i in range(len(characters) - PHRASE_LENGTH + 1))
         top, count = phrases.most_common(1)[0]
-        share = min(1.0, PHRASE * count / len(characters))
-        if share > MOST_SHARE_OF_ONE:
-            return "one phrase repeated", f"{top!r} is {share:.0%} of all characters"
+        fraction = min(1.0, PHRASE_LENGTH * count / len(characters))
+        if fraction > MAX_WORD_FRACTION:
+            return "one phrase repeated", f"{top!r} is {fraction:.0%} of all characters"
     return None

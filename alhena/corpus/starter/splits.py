@@ -6,7 +6,7 @@
 This measures compositional generalization: a model that memorizes training items fails on the test
 (Lake & Baroni 2018, arXiv:1711.00350). Held out of training and validation, by task:
 
-    scenes, spoken, drawing, video, pages   pairs (colour, shape)             HELD_OUT_PAIRS
+    scenes, spoken, drawing, video, pages   pairs (color, shape)              HELD_OUT_PAIRS
     video                                   pairs (shape, direction)          HELD_OUT_MOVES
     speech, pages                           numbers from 21 to 99             HELD_OUT_NUMBERS
     speech                                  commands that name a held-out pair

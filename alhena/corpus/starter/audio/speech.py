@@ -49,8 +49,8 @@ def random_number(rng: np.random.Generator, split: Split) -> int:
 
 def random_command(rng: np.random.Generator, split: Split) -> str:
     """A request in words; in the test, one that names a held-out pair."""
-    colour, shape = pick(rng, HELD_OUT_PAIRS if split == "test" else TRAIN_PAIRS)
-    requests = [f"draw a{'n' if colour == 'orange' else ''} {colour} {shape}"]
+    color, shape = pick(rng, HELD_OUT_PAIRS if split == "test" else TRAIN_PAIRS)
+    requests = [f"draw a{'n' if color == 'orange' else ''} {color} {shape}"]
     # These combine nothing, so they cannot be held out.
     if split != "test":
         requests += [f"what colour is the {pick(rng, SHAPES)}", f"what shape is {pick(rng, tuple(COLORS))}"]

@@ -110,15 +110,15 @@ def _turns(rng: np.random.Generator, values: list[int], names: list[str]) -> dic
 def make(spec: ItemSpec) -> Document:
     """A chart with one question of the task's kind, or with all in random order."""
     rng = spec.rng
-    asked_kind = spec.task.split("/")[1] if "/" in spec.task else None
+    question_kind = spec.task.split("/")[1] if "/" in spec.task else None
     # A pie shows no numbers.
-    kind = pick(rng, KINDS[:-1] if asked_kind == "value" else KINDS)
+    kind = pick(rng, KINDS[:-1] if question_kind == "value" else KINDS)
     values = sample(rng, range(2 if kind == "pie" else 1, 10), int(rng.integers(2, 5)))
-    colours = sample(rng, tuple(PALETTE), len(values))
-    turns = _turns(rng, values, colours)
+    names = sample(rng, tuple(PALETTE), len(values))
+    turns = _turns(rng, values, names)
     if kind == "pie":
         del turns["value"]
     all_turns = [turn for kind_turns in turns.values() for turn in kind_turns]
-    selected = turns[asked_kind][:1] if asked_kind else sample(rng, all_turns, len(all_turns))
-    image = png_image(draw_chart(rng, kind, values, colours))
-    return chat(spec, [image], selected, chart=kind, values=values, colours=colours)
+    selected = turns[question_kind][:1] if question_kind else sample(rng, all_turns, len(all_turns))
+    image = png_image(draw_chart(rng, kind, values, names))
+    return chat(spec, [image], selected, chart=kind, values=values, colours=names)

@@ -101,11 +101,11 @@ def place_figures(
     for attempt in range(1000):
         limit = large - (large - small) * min(attempt / 40, 1)
         placed: list[Figure] = []
-        for colour, shape in pairs:
+        for color, shape in pairs:
             size = rng.uniform(small, limit)
             x, y = rng.uniform(size / 2 + 1, width - size / 2 - 1), rng.uniform(size / 2 + 1, height - size / 2 - 1)
             if all(math.hypot(x - f.x, y - f.y) > (size + f.size) * 0.56 + 1 for f in placed):
-                placed.append(Figure(colour, shape, x, y, size))
+                placed.append(Figure(color, shape, x, y, size))
         if len(placed) == len(pairs):
             return placed
     raise ValueError(f"{len(pairs)} figures of at least {small} pixels do not fit into {width}x{height}")

@@ -44,6 +44,6 @@ def make(spec: ItemSpec) -> Document:
         image = png_image(draw_digit(rng, spec.split, digit))
         return _image_answer(spec, f"Draw the digit {digit}.", image, digit=digit)
     pairs = HELD_OUT_PAIRS if spec.split == "test" else TRAIN_PAIRS
-    colour, shape = pairs[(index // 2 if spec.task == "drawing" else index) % len(pairs)]
-    request = f"Draw {'an' if colour == 'orange' else 'a'} {colour} {shape}."
-    return _image_answer(spec, request, png_image(draw_shape(rng, (colour, shape))), colour=colour, shape=shape)
+    color, shape = pairs[(index // 2 if spec.task == "drawing" else index) % len(pairs)]
+    request = f"Draw {'an' if color == 'orange' else 'a'} {color} {shape}."
+    return _image_answer(spec, request, png_image(draw_shape(rng, (color, shape))), colour=color, shape=shape)

@@ -130,8 +130,8 @@ def _motion_turns(rng: np.random.Generator, motion: Motion, kind: str | None) ->
 def make(spec: ItemSpec) -> Document:
     """A clip with one question of the task's kind; in training, of a random kind."""
     rng, split = spec.rng, spec.split
-    asked_kind = spec.task.split("/")[1] if "/" in spec.task else None
-    kind = asked_kind or ("direction" if (u := rng.random()) < 0.6 else "count" if u < 0.8 else "order")
+    question_kind = spec.task.split("/")[1] if "/" in spec.task else None
+    kind = question_kind or ("direction" if (u := rng.random()) < 0.6 else "count" if u < 0.8 else "order")
     motions: list[Motion] = []
     if kind == "order":
         frames, string = digits_in_order(rng, split)
@@ -142,5 +142,5 @@ def make(spec: ItemSpec) -> Document:
     else:
         frames, motion = (moving_shape if rng.random() < 0.65 else moving_digit)(rng, split)
         motions = [motion]
-        turns = _motion_turns(rng, motion, asked_kind)
+        turns = _motion_turns(rng, motion, question_kind)
     return chat(spec, [mp4_video(frames)], turns, moving=[[m.figure, m.direction] for m in motions])
