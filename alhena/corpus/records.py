@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from alhena.content import MEDIA, MIME_OF_SUFFIX, Content, Document, Part, Role, Text, size_of
-from alhena.media import sniff
+from alhena.media import LIMITS, sniff
 
 PART_KEYS = ("text", *MEDIA)
 KEYS = (*PART_KEYS, "question", "answer", "parts", "turns", "messages", "id", "source", "language", "facts")
@@ -37,7 +37,7 @@ ROLES: Mapping[str, Role | None] = {
     "user": "user", "model": "model", "assistant": "model", "system": None, "developer": None,
 }  # fmt: skip
 # Limits of one media file, and of one document with all of its media.
-MAX_FILE_BYTES = 256 << 20
+MAX_FILE_BYTES = LIMITS.bytes
 MAX_DOCUMENT_BYTES = 192 << 20
 MAX_FACTS_BYTES = 1 << 20
 MAX_PATH_LENGTH = 4096
@@ -321,7 +321,8 @@ def validate(document: Document) -> Document:
     """A document of a file whose names, facts and size can be stored; an integer id becomes a string. Raises InvalidRecord."""
     names = _valid_names({"id": document.id, "source": document.source, "language": document.language})
     _valid_facts(document.facts)
-    return _valid_size(replace(document, **names))
+    valid = replace(document, id=names["id"], source=names["source"], language=names["language"])
+    return _valid_size(valid)
 
 
 def is_unicode(text: str) -> bool:

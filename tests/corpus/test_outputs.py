@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
+import time
 
 import pytest
 
+from alhena.cli.main import Curate as Command
 from alhena.content import read_documents, write_documents
 from alhena.corpus.curate import Curate, curate
+from alhena.corpus.filters import inspect
 from alhena.corpus.outputs import Outputs
+from alhena.stages import locked
 from tests.corpus.test_curate import chat
 
 
@@ -125,3 +130,34 @@ def test_train_is_decontaminated_of_test_and_of_the_evaluation_sets(source):
     curate(source / "one.parquet", source / "evaluation")
     curate(raw, source / "out", evaluation=[source / "evaluation"])
     assert questions(source / "out" / "train") == ["kept"]
+
+
+def test_two_runs_into_one_folder_exclude_each_other(source):
+    out = source / "out"
+    with locked(out), pytest.raises(ValueError, match=r"out: another command writes there"):
+        Command(source / "one.parquet", out)()
+    assert not list(out.glob("*.parquet"))
+    Command(source / "one.parquet", out)()
+    Command(source / "two.parquet", out)()
+    assert questions(out) == ["two", "three"]
+
+
+def test_an_error_stops_the_decoding_threads(source, monkeypatch):
+    """Records that wait to be decoded are dropped when writing fails."""
+    inspected = []
+
+    def slow(document):
+        inspected.append(document)
+        time.sleep(0.02)
+        return inspect(document)
+
+    def full(self, documents, max_documents, max_bytes):
+        next(documents)
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr("alhena.corpus.curate.inspect", slow)
+    monkeypatch.setattr(Outputs, "write", full)
+    write_documents(source / "many.parquet", [chat(str(i), "x") for i in range(300)])
+    with pytest.raises(OSError, match="is full"):
+        curate(source / "many.parquet", source / "out")
+    assert len(inspected) < 100

@@ -74,8 +74,8 @@ def plain_document(spec: ItemSpec, parts: Sequence[Part], language: str = "en", 
 def chat(spec: ItemSpec, media: Sequence[Part], turns: Sequence[Turn], language: str = "en", **facts: Any) -> Document:
     """A Document of turns; the media precede the first question.
 
-    >>> order = Order("scenes", "train", index=0, seed=0)
-    >>> [c.role for c in chat(order, [], [("How many?", "3"), ("What is red?", "star")]).contents]
+    >>> spec = ItemSpec("scenes", "train", index=0, seed=0)
+    >>> [c.role for c in chat(spec, [], [("How many?", "3"), ("What is red?", "star")]).contents]
     ['user', 'model', 'user', 'model']
     """
     contents: list[Content] = []
