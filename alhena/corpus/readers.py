@@ -133,15 +133,15 @@ def split_files(folder: Path) -> dict[str, list[Path]]:
             totals[match[1]].add(match[3])
     if not files["train"]:
         return {}
-    found = {split: paths for split, paths in files.items() if paths}
-    for split, paths in found.items():
+    present = {split: paths for split, paths in files.items() if paths}
+    for split, paths in present.items():
         if len(totals[split]) > 1:
             raise ValueError(f"{paths[0]}: {split} has files of more than one export; move those of the others")
-    if others := {*matches, *folder.glob("*.jsonl")}.difference(*found.values()):
+    if others := {*matches, *folder.glob("*.jsonl")}.difference(*present.values()):
         raise ValueError(
-            f"{min(others)}: lies beside the splits ({', '.join(found)}) and would not be read; move it, or curate it by its path"
+            f"{min(others)}: lies beside the splits ({', '.join(present)}) and would not be read; move it, or curate it by its path"
         )
-    return found
+    return present
 
 
 def read_split(files: Sequence[Path]) -> Iterator[Record]:

@@ -93,12 +93,10 @@ class _MediaReader:
         return self._from_bytes(kind, data, MIME_OF_SUFFIX.get(Path(name or "").suffix.lower()))
 
     def _from_bytes(self, kind: str, data: bytes, mime: str | None) -> Part:
-        """A part of bytes; without a MIME type of this kind, that of the content. Whether it decodes is tested later."""
+        """A part of bytes. Where the content has no known type, the default one: the filter ``inspect`` decodes it."""
         self._reserve(f'"{kind}"', len(data))
-        for candidate in (mime, sniff(data)):
-            if candidate and candidate.startswith(f"{kind}/"):
-                return MEDIA[kind](data, candidate)
-        return MEDIA[kind](data)
+        known = _mime_type(kind, data, mime)
+        return MEDIA[kind](data, known) if known else MEDIA[kind](data)
 
     def _reserve(self, name: str, size: int) -> None:
         if size > MAX_FILE_BYTES:
@@ -129,13 +127,19 @@ class _MediaReader:
         self._reserve(_quoted(name), path.stat().st_size)
         with open(path, "rb") as file:
             data = file.read(MAX_FILE_BYTES)
-        mime = MIME_OF_SUFFIX.get(path.suffix.lower(), "")
-        if not mime.startswith(f"{kind}/"):
-            mime = sniff(data) or ""
-        if not mime.startswith(f"{kind}/"):
+        mime = _mime_type(kind, data, MIME_OF_SUFFIX.get(path.suffix.lower()))
+        if mime is None:
             suffixes = ", ".join(suffix for suffix, mime in MIME_OF_SUFFIX.items() if mime.startswith(f"{kind}/"))
             raise InvalidRecord("unknown file type", f"{_quoted(name)}: not {kind} by suffix or content ({suffixes})")
         return MEDIA[kind](data, mime)
+
+
+def _mime_type(kind: str, data: bytes, declared: str | None) -> str | None:
+    """The declared MIME type if it is one of ``kind``, else that of the content, or None."""
+    if declared and declared.startswith(f"{kind}/"):
+        return declared
+    detected = sniff(data)
+    return detected if detected and detected.startswith(f"{kind}/") else None
 
 
 def _resolve(folder: Path, name: str) -> Path:
