@@ -56,12 +56,14 @@ Part = Text | Image | Audio | Video
 MEDIA: Mapping[str, type[Image | Audio | Video]] = {"image": Image, "audio": Audio, "video": Video}
 MIME_OF_SUFFIX: Mapping[str, str] = MappingProxyType(
     {
-        ".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp", ".gif": "image/gif",
-        ".bmp": "image/bmp",
-        ".wav": "audio/wav", ".flac": "audio/flac", ".ogg": "audio/ogg", ".opus": "audio/ogg", ".mp3": "audio/mpeg",
-        ".m4a": "audio/mp4", ".aif": "audio/aiff", ".aiff": "audio/aiff",
+        ".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".jfif": "image/jpeg", ".webp": "image/webp",
+        ".gif": "image/gif", ".bmp": "image/bmp",
+        ".wav": "audio/wav", ".flac": "audio/flac", ".ogg": "audio/ogg", ".oga": "audio/ogg", ".opus": "audio/ogg",
+        ".mp3": "audio/mpeg", ".aac": "audio/aac", ".m4a": "audio/mp4", ".m4b": "audio/mp4", ".weba": "audio/webm",
+        ".mka": "audio/x-matroska", ".aif": "audio/aiff", ".aiff": "audio/aiff", ".aifc": "audio/aiff",
         ".mp4": "video/mp4", ".m4v": "video/mp4", ".webm": "video/webm", ".mov": "video/quicktime",
-        ".mkv": "video/x-matroska",
+        ".mkv": "video/x-matroska", ".avi": "video/x-msvideo", ".3gp": "video/3gpp", ".3g2": "video/3gpp",
+        ".ts": "video/mp2t", ".mts": "video/mp2t", ".m2ts": "video/mp2t", ".ogv": "video/ogg",
     }
 )  # fmt: skip
 

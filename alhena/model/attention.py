@@ -274,7 +274,7 @@ def _backward_rule(
     transposed = tuple(a.swapaxes(-1, -2) for a in queries[:2])
     ids = _segment_blocks(segments, size)
 
-    def query_block(carry: Any, inputs: tuple[Any, ...]) -> tuple[tuple[Array, ...], Array]:
+    def query_block(carry: Any, inputs: Any) -> tuple[Any, Array]:
         i, (q, d_out, mean), (q_T, d_out_T), log_sum_exp, first = inputs
 
         def key_block(j: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:

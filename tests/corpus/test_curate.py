@@ -1,4 +1,4 @@
-"""Bad records are counted with their reason, nothing else is lost; evaluation items are removed."""
+"""Curate: invalid records are counted with their reason, no others are lost, evaluation items are removed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from alhena.corpus.data_shards import Dropped, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +24,8 @@ from alhena.content import (
     write_documents,
 )
 from alhena.corpus.curate import Curate, curate
-from alhena.corpus.filters import Held, Seen, inspect, quality
+from alhena.corpus.filters import Decontaminator, Deduplicator, inspect, quality
+from alhena.corpus.readers import Dropped, read
 from tests.conftest import picture, sound
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -46,7 +46,7 @@ contents = st.builds(Content, st.sampled_from(["user", "model", "document"]), st
         st.dictionaries(texts, st.integers()),
     )
 )
-def test_documents_survive_their_rows(document):
+def test_documents_round_trip_through_rows(document):
     assert from_row(to_row(document)) == document
 
 
@@ -92,7 +92,7 @@ LINES = [
 ]
 
 
-def test_every_bad_record_is_counted_and_no_other_is_lost(folder, tmp_path, capsys):
+def test_every_invalid_record_is_counted_and_no_other_is_lost(folder, tmp_path, capsys):
     lines = [json.dumps(line) for line, _ in LINES] + [
         "{no json",
         '{"text": "a", "text": "b"}',
@@ -101,24 +101,24 @@ def test_every_bad_record_is_counted_and_no_other_is_lost(folder, tmp_path, caps
     ]
     (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
     report = curate(folder, tmp_path / "out")["raw"]
-    wanted: dict[str, int] = {"not JSON": 1, "broken text": 1, "key written twice": 1}
+    expected: dict[str, int] = {"not JSON": 1, "invalid text": 1, "repeated key": 1}
     for _, reason in LINES:
         if reason:
-            wanted[reason] = wanted.get(reason, 0) + 1
-    assert {reason: sum(sources.values()) for reason, sources in report["dropped"].items()} == wanted
+            expected[reason] = expected.get(reason, 0) + 1
+    assert {reason: sum(sources.values()) for reason, sources in report["dropped"].items()} == expected
     kept = list(read_documents(tmp_path / "out"))
     assert len(kept) == sum(report["kept"].values()) == 5
-    assert report["read"] == len(kept) + sum(wanted.values())
-    shown = " ".join(capsys.readouterr().out.split())
+    assert report["read"] == len(kept) + sum(expected.values())
+    output = " ".join(capsys.readouterr().out.split())
     assert f"manifest.jsonl:{len(LINES) + 1}" in json.dumps(report["examples"])
     assert "did you mean" in json.dumps(report["examples"])
-    assert "not JSON" in shown
+    assert "not JSON" in output
     assert kept[3].source == "pages"
     assert [type(p).__name__ for p in kept[3].parts] == ["Text", "Image", "Text"]
     assert kept[4].language == "en"
 
 
-def test_nothing_to_read_and_nothing_left_say_so(tmp_path):
+def test_no_input_and_no_output_are_errors(tmp_path):
     with pytest.raises(ValueError, match="nothing to read"):
         list(read(tmp_path))
     (tmp_path / "x.parquet").write_bytes(b"PAR1 not really")
@@ -136,7 +136,7 @@ def test_curating_a_folder_into_itself_is_refused(tmp_path):
     assert len(list(read_documents(tmp_path))) == 1
 
 
-def test_foreign_parquet_rows_are_dropped_by_row(tmp_path):
+def test_parquet_rows_with_unknown_columns_are_dropped(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -153,57 +153,57 @@ def chat(question: str, answer: str, *media: Image) -> Document:
 PROSE = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
 
 
-def held_by(*documents: Document) -> Callable[[Document], bool]:
-    held = Held(map(inspect, documents), 8)
-    return lambda document: held(inspect(document)) is not None
+def overlap_with(*documents: Document) -> Callable[[Document], bool]:
+    decontaminator = Decontaminator(map(inspect, documents), 8)
+    return lambda document: decontaminator(inspect(document)) is not None
 
 
 def prose(text: str, language: str = "und") -> Document:
     return Document((Content("document", (Text(text),)),), "i", "s", language)
 
 
-def test_evaluation_items_are_found_and_generic_questions_are_not():
-    held = held_by(chat("What colour?", "red", picture(1)), chat("Translate: March", "März"))
-    assert held(chat("What colour?", "red", picture(1)))
-    assert held(chat("translate:  march", "märz"))
-    assert not held(chat("What colour?", "red", picture(2)))
-    assert not held(chat("What colour?", "blue", picture(1)))
-    held = held_by(prose(PROSE))
-    assert held(prose("He counted: " + PROSE[8:60] + " and stopped."))
-    assert not held(prose(PROSE[:20] + " apples"))
+def test_evaluation_items_overlap_and_generic_questions_do_not():
+    overlaps = overlap_with(chat("What colour?", "red", picture(1)), chat("Translate: March", "März"))
+    assert overlaps(chat("What colour?", "red", picture(1)))
+    assert overlaps(chat("translate:  march", "märz"))
+    assert not overlaps(chat("What colour?", "red", picture(2)))
+    assert not overlaps(chat("What colour?", "blue", picture(1)))
+    overlaps = overlap_with(prose(PROSE))
+    assert overlaps(prose("He counted: " + PROSE[8:60] + " and stopped."))
+    assert not overlaps(prose(PROSE[:20] + " apples"))
 
 
-def test_filters_keep_what_is_good():
+def test_filters_keep_valid_documents():
     code = Document((Content("document", (Text("x = [(0, 1), (2, 3)]\n" * 9),)),), "c", "code")
     assert inspect(code).reason is None
     assert quality(code, 5) is None
     assert quality(Document((Content("document", (Text("今天天气很好，我们去公园散步。"),)),), "z", "text"), 5) is None
     repeated = Document((Content("document", (Text("buy now\n" * 30),)),), "r", "text")
     assert quality(repeated, 5)
-    seen = Seen()
+    deduplicator = Deduplicator()
 
     def repeats(document: Document) -> bool:
-        return seen(inspect(document)) is not None
+        return deduplicator(inspect(document)) is not None
 
     assert not repeats(chat("a", "b", picture(1)))
     assert not repeats(chat("a", "b", picture(2)))
     assert repeats(chat("a ", "b", picture(1)))
 
 
-def test_train_is_cleaned_of_test_and_a_blocked_document_is_counted(tmp_path):
+def test_train_is_decontaminated_and_a_blocked_document_is_counted(tmp_path):
     raw = tmp_path / "raw"
     write_documents(raw / "test.parquet", [chat("Say hello", "hello")])
     write_documents(
         raw / "train.parquet", [chat("Say hello", "hello"), chat("Say bye", "bye"), chat("Say a bad word", "…")]
     )
-    reports = curate(raw, tmp_path / "out", Curate(), blocked=lambda d: "a bad word" if "bad" in str(d) else None)
+    reports = curate(raw, tmp_path / "out", Curate(), classifier=lambda d: "a bad word" if "bad" in str(d) else None)
     assert [d.contents[-1].parts[0].text for d in read_documents(tmp_path / "out" / "train")] == ["bye"]
     assert set(reports["train"]["dropped"]) == {"in an evaluation set", "blocked"}
 
 
-def test_a_full_disk_says_so_and_leaves_nothing_half_written(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_and_leaves_no_partial_file(tmp_path, monkeypatch):
     disk = tmp_path / "disk"
-    # Left in its place, the link below refuses every byte with ENOSPC.
+    # Without this, the link below (every write fails with ENOSPC) would be removed first.
     monkeypatch.setattr("alhena.corpus.outputs.Outputs.clear", lambda self: None)
     (disk / ".curate.partial").mkdir(parents=True)
     (disk / ".curate.partial" / "part-00000.parquet.partial").symlink_to("/dev/full")

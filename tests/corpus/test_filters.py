@@ -1,4 +1,4 @@
-"""Prose of every script is judged fairly; evaluation items are found in other scripts and in other media formats."""
+"""Filters: quality of prose in every script; overlap with evaluation items in other scripts and media formats."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from PIL import Image as Pillow
 
 from alhena.content import Audio, Image, Video, write_documents
 from alhena.corpus.curate import curate
-from alhena.corpus.filters import Seen, inspect, quality
-from alhena.corpus.words import is_spaceless, units
+from alhena.corpus.filters import Deduplicator, inspect, quality
+from alhena.corpus.prose import is_spaceless, units
 from alhena.media import Clip, decode_audio, decode_image, encode_video
 from tests.conftest import picture, sound
-from tests.corpus.test_curate import chat, held_by, prose
+from tests.corpus.test_curate import chat, overlap_with, prose
 
 SPACELESS = {
     "th": "ประเทศไทยตั้งอยู่ในภูมิภาคเอเชียตะวันออกเฉียงใต้และมีกรุงเทพมหานครเป็นเมืองหลวง",
@@ -29,7 +29,7 @@ SPACELESS = {
 
 
 @pytest.mark.parametrize("language", SPACELESS)
-def test_prose_without_spaces_is_judged_by_characters(language):
+def test_quality_of_scripts_without_spaces_is_measured_in_characters(language):
     text = SPACELESS[language]
     assert is_spaceless(text)
     assert quality(prose(text, language), 5) is None
@@ -42,7 +42,7 @@ def test_prose_without_spaces_is_judged_by_characters(language):
     assert quality(prose(paragraphs, language), 5) is None or language == "bo"
 
 
-def test_prose_with_spaces_is_judged_by_words():
+def test_quality_of_scripts_with_spaces_is_measured_in_words():
     assert not is_spaceless("A sentence of plain prose with one word 天气 in it.")
     hindi = "यह हिन्दी का एक साधारण वाक्य है जिसमें कई शब्द हैं"
     assert quality(prose(hindi), 5) is None
@@ -51,17 +51,17 @@ def test_prose_with_spaces_is_judged_by_words():
 
 
 @pytest.mark.parametrize("language", ["th", "my", "zh", "ja"])
-def test_a_run_of_characters_in_common_is_a_leak(language):
+def test_a_common_ngram_of_characters_is_an_overlap(language):
     text = SPACELESS[language]
-    held = held_by(prose(text))
-    assert held(prose("ก" * 3 + text[2:] + "ข"))
-    assert not held(prose(SPACELESS["lo"]))
+    overlaps = overlap_with(prose(text))
+    assert overlaps(prose("ก" * 3 + text[2:] + "ข"))
+    assert not overlaps(prose(SPACELESS["lo"]))
 
 
 def test_questions_that_differ_in_their_vowel_signs_are_not_the_same():
-    held = held_by(chat("अनुवाद: की", "x"))
-    assert held(chat("अनुवाद: की", "x"))
-    assert not held(chat("अनुवाद: का", "x"))
+    overlaps = overlap_with(chat("अनुवाद: की", "x"))
+    assert overlaps(chat("अनुवाद: की", "x"))
+    assert not overlaps(chat("अनुवाद: का", "x"))
 
 
 def reencoded(medium: Image | Audio) -> Image | Audio:
@@ -75,27 +75,27 @@ def reencoded(medium: Image | Audio) -> Image | Audio:
 
 
 @pytest.mark.parametrize("medium", [picture(1), sound(1, 0.5)])
-def test_media_of_an_evaluation_set_in_another_format_are_found(medium):
+def test_media_of_an_evaluation_set_overlap_in_another_format(medium):
     other = reencoded(medium)
     assert other.data != medium.data
-    held = held_by(chat("What is it?", "noise", medium))
-    assert held(chat("What is it?", "noise", other))
-    assert held(chat("And what is this?", "Noise.", other))
-    assert not held(chat("What is it?", "a dog", other))
-    assert not held(chat("What is it?", "noise", picture(2)))
-    seen = Seen()
-    assert seen(inspect(chat("a", "b", medium))) is None
-    assert seen(inspect(chat("a", "b", other)))
+    overlaps = overlap_with(chat("What is it?", "noise", medium))
+    assert overlaps(chat("What is it?", "noise", other))
+    assert overlaps(chat("And what is this?", "Noise.", other))
+    assert not overlaps(chat("What is it?", "a dog", other))
+    assert not overlaps(chat("What is it?", "noise", picture(2)))
+    deduplicator = Deduplicator()
+    assert deduplicator(inspect(chat("a", "b", medium))) is None
+    assert deduplicator(inspect(chat("a", "b", other)))
 
 
-def test_clips_that_differ_in_one_frame_are_two():
+def test_clips_that_differ_in_one_frame_have_two_hashes():
     frames = [np.full((16, 16, 3), 40 * i, np.uint8) for i in range(6)]
     other = [*frames[:3], frames[0], *frames[4:]]
     hashes = {inspect(chat("a", "b", Video(encode_video(f, 4)))).media for f in (frames, frames, other)}
     assert len(hashes) == 2
 
 
-def test_a_decoder_that_fails_in_its_own_way_ends_no_run(monkeypatch):
+def test_an_unexpected_exception_of_a_decoder_drops_the_record(monkeypatch):
     def broken(data: bytes) -> np.ndarray:
         raise AttributeError("'NoneType' object has no attribute 'width'")
 
@@ -104,16 +104,16 @@ def test_a_decoder_that_fails_in_its_own_way_ends_no_run(monkeypatch):
     assert reason and reason[0] == "image does not decode" and "AttributeError" in reason[1]
 
 
-def test_what_of_a_clip_could_not_be_read_is_counted(tmp_path, monkeypatch):
-    clip = Clip(np.zeros((1, 16, 16, 3), np.uint8), np.zeros(1, np.float32), None, ("its sound was left out",))
-    monkeypatch.setattr("alhena.corpus.filters.decode_video", lambda data, most: clip)
+def test_undecodable_audio_of_a_clip_is_counted(tmp_path, monkeypatch):
+    clip = Clip(np.zeros((1, 16, 16, 3), np.uint8), np.zeros(1, np.float32), None, ("its audio was left out",))
+    monkeypatch.setattr("alhena.corpus.filters.decode_video", lambda data, max_frames: clip)
     write_documents(tmp_path / "in.parquet", [chat("a", "b", Video(b"x"))])
     (report,) = curate(tmp_path / "in.parquet", tmp_path / "out").values()
-    assert report["used_in_part"] == {"its sound was left out": 1}
+    assert report["used_in_part"] == {"its audio was left out": 1}
 
 
-def test_very_long_texts_are_dropped_before_they_are_judged(monkeypatch):
-    monkeypatch.setattr("alhena.corpus.filters.LONGEST_TEXT", 1000)
+def test_very_long_texts_are_dropped(monkeypatch):
+    monkeypatch.setattr("alhena.corpus.filters.MAX_CHARACTERS", 1000)
     assert inspect(prose("word " * 100)).reason is None
     reason = inspect(prose("word " * 300)).reason
     assert reason and reason[0] == "text too long"

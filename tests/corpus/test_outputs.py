@@ -1,15 +1,20 @@
-"""Curate replaces its own files as a whole, and never touches anybody else's."""
+"""Outputs of curate: its own files are replaced together, files of other programs never."""
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
+import time
 
 import pytest
 
+from alhena.cli.main import Curate as Command
 from alhena.content import read_documents, write_documents
 from alhena.corpus.curate import Curate, curate
+from alhena.corpus.filters import inspect
 from alhena.corpus.outputs import Outputs
+from alhena.stages import locked
 from tests.corpus.test_curate import chat
 
 
@@ -20,22 +25,22 @@ def source(tmp_path):
     return tmp_path
 
 
-def asked(folder):
+def questions(folder):
     return [document.contents[0].parts[0].text for document in read_documents(folder)]
 
 
 @pytest.mark.parametrize("name", ["part-00000.parquet", "part-00007.parquet", "mine.parquet"])
-def test_files_of_others_are_refused_by_name(source, name):
+def test_files_of_other_programs_are_refused_by_name(source, name):
     out = source / "out"
     write_documents(out / name, [chat("precious", "yes")])
     with pytest.raises(ValueError, match=rf"{name}: not written by alhena curate"):
         curate(source / "one.parquet", out)
-    assert asked(out) == ["precious"]
+    assert questions(out) == ["precious"]
     curate(source / "one.parquet", source / "fresh")
     shutil.copy(out / name, source / "fresh" / name)
     with pytest.raises(ValueError, match=rf"{name}: not written by alhena curate"):
         curate(source / "one.parquet", source / "fresh")
-    assert "precious" in asked(source / "fresh")
+    assert "precious" in questions(source / "fresh")
 
 
 def test_a_split_folder_is_refused_before_anything_is_written(source):
@@ -48,16 +53,16 @@ def test_a_split_folder_is_refused_before_anything_is_written(source):
     assert sorted(path.name for path in out.rglob("*.parquet")) == ["part-00000.parquet"]
 
 
-def test_own_files_are_replaced_and_others_stay(source):
+def test_own_files_are_replaced_and_other_files_remain(source):
     out = source / "out"
     curate(source / "two.parquet", out)
     (out / "notes.txt").write_text("mine")
     curate(source / "one.parquet", out)
-    assert asked(out) == ["one"]
+    assert questions(out) == ["one"]
     assert sorted(path.name for path in out.iterdir()) == ["notes.txt", "part-00000.parquet", "report.json"]
 
 
-def test_a_report_of_others_is_refused(source):
+def test_a_report_of_another_program_is_refused(source):
     out = source / "out"
     out.mkdir()
     for content in ('{"my": "report"}', "no JSON"):
@@ -70,7 +75,7 @@ def test_a_report_of_others_is_refused(source):
 
 
 @pytest.mark.parametrize("moved", [0, 1])
-def test_a_run_killed_while_it_replaces_is_told_and_completed(source, moved):
+def test_a_replacement_that_was_killed_is_reported_and_completed(source, moved):
     out, new = source / "out", source / "new"
     curate(source / "one.parquet", out)
     curate(source / "two.parquet", new)
@@ -81,13 +86,13 @@ def test_a_run_killed_while_it_replaces_is_told_and_completed(source, moved):
     with pytest.raises(ValueError, match="run it again"):
         list(read_documents(out))
     Outputs(out).clear()
-    assert asked(out) == ["two", "three"]
+    assert questions(out) == ["two", "three"]
     curate(source / "one.parquet", out)
-    assert asked(out) == ["one"]
+    assert questions(out) == ["one"]
     assert not partial.exists()
 
 
-def test_what_a_killed_run_left_is_removed_and_a_file_of_others_there_is_not(source):
+def test_partial_files_of_a_killed_run_are_removed_and_other_files_are_not(source):
     partial = source / "out" / ".curate.partial"
     partial.mkdir(parents=True)
     (partial / "part-00000.parquet.partial").write_bytes(b"half")
@@ -100,7 +105,7 @@ def test_what_a_killed_run_left_is_removed_and_a_file_of_others_there_is_not(sou
     assert (partial / "diary.txt").exists()
 
 
-def test_repeated_items_of_held_out_sets_are_kept_and_counted(source):
+def test_duplicates_in_held_out_sets_are_kept_and_counted(source):
     raw = source / "raw"
     repeated = [chat("one", "1"), chat("one", "1"), chat("two", "2")]
     for split in ("train", "test", "validation"):
@@ -118,10 +123,41 @@ def test_repeated_items_of_held_out_sets_are_kept_and_counted(source):
     assert json.loads((source / "held" / "report.json").read_text())["kept"] == {"s": 3}
 
 
-def test_train_of_a_split_folder_is_cleaned_of_test_and_of_the_evaluation_sets(source):
+def test_train_is_decontaminated_of_test_and_of_the_evaluation_sets(source):
     raw = source / "raw"
     write_documents(raw / "test.parquet", [chat("test", "x")])
     write_documents(raw / "train.parquet", [chat("test", "x"), chat("one", "1"), chat("kept", "x")])
     curate(source / "one.parquet", source / "evaluation")
     curate(raw, source / "out", evaluation=[source / "evaluation"])
-    assert asked(source / "out" / "train") == ["kept"]
+    assert questions(source / "out" / "train") == ["kept"]
+
+
+def test_two_runs_into_one_folder_exclude_each_other(source):
+    out = source / "out"
+    with locked(out), pytest.raises(ValueError, match=r"out: another command writes there"):
+        Command(source / "one.parquet", out)()
+    assert not list(out.glob("*.parquet"))
+    Command(source / "one.parquet", out)()
+    Command(source / "two.parquet", out)()
+    assert questions(out) == ["two", "three"]
+
+
+def test_an_error_stops_the_decoding_threads(source, monkeypatch):
+    """Records that wait to be decoded are dropped when writing fails."""
+    inspected = []
+
+    def slow(document):
+        inspected.append(document)
+        time.sleep(0.02)
+        return inspect(document)
+
+    def full(self, documents, max_documents, max_bytes):
+        next(documents)
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr("alhena.corpus.curate.inspect", slow)
+    monkeypatch.setattr(Outputs, "write", full)
+    write_documents(source / "many.parquet", [chat(str(i), "x") for i in range(300)])
+    with pytest.raises(OSError, match="is full"):
+        curate(source / "many.parquet", source / "out")
+    assert len(inspected) < 100

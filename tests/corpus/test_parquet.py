@@ -1,4 +1,4 @@
-"""Parquet is read past damage and within bounded memory; row groups and part files are closed by their bytes."""
+"""Parquet: rows before and after damage are read, memory is bounded; row groups and part files are limited in bytes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from alhena.corpus.data_shards import Dropped, read
 
 from alhena.content import Content, Document, Image, Text, read_documents, size_of, write_documents
 from alhena.corpus.curate import Curate, curate
+from alhena.corpus.readers import Dropped, read
 from alhena.parquet import Lost, Row, decoded_bytes, read_rows
 
 
@@ -34,7 +34,7 @@ def damage(file: Path, group: int, column: str) -> None:
     file.write_bytes(data)
 
 
-def test_row_groups_are_closed_by_bytes_and_by_count(tmp_path):
+def test_row_groups_are_limited_by_bytes_and_by_count(tmp_path):
     documents = [page(i, 4000) for i in range(20)]
     assert write_documents(tmp_path / "a.parquet", documents, bytes_per_group=10_000) == 20
     metadata = pq.read_metadata(tmp_path / "a.parquet")
@@ -45,7 +45,7 @@ def test_row_groups_are_closed_by_bytes_and_by_count(tmp_path):
     assert list(read_documents(tmp_path / "b.parquet")) == list(read_documents(tmp_path / "a.parquet")) == documents
 
 
-def test_part_files_are_closed_by_bytes(tmp_path):
+def test_part_files_are_limited_by_bytes(tmp_path):
     documents = [page(i, 4000) for i in range(10)]
     write_documents(tmp_path / "in.parquet", documents)
     curate(tmp_path / "in.parquet", tmp_path / "out", Curate(bytes_per_file=3 * size_of(documents[0])))
@@ -78,7 +78,7 @@ def test_rows_before_the_damage_are_kept(tmp_path):
     assert [row.values["text"] for row in rows if isinstance(row, Row)] == texts[: len(rows)]
 
 
-def test_one_file_that_does_not_open_loses_no_other(tmp_path):
+def test_a_file_that_does_not_open_is_dropped_alone(tmp_path):
     write_documents(tmp_path / "a.parquet", [page(1)])
     (tmp_path / "b.parquet").write_bytes(b"PAR1 not really")
     (tmp_path / "c.parquet").mkdir()
@@ -89,7 +89,7 @@ def test_one_file_that_does_not_open_loses_no_other(tmp_path):
         list(read(tmp_path / "b.parquet"))
 
 
-def test_bytes_that_are_no_utf8_and_rows_too_large_are_dropped_alone(tmp_path, monkeypatch):
+def test_rows_with_invalid_utf8_and_rows_too_large_are_dropped_alone(tmp_path, monkeypatch):
     texts = pa.array([b"Good words stand in this row.", b"\xff\xfe", b"Good words stand here too."], pa.binary())
     pq.write_table(pa.table({"text": texts.view(pa.string())}), tmp_path / "x.parquet")
     first, bad, last = read(tmp_path / "x.parquet")
@@ -100,7 +100,7 @@ def test_bytes_that_are_no_utf8_and_rows_too_large_are_dropped_alone(tmp_path, m
     assert [type(item) for item in read(tmp_path / "y.parquet")] == [Document, Dropped, Document]
 
 
-def test_a_shared_value_counts_as_often_as_it_is_named():
+def test_a_dictionary_value_counts_once_per_row():
     shared = pa.array([["x" * 100] * 3, None, ["y"]]).cast(pa.list_(pa.string()))
     plain = pa.array([b"x" * 50, b"", None])
     dictionary = pa.DictionaryArray.from_arrays(pa.array([0, 0, None, 1]), pa.array(["z" * 70, "w"]))
@@ -141,7 +141,7 @@ def test_a_parquet_bomb_is_read_in_bounded_memory(tmp_path, dictionary):
 
 
 def test_a_document_too_large_for_a_row_is_dropped(tmp_path, monkeypatch):
-    monkeypatch.setattr("alhena.corpus.records.LARGEST_DOCUMENT", 5000)
+    monkeypatch.setattr("alhena.corpus.records.MAX_DOCUMENT_BYTES", 5000)
     (tmp_path / "a.png").write_bytes(bytes(3000))
     one = {"parts": [{"image": "a.png"}]}
     two = {"parts": [{"image": "a.png"}, {"image": "a.png"}]}

@@ -1,4 +1,4 @@
-"""The forms in which people keep their records: read, or dropped by name."""
+"""Records: every supported form is read; all others are dropped with the name of the field."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from alhena.corpus.data_shards import Dropped, read
 
 from alhena.content import SCHEMA, Audio, Document, Image, Text, to_row
 from alhena.corpus.curate import curate
+from alhena.corpus.readers import Dropped, read
 from tests.conftest import picture, sound
 from tests.corpus.test_curate import chat
 
@@ -43,7 +43,7 @@ MESSAGES = [
 ]  # fmt: skip
 
 
-def test_messages_in_the_form_of_openai_are_read(tmp_path):
+def test_messages_in_the_format_of_openai_are_read(tmp_path):
     document = one(tmp_path, {"messages": MESSAGES, "id": 7, "language": None})
     assert shape(document) == [
         ("user", ["Be brief.", "\n", "What is it?", Image]),
@@ -55,7 +55,7 @@ def test_messages_in_the_form_of_openai_are_read(tmp_path):
     assert (document.id, document.language) == ("7", "und")
 
 
-def test_what_pandas_writes_for_nothing_is_nothing(tmp_path):
+def test_null_values_are_absent(tmp_path):
     line = {
         "id": 3,
         "image": None,
@@ -72,13 +72,13 @@ def test_what_pandas_writes_for_nothing_is_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("line", "reason", "named"),
     [
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://a.b/c.png"}}]}]}, "address not fetched", "https://a.b/c.png"),
-        ({"image": "http://a.b/c.png", "answer": "x"}, "address not fetched", "save the file"),
-        ({"image": "file:///etc/passwd.png", "answer": "x"}, "address not fetched", "file:///etc"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://a.b/c.png"}}]}]}, "URL not fetched", "https://a.b/c.png"),
+        ({"image": "http://a.b/c.png", "answer": "x"}, "URL not fetched", "save the file"),
+        ({"image": "file:///etc/passwd.png", "answer": "x"}, "URL not fetched", "file:///etc"),
         ({"messages": [{"role": "tool", "content": "4"}]}, "bad field", "'tool'"),
         ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}, "unknown key", "tool_calls"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "bad field", "image"),
-        ({"messages": [{"role": "user", "content": "a", "text": "b"}]}, "bad field", "two of"),
+        ({"messages": [{"role": "user", "content": "a", "text": "b"}]}, "bad field", "exactly one"),
         ({"messages": [], "text": "beside"}, "bad field", "messages"),
         ({"turns": [{"role": "user", "text": "a"}], "answer": "b"}, "bad field", "answer"),
         ({"turns": [{"role": "system", "text": "a"}]}, "bad field", "system turn"),
@@ -96,10 +96,10 @@ def test_what_pandas_writes_for_nothing_is_nothing(tmp_path):
         ('{"text": "a", "facts": {"a": 1e999}}', "bad field", '"facts"'),
         ('{"text": "a", "facts": ' + '{"a":' * 100_000 + "}", "not JSON", ""),
         ('{"id": ' + "9" * 5000 + ', "text": "a"}', "not JSON", ""),
-        ({"text": "a", "x" * 5000: 1}, "unknown key", "known are"),
+        ({"text": "a", "x" * 5000: 1}, "unknown key", "known keys are"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_is_named(tmp_path, line, reason, named):
+def test_the_field_of_an_invalid_record_is_named(tmp_path, line, reason, named):
     dropped = one(tmp_path, line)
     assert isinstance(dropped, Dropped), dropped
     assert dropped.reason == reason

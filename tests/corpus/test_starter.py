@@ -1,4 +1,4 @@
-"""The starter corpus: what is promised of it, checked on a small build made as the large one is."""
+"""The starter corpus: properties of its documents, checked on a small build."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from alhena.content import Audio, Document, Image, Text, Video, read_documents
-from alhena.corpus.starter import MAKERS, TASKS, Job, Starter, build, make_job
-from alhena.corpus.starter.digits import scans
-from alhena.corpus.starter.names import dictionary
+from alhena.corpus.starter import FACTORIES, TASKS, Job, Starter, build, make_job
+from alhena.corpus.starter.images.digits import scans
 from alhena.corpus.starter.splits import (
-    COLOURS,
+    COLORS,
     HELD_OUT_NUMBERS,
     HELD_OUT_PAIRS,
     PAIRS,
@@ -23,10 +22,11 @@ from alhena.corpus.starter.splits import (
     SPLITS,
     is_held_out_string,
 )
-from alhena.corpus.starter.text import library
+from alhena.corpus.starter.text.multilingual_names import translations
+from alhena.corpus.starter.text.prose_and_code import standard_library
 from alhena.media import decode_audio, decode_image, decode_video
 
-SMALL = Starter(train=dict.fromkeys(MAKERS, 12), validation=3, test=10, seed=5)
+SMALL = Starter(train=dict.fromkeys(FACTORIES, 12), validation=3, test=10, seed=5)
 Corpus = dict[str, list[Document]]
 
 
@@ -45,15 +45,15 @@ def corpus(folder: Path) -> Corpus:
 
 @pytest.fixture(scope="module")
 def many() -> Corpus:
-    """More items of the tasks whose parts are combined, so that a rare leak would show."""
+    """More items of the tasks with held-out combinations, to find rare overlaps."""
     sources = ("scenes", "spoken", "speech", "video", "drawing", "digits", "translation", "retrieval", "ocr")
-    found: Corpus = {"train": [], "test": []}
+    documents: Corpus = {"train": [], "test": []}
     for source in sources:
-        found["train"] += make_job(Job(source, "train", 100, 300, 5))
+        documents["train"] += make_job(Job(source, "train", 100, 300, 5))
         for task in TASKS:
             if task.split("/")[0] == source:
-                found["test"] += make_job(Job(task, "test", 100, 140, 5))
-    return found
+                documents["test"] += make_job(Job(task, "test", 100, 140, 5))
+    return documents
 
 
 def turns(document: Document) -> Iterator[tuple[str, str]]:
@@ -66,13 +66,13 @@ def turns(document: Document) -> Iterator[tuple[str, str]]:
 
 
 def figures(document: Document) -> set[str]:
-    """Coloured shapes that a document shows or names."""
+    """Colored shapes that a document shows or names."""
     text = " ".join(part.text for part in document.parts if isinstance(part, Text)).lower()
-    named = set(re.findall(rf"(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)})", text))
+    named = set(re.findall(rf"(?:{'|'.join(COLORS)}) (?:{'|'.join(SHAPES)})", text))
     return named | set(document.facts.get("figures", ())) | {f for f, _ in document.facts.get("moving", ()) if " " in f}
 
 
-def test_every_medium_decodes_to_the_sizes_promised(corpus: Corpus) -> None:
+def test_every_medium_decodes_to_the_documented_sizes(corpus: Corpus) -> None:
     kinds = set()
     for document in (d for documents in corpus.values() for d in documents):
         for part in document.parts:
@@ -91,7 +91,7 @@ def test_every_medium_decodes_to_the_sizes_promised(corpus: Corpus) -> None:
     assert kinds == {Text, Image, Audio, Video}
 
 
-def test_ids_are_unique_and_test_items_ask_once(corpus: Corpus) -> None:
+def test_ids_are_unique_and_test_items_have_one_question(corpus: Corpus) -> None:
     ids = [d.id for documents in corpus.values() for d in documents]
     assert len(ids) == len(set(ids))
     for document in corpus["test"] + corpus["validation"]:
@@ -168,33 +168,33 @@ def test_held_out_requests_words_modules_and_keys(corpus: Corpus, many: Corpus) 
     for kind in ("requests", "words", "modules", "keys"):
         assert len(test[kind]) > 5
         assert not train[kind] & test[kind], kind
-    told = {item for d in make_job(Job("names", "train", 0, 400, 0)) for item in d.facts["items"]}
-    assert {item for d in many["test"] if d.source == "translation" for item, _ in d.facts["items"]} <= told
+    stated = {item for d in make_job(Job("names", "train", 0, 400, 0)) for item in d.facts["items"]}
+    assert {item for d in many["test"] if d.source == "translation" for item, _ in d.facts["items"]} <= stated
 
 
-def test_no_text_piece_or_scan_of_the_test_is_trained_on() -> None:
+def test_train_and_test_share_no_text_chunk_and_no_scan() -> None:
     for source in ("text", "code"):
-        pieces, asked = ({p for _, p in library()[source, split]} for split in ("train", "test"))
-        assert len(pieces) > 2000
-        assert len(asked) > 300
-        assert not pieces & asked
-        assert all(len(piece) <= 500 for piece in pieces | asked)
-    train = {scan.tobytes() for digit in range(10) for scan in scans("train", digit)}
-    test = {scan.tobytes() for digit in range(10) for scan in scans("test", digit)}
-    assert len(train) > 1100
-    assert len(test) > 250
-    assert not train & test
+        train, test = ({chunk for _, chunk in standard_library()[source, split]} for split in ("train", "test"))
+        assert len(train) > 2000
+        assert len(test) > 300
+        assert not train & test
+        assert all(len(chunk) <= 500 for chunk in train | test)
+    train_scans = {scan.tobytes() for digit in range(10) for scan in scans("train", digit)}
+    test_scans = {scan.tobytes() for digit in range(10) for scan in scans("test", digit)}
+    assert len(train_scans) > 1100
+    assert len(test_scans) > 250
+    assert not train_scans & test_scans
 
 
-def test_answers_are_true_to_the_pixels(many: Corpus) -> None:
-    """The colour asked for is the colour of the only figure there; a clip's mass moves the way that is said."""
+def test_answers_agree_with_the_pixels(many: Corpus) -> None:
+    """The color in the answer is that of the only figure; the center of mass of a clip moves in the direction of the answer."""
     checked = 0
     for d in many["test"]:
         media = next(iter(d.parts))
         if d.facts["task"] == "scenes/colour" and len(d.facts["figures"]) == 1 and isinstance(media, Image):
             pixels = decode_image(media.data).astype(int)
-            paint = np.median(pixels[np.ptp(pixels, axis=2) > 60], axis=0)
-            nearest = min(COLOURS, key=lambda name: float(np.abs(np.array(COLOURS[name]) - paint).sum()))
+            color = np.median(pixels[np.ptp(pixels, axis=2) > 60], axis=0)
+            nearest = min(COLORS, key=lambda name: float(np.abs(np.array(COLORS[name]) - color).sum()))
             assert [("What colour is it?", nearest)] == list(turns(d))
             checked += 1
         elif d.facts["task"] == "video/direction" and isinstance(media, Video):
@@ -203,18 +203,18 @@ def test_answers_are_true_to_the_pixels(many: Corpus) -> None:
             rows, columns = np.mgrid[: ink.shape[1], : ink.shape[2]]
             y, x = ((ink * grid).sum((1, 2)) / ink.sum((1, 2)) for grid in (rows, columns))
             dx, dy = x[1] - x[0], y[1] - y[0]
-            way = ("right" if dx > 0 else "left") if abs(dx) > abs(dy) else ("down" if dy > 0 else "up")
-            assert next(turns(d))[1] == way
+            direction = ("right" if dx > 0 else "left") if abs(dx) > abs(dy) else ("down" if dy > 0 else "up")
+            assert next(turns(d))[1] == direction
             checked += 1
     assert checked > 45
 
 
-def test_the_four_places_are_balanced(many: Corpus) -> None:
-    asked = [a for d in many["train"] if d.source == "scenes" for q, a in turns(d) if q.startswith("Where is ")]
-    assert all(0.1 < asked.count(way) / len(asked) < 0.4 for way in ("left", "right", "above", "below"))
+def test_the_four_relations_are_balanced(many: Corpus) -> None:
+    answers = [a for d in many["train"] if d.source == "scenes" for q, a in turns(d) if q.startswith("Where is ")]
+    assert all(0.1 < answers.count(relation) / len(answers) < 0.4 for relation in ("left", "right", "above", "below"))
 
 
-def test_the_same_whatever_the_workers_and_the_other_sources(folder: Path, tmp_path: Path) -> None:
+def test_documents_do_not_depend_on_the_number_of_workers(folder: Path, tmp_path: Path) -> None:
     build(tmp_path, SMALL, workers=2)
     for split in SPLITS:
         assert list(read_documents(tmp_path / f"{split}.parquet")) == list(read_documents(folder / f"{split}.parquet"))
@@ -227,13 +227,13 @@ def test_an_unknown_source_is_named() -> None:
         Starter(train={"scense": 3})
 
 
-def test_another_seed_draws_other_items() -> None:
+def test_another_seed_gives_other_items() -> None:
     one, other = (make_job(Job("scenes", "train", 0, 3, seed)) for seed in (0, 1))
     assert all(a.contents != b.contents for a, b in zip(one, other, strict=True))
 
 
 def test_names_span_languages_and_scripts() -> None:
-    words = dictionary()
+    words = translations()
     assert len({language for names in words.values() for language in names}) >= 12
     assert words["March"] == {
         "de": "März", "fr": "mars", "es": "marzo", "it": "marzo", "pt": "março", "pl": "marzec", "tr": "Mart",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alhena.content import Document, Image, Text, read_documents
-from alhena.corpus.starter.splits import COLOURS
+from alhena.corpus.starter.splits import COLORS
 from alhena.evaluate import metrics
 from alhena.evaluate.evaluation import answer_row
 from alhena.evaluate.held_out import evaluate_held_out
@@ -50,7 +50,7 @@ def test_judges_recognize_reference_images_and_reject_noise(questions):
     for document in questions:
         if document.facts["task"] == "drawing/shape":
             pixels = decode_image(document.contents[-1].parts[0].data)
-            assert (colour_of(pixels, dict(COLOURS)), shape_of(pixels)) == (
+            assert (colour_of(pixels, dict(COLORS)), shape_of(pixels)) == (
                 document.facts["colour"],
                 document.facts["shape"],
             )

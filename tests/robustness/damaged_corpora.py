@@ -1,9 +1,9 @@
-"""Damaged corpora: every one is curated, or refused in one line; nothing hangs, dies or is lost without being counted.
+"""Damaged corpora: each is curated, or refused with one line; none hangs, crashes, or loses a record without counting it.
 
-    python -m tests.robustness.damaged_corpora [WORD]      all of them, or those with WORD in their name
+    python -m tests.robustness.damaged_corpora [WORD]      all cases, or those with WORD in their name
 
-Each trial runs in a process of its own with bounded memory and time. What is checked: no other exception than ValueError and
-OSError, every record that went in is in the report, and what the report says was kept can be read again.
+Each case runs in its own process with bounded memory and time. Checked: only ValueError and OSError are raised, every input
+record is in the report, and the documents counted as kept can be read.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PROSE = "Line {} of a book: plain words stand here, one after the other, and say
 
 @dataclass(frozen=True)
 class Case:
-    """How a corpus is made in an empty folder, what is given to curate, and how many records it holds (None: not known)."""
+    """A function that writes a corpus to an empty folder, the path given to curate, and the number of records (None: unknown)."""
 
     name: str
     make: Callable[[Path], Any]
@@ -46,14 +46,14 @@ class Case:
     records: int | None = None
 
 
-# ── material ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── inputs ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def media() -> dict[str, bytes]:
     rng = np.random.default_rng(0)
     frames = [rng.integers(0, 256, (32, 32, 3), np.uint8) for _ in range(4)]
-    sound = (0.3 * rng.normal(size=8000)).astype(np.float32)
-    return {"a.png": encode_png(frames[0]), "a.flac": encode_audio(sound), "a.mp4": encode_video(frames, 4)}
+    samples = (0.3 * rng.normal(size=8000)).astype(np.float32)
+    return {"a.png": encode_png(frames[0]), "a.flac": encode_audio(samples), "a.mp4": encode_video(frames, 4)}
 
 
 MEDIA = media()
@@ -78,8 +78,8 @@ def manifest(folder: Path, lines: list[Any] | bytes = b"", name: str = "manifest
 def documents(count: int = 40) -> Iterator[Document]:
     for i in range(count):
         yield Document((Content("document", (Text(PROSE.format(i)),)),), f"d{i}", "text", "en", {"n": i})
-        picture = Image(MEDIA["a.png"])
-        yield Document((Content("user", (picture, Text(f"{i}?"))), Content("model", (Text(f"{i}"),))), f"p{i}", "see")
+        image = Image(MEDIA["a.png"])
+        yield Document((Content("user", (image, Text(f"{i}?"))), Content("model", (Text(f"{i}"),))), f"p{i}", "see")
 
 
 def parquet(folder: Path) -> Path:
@@ -94,7 +94,7 @@ def truncated(data: bytes, share: float) -> bytes:
     return data[: int(len(data) * share)]
 
 
-def flipped(data: bytes, seed: int, bits: int = 4) -> bytes:
+def bits_flipped(data: bytes, seed: int, bits: int = 4) -> bytes:
     rng, out = random.Random(seed), bytearray(data)
     for _ in range(bits):
         out[rng.randrange(len(out))] ^= 1 << rng.randrange(8)
@@ -108,7 +108,7 @@ def zeroed(data: bytes, seed: int) -> bytes:
 
 DAMAGE: Mapping[str, Callable[[bytes], bytes]] = {
     **{f"truncated {share}": lambda d, s=share: truncated(d, s) for share in (0.1, 0.5, 0.9, 0.99)},
-    **{f"flipped {seed}": lambda d, s=seed: flipped(d, s) for seed in range(6)},
+    **{f"flipped {seed}": lambda d, s=seed: bits_flipped(d, s) for seed in range(6)},
     **{f"zeroed {seed}": lambda d, s=seed: zeroed(d, s) for seed in range(3)},
     "doubled": lambda d: d + d,
     "empty": lambda d: b"",
@@ -134,12 +134,12 @@ def damaged_parquet(folder: Path, damage: Callable[[bytes], bytes]) -> None:
 
 
 def bytes_cases() -> Iterator[Case]:
-    for what, damage in DAMAGE.items():
-        yield Case(f"manifest {what}", lambda f, d=damage: damaged_manifest(f, d))
-        yield Case(f"parquet {what}", lambda f, d=damage: damaged_parquet(f, d))
+    for damage_name, damage in DAMAGE.items():
+        yield Case(f"manifest {damage_name}", lambda f, d=damage: damaged_manifest(f, d))
+        yield Case(f"parquet {damage_name}", lambda f, d=damage: damaged_parquet(f, d))
         for name in MEDIA:
             make = lambda f, n=name, d=damage: damaged_media(f, n, d)  # noqa: E731
-            yield Case(f"{name} {what}", make, records=len(LINES))
+            yield Case(f"{name} {damage_name}", make, records=len(LINES))
     text = "\n".join(json.dumps(line) for line in LINES)
     for code in ("utf-16", "utf-32", "utf-8-sig"):
         yield Case(f"manifest in {code}", lambda f, c=code: manifest(f, text.encode(c)))
@@ -208,7 +208,7 @@ def sparse(path: Path) -> None:
 
 
 def many_clips(folder: Path) -> None:
-    """400 MB of media that do not decode, each named by its own line."""
+    """400 MB of media that do not decode, one file per line."""
     for i in range(100):
         with open(folder / f"{i}.mp4", "wb") as file:
             file.truncate(4 << 20)
@@ -229,14 +229,14 @@ FILES: Mapping[str, Callable[[Path], Any]] = {
 
 
 def file_cases() -> Iterator[Case]:
-    for what, make in FILES.items():
+    for file_kind, make in FILES.items():
         for name in ("a.png", "a.mp4"):
             records = len(LINES)
-            yield Case(f"{name} is {what}", lambda f, n=name, m=make: replaced(f, n, m), records=records)
-        if what != "sparse":
-            yield Case(f"manifest is {what}", lambda f, m=make: replaced(f, "manifest.jsonl", m))
-        yield Case(f"parquet is {what}", lambda f, m=make: (parquet(f), m(f / "b.parquet")))
-        yield Case(f"only parquet is {what}", lambda f, m=make: m(f / "b.parquet"), source="b.parquet")
+            yield Case(f"{name} is {file_kind}", lambda f, n=name, m=make: replaced(f, n, m), records=records)
+        if file_kind != "sparse":
+            yield Case(f"manifest is {file_kind}", lambda f, m=make: replaced(f, "manifest.jsonl", m))
+        yield Case(f"parquet is {file_kind}", lambda f, m=make: (parquet(f), m(f / "b.parquet")))
+        yield Case(f"only parquet is {file_kind}", lambda f, m=make: m(f / "b.parquet"), source="b.parquet")
     yield Case("a cycle of folders", lambda f: (manifest(f), (f / "again").symlink_to(f)), records=len(LINES))
     yield Case("nothing", lambda f: None)
     yield Case("no such path", lambda f: None, source="absent")
@@ -283,25 +283,25 @@ def bomb(folder: Path, dictionary: bool) -> None:
 
 
 def prefixes(folder: Path) -> None:
-    """Delta encoding writes a shared prefix once: 40 rows of 8 MB without any compression."""
+    """40 rows of 8 MB in a small file without compression: delta encoding stores a shared prefix once."""
     table = pa.table({"text": ["a" * (8 << 20) + str(i) for i in range(40)]})
     encoding = {"text": "DELTA_BYTE_ARRAY"}
     pq.write_table(table, folder / "a.parquet", column_encoding=encoding, use_dictionary=False, compression="none")
 
 
 def one_large_row(folder: Path) -> None:
-    """One row that names a shared value of 8 MB 100 times."""
+    """One row with 100 references to a dictionary value of 8 MB."""
     parts = pa.array([[{"text": "a" * (8 << 20)}] * 100, [{"text": PROSE}]])
     flat(folder, {"parts": parts, "id": ["1", "2"]})
 
 
 def table_cases() -> Iterator[Case]:
-    for what, array in COLUMNS.items():
+    for column_kind, array in COLUMNS.items():
         for name in ("contents", "facts", "id"):
-            yield Case(f"{name} of {what}", lambda f, n=name, a=array: column(f, n, a), records=8)
+            yield Case(f"{name} of {column_kind}", lambda f, n=name, a=array: column(f, n, a), records=8)
         for key in ("text", "image", "messages"):
             table = {key: array, "answer": ["x"] * 8}
-            yield Case(f"flat {key} of {what}", lambda f, t=table: flat(f, t), records=8)
+            yield Case(f"flat {key} of {column_kind}", lambda f, t=table: flat(f, t), records=8)
     for dictionary in (True, False):
         yield Case(f"bomb dictionary={dictionary}", lambda f, d=dictionary: bomb(f, d), records=60)
     yield Case("bomb of prefixes", prefixes, records=40)
@@ -322,34 +322,34 @@ def cases() -> list[Case]:
     return [*bytes_cases(), *value_cases(), *file_cases(), *table_cases()]
 
 
-# ── trials ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── runner ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def trial(case: Case, folder: Path) -> str:
-    """Makes and curates one corpus; says how it ended. Raises AssertionError for a record that was lost in silence."""
+    """Writes and curates one corpus; returns its message. Raises AssertionError for a record that is not in the report."""
     raw, out = folder / "raw", folder / "out"
     raw.mkdir(parents=True)
     case.make(raw)
-    said = "curated"
+    message = "curated"
     try:
         curate(raw / case.source, out)
     except (ValueError, OSError) as error:
-        said = str(error)
-        assert said and "\n" not in said.strip()[:2000], "more than one line"
+        message = str(error)
+        assert message and "\n" not in message.strip()[:2000], "more than one line"
     if not (out / "report.json").exists():
-        assert case.records is None, f"{case.records} records and no report: {said}"
-        return said
+        assert case.records is None, f"{case.records} records and no report: {message}"
+        return message
     report = json.loads((out / "report.json").read_text())
     kept = sum(report["kept"].values())
     dropped = sum(sum(sources.values()) for sources in report["dropped"].values())
     assert report["read"] == kept + dropped, report
     assert case.records in (None, report["read"]), f"{report['read']} of {case.records} records: {report}"
-    assert kept == (sum(1 for _ in read_documents(out)) if kept else 0), "what was kept cannot be read"
-    return said
+    assert kept == (sum(1 for _ in read_documents(out)) if kept else 0), "documents counted as kept cannot be read"
+    return message
 
 
 def _child(case: Case, folder: Path) -> None:
-    """Ends this process: 0 when the trial is passed."""
+    """Runs a case and exits: status 0 when it passed."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     log = os.open(folder / "log", os.O_CREAT | os.O_WRONLY)
     os.dup2(log, 1)
@@ -364,11 +364,11 @@ def _child(case: Case, folder: Path) -> None:
 
 
 def run(case: Case, folder: Path) -> str:
-    """How a trial in a process of its own ended: ``passed`` or what was wrong."""
+    """Runs a case in its own process; returns ``passed`` or the error."""
     if not (pid := os.fork()):
         _child(case, folder)
-    began, ended, status = time.monotonic(), 0, 0
-    while not ended and time.monotonic() - began < SECONDS:
+    start, ended, status = time.monotonic(), 0, 0
+    while not ended and time.monotonic() - start < SECONDS:
         ended, status = os.waitpid(pid, os.WNOHANG)
         time.sleep(0.005)
     if not ended:

@@ -1,25 +1,25 @@
-"""What the test split holds: combinations that training has never shown, of parts that it has.
+"""Splits: the test split holds combinations that are absent from training, of parts that are present there.
 
-    seen in training    red circle   blue circle   blue star        parts: red, blue, circle, star
-    asked in the test                                    red star   a new combination of the same parts
+    training    red circle   blue circle   blue star              parts: red, blue, circle, star
+    test                                               red star   a new combination of the same parts
 
-A model that stores what it saw fails on the right-hand column; one that takes the world apart does not
-(Lake & Baroni 2018, arXiv:1711.00350). What is held out of training and validation, by task:
+This measures compositional generalization: a model that memorizes training items fails on the test
+(Lake & Baroni 2018, arXiv:1711.00350). Held out of training and validation, by task:
 
-    scenes, spoken, drawing, video, pages   pairs (colour, shape)             HELD_OUT_PAIRS
+    scenes, spoken, drawing, video, pages   pairs (color, shape)              HELD_OUT_PAIRS
     video                                   pairs (shape, direction)          HELD_OUT_MOVES
     speech, pages                           numbers from 21 to 99             HELD_OUT_NUMBERS
     speech                                  commands that name a held-out pair
     digits, video, pages                    strings of two and more digits    is_held_out_string
     translation                             requests (item, language), both directions; the lists of ``names`` state
-                                            every fact once as prose, so the test asks for known facts in a new form
+                                            every fact as prose, so the test requires known facts in a new form
     ocr, pages                              words                             split_of("word", …)
     text, code                              modules                           split_of("module", …)
     retrieval                               sets of keys                      split_of("keys", …)
 
-Scans of handwritten digits are split one by one (``split_of("digit", index)``): none of the test split appears in
-training, in any source. Single digits and answers like "yes" or "3" occur in both splits; there the pictures are new.
-Validation items come from the training distribution, drawn anew.
+Scans of handwritten digits are split one by one (``split_of("digit", index)``): no scan of the test split appears in
+training, in any source. Single digits and answers such as "3" occur in both splits, with new images.
+Validation items are other samples of the training distribution.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Literal
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
-COLOURS = {
+COLORS = {
     "red": (214, 40, 40),
     "green": (40, 150, 60),
     "blue": (40, 80, 220),
@@ -43,8 +43,9 @@ COLOURS = {
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
 DIRECTIONS = ("left", "right", "up", "down")
 
+# (color, shape), or (shape, direction).
 Pair = tuple[str, str]
-PAIRS: tuple[Pair, ...] = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
+PAIRS: tuple[Pair, ...] = tuple((color, shape) for color in COLORS for shape in SHAPES)
 HELD_OUT_PAIRS: tuple[Pair, ...] = (
     ("red", "star"),
     ("green", "circle"),
@@ -67,10 +68,10 @@ HELD_OUT_NUMBERS: tuple[int, ...] = (23, 28, 34, 39, 41, 47, 52, 56, 65, 69, 74,
 TRAIN_NUMBERS: tuple[int, ...] = tuple(n for n in range(100) if n not in HELD_OUT_NUMBERS)
 
 
-def share(*key: object) -> float:
-    """A number in 0..1 that depends on ``key`` alone, the same on every machine.
+def hash_fraction(*key: object) -> float:
+    """A hash of ``key`` as a fraction in 0..1, the same on every machine.
 
-    >>> share("word", "moon") == share("word", "moon"), 0 <= share("word", "sun") < 1
+    >>> hash_fraction("word", "moon") == hash_fraction("word", "moon"), 0 <= hash_fraction("word", "sun") < 1
     (True, True)
     """
     digest = hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()
@@ -78,16 +79,16 @@ def share(*key: object) -> float:
 
 
 def split_of(*key: object) -> Split:
-    """70 % train, 10 % validation, 20 % test."""
-    at = share(*key)
-    return "train" if at < 0.7 else "validation" if at < 0.8 else "test"
+    """The split of an item by the hash of ``key``: 70 % train, 10 % validation, 20 % test."""
+    fraction = hash_fraction(*key)
+    return "train" if fraction < 0.7 else "validation" if fraction < 0.8 else "test"
 
 
 def is_held_out_string(digits: str) -> bool:
-    """Whether a string of two or more digits is kept for the test (one in six)."""
-    return len(digits) > 1 and share("string", digits) < 1 / 6
+    """Whether a string of two or more digits is held out for the test (one in six)."""
+    return len(digits) > 1 and hash_fraction("string", digits) < 1 / 6
 
 
 def is_held_out_request(item: str, language: str) -> bool:
-    """Whether translating ``item`` between English and ``language`` is kept for the test (one in eight)."""
-    return share("request", item, language) < 1 / 8
+    """Whether translating ``item`` between English and ``language`` is held out for the test (one in eight)."""
+    return hash_fraction("request", item, language) < 1 / 8

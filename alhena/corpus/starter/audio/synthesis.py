@@ -1,10 +1,10 @@
-"""Spoken words from espeak-ng, called through ctypes: text and a voice in, float32 samples at 16 kHz out.
+"""Speech synthesis with espeak-ng, called through ctypes: text and a voice to float32 samples at 16 kHz.
 
-    "forty seven", Voice("en-us+f2", speed 160, pitch 55)  ──►  16 kHz, trimmed  ──►  as a microphone hears it
+    "forty seven", Voice("en-us+f2", speed 160, pitch 55)  ──►  16 kHz, trimmed  ──►  simulated microphone
 
-The library (``espeakng-loader`` carries it with its voices) keeps the phase of its oscillators, and the state of the
-random generator behind its breath, between utterances: a recording depends by a hair on what was said before it.
-:func:`restart` unloads it; every job begins with that, so its recordings are the same in any process.
+The library (from the package ``espeakng-loader``, with its voices) retains the phase of its oscillators and the state of its
+random generator between utterances, so the samples of one depend slightly on those before it.
+:func:`unload` resets this state. Every job begins with it, so its recordings are the same in any process.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import soxr
+from jaxtyping import Float
 
 from alhena.content import Audio
 from alhena.corpus.starter.items import pick
@@ -30,33 +31,38 @@ LANGUAGES = {
 }
 VARIANTS = ("", "+m1", "+m2", "+m3", "+m4", "+m5", "+m6", "+m7", "+m8", "+f1", "+f2", "+f3", "+f4", "+f5",
             "+Andy", "+Annie", "+Alex", "+Michael", "+belinda", "+ed", "+linda", "+steph", "+klatt3")  # fmt: skip
+# Constants of espeak-ng's speak_lib.h.
 _SYNCHRONOUS, _NEVER_EXIT, _UTF8 = 2, 0x8000, 1
 _SPEED, _PITCH, _RANGE = 1, 3, 4
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
-_unload = getattr(_ctypes, "FreeLibrary" if os.name == "nt" else "dlclose")  # each system has one
-
-_heard: list[np.ndarray] = []
+_close = getattr(_ctypes, "FreeLibrary" if os.name == "nt" else "dlclose")
+# Filled by the callback of the library, which is used by one thread.
+_chunks: list[np.ndarray] = []
 _library: ctypes.CDLL | None = None
 
 
 @dataclass(frozen=True)
 class Voice:
+    """An espeak-ng voice with ``speed`` in words per minute, and ``pitch`` and pitch ``range`` in 0..100."""
+
     name: str
-    speed: int  # words per minute
-    pitch: int  # 0..100
-    range: int  # 0..100, liveliness of the melody
+    speed: int
+    pitch: int
+    range: int
 
 
 def random_voice(rng: np.random.Generator, language: str) -> Voice:
+    """A voice of the language with random variant, speed and pitch."""
     name = pick(rng, LANGUAGES[language]) + pick(rng, VARIANTS)
     return Voice(name, int(rng.integers(130, 211)), int(rng.integers(25, 76)), int(rng.integers(30, 71)))
 
 
 @_CALLBACK
-def _hear(samples, count, events) -> int:  # type: ignore[no-untyped-def]
+def _collect(samples, count, events) -> int:  # type: ignore[no-untyped-def]
+    """Copies the 16-bit samples of one chunk."""
     if samples and count:
-        _heard.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        _chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
     return 0
 
 
@@ -69,44 +75,47 @@ def _load() -> ctypes.CDLL:
         data = espeakng_loader.get_data_path()
         if library.espeak_Initialize(_SYNCHRONOUS, 500, data.encode(), _NEVER_EXIT) != ESPEAK_RATE:
             raise ValueError(f"espeak-ng does not start with its data in {data}; reinstall espeakng-loader")
-        library.espeak_SetSynthCallback(_hear)
+        library.espeak_SetSynthCallback(_collect)
         library.espeak_ng_SetRandSeed(ctypes.c_long(1))
         _library = library
     return _library
 
 
-def restart() -> None:
-    """Unloads the library, so that the next word is spoken as if it were the first."""
+def unload() -> None:
+    """Unloads the library, so that the next call of :func:`synthesize` starts from its initial state."""
     global _library
     if _library is not None:
         _library.espeak_Terminate()
-        _unload(_library._handle)
+        _close(_library._handle)
         _library = None
 
 
-def speak(text: str, voice: Voice) -> np.ndarray:
-    """Clean speech, float32 [samples] at 16 kHz, silence at both ends cut to a few hundredths of a second."""
+def synthesize(text: str, voice: Voice) -> Float[np.ndarray, " samples"]:
+    """Clean speech at 16 kHz, with silence at both ends trimmed to 0.03 s."""
     library = _load()
     if library.espeak_SetVoiceByName(voice.name.encode()):
         raise ValueError(f"espeak-ng has no voice {voice.name!r}")
     for parameter, value in ((_SPEED, voice.speed), (_PITCH, voice.pitch), (_RANGE, voice.range)):
         library.espeak_SetParameter(parameter, value, 0)
-    _heard.clear()
+    _chunks.clear()
     data = text.encode()
-    if library.espeak_Synth(data, len(data) + 1, 0, 0, 0, _UTF8, None, None) or not _heard:
-        raise ValueError(f"espeak-ng cannot say {text!r} with voice {voice.name!r}")
-    samples = np.concatenate(_heard).astype(np.float32) / 32768
-    _heard.clear()
+    if library.espeak_Synth(data, len(data) + 1, 0, 0, 0, _UTF8, None, None) or not _chunks:
+        raise ValueError(f"espeak-ng cannot synthesize {text!r} with voice {voice.name!r}")
+    samples = np.concatenate(_chunks).astype(np.float32) / 32768
+    _chunks.clear()
     return _trim(resample(samples, ESPEAK_RATE))
 
 
-def _trim(samples: np.ndarray, margin: int = SAMPLE_RATE // 33) -> np.ndarray:
+def _trim(samples: Float[np.ndarray, " samples"], margin: int = SAMPLE_RATE // 33) -> Float[np.ndarray, " trimmed"]:
+    """The samples between the first and the last above 2 % of the peak, with a margin."""
     loud = np.flatnonzero(np.abs(samples) > 0.02 * np.abs(samples).max())
     return samples[max(loud[0] - margin, 0) : loud[-1] + margin]
 
 
-def record(rng: np.random.Generator, samples: np.ndarray) -> np.ndarray:
-    """The same speech through a microphone: some silence, another gain, a little noise, now and then telephone band."""
+def simulate_microphone(
+    rng: np.random.Generator, samples: Float[np.ndarray, " samples"]
+) -> Float[np.ndarray, " padded"]:
+    """Data augmentation: silence before and after, gain, noise, and 4 kHz bandwidth (telephone) for one in four."""
     before, after = rng.integers(0, SAMPLE_RATE // 8, 2)
     samples = np.pad(samples, (int(before), int(after)))
     if rng.random() < 0.25:
@@ -117,7 +126,7 @@ def record(rng: np.random.Generator, samples: np.ndarray) -> np.ndarray:
     return (samples + noise).astype(np.float32).clip(-1, 1)
 
 
-def recording(rng: np.random.Generator, text: str, language: str = "en") -> Audio:
-    """Someone says ``text``: a random voice and microphone, as FLAC."""
-    samples = record(rng, speak(text, random_voice(rng, language)))
+def random_recording(rng: np.random.Generator, text: str, language: str = "en") -> Audio:
+    """``text`` in a random voice through a simulated microphone, as FLAC."""
+    samples = simulate_microphone(rng, synthesize(text, random_voice(rng, language)))
     return Audio(encode_audio(samples), "audio/flac")

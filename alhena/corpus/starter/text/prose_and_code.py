@@ -1,7 +1,7 @@
-"""Prose and code: documentation and source of the running Python's standard library, in pieces of at most 500 letters.
+"""Prose and code: documentation and source of Python's standard library, in chunks of at most 500 characters.
 
-pydoc's language reference, docstrings   ──►  source "text"       a module (or a topic) belongs to one split whole, so
-source files without their docstrings    ──►  source "code"       no piece of a test module was ever read in training
+pydoc's language reference, docstrings   ──►  source "text"       all chunks of a module (or a topic) belong to one split:
+source files without their docstrings    ──►  source "code"       training contains no chunk of a test module
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from alhena.content import Document, Text
-from alhena.corpus.starter.items import Order, running
-from alhena.corpus.starter.splits import SPLITS, Split, share, split_of
+from alhena.corpus.starter.items import ItemSpec, plain_document
+from alhena.corpus.starter.splits import SPLITS, Split, hash_fraction, split_of
 
-LONGEST, SHORTEST = 500, 120
-LEFT_OUT = {
+MAX_CHARACTERS, MIN_CHARACTERS = 500, 120
+EXCLUDED_FOLDERS = {
     "test",
     "tests",
     "site-packages",
@@ -29,28 +29,29 @@ LEFT_OUT = {
     "pydoc_data",
     "ensurepip",
 }
-LARGEST_FILE = 200_000
+MAX_FILE_BYTES = 200_000
 
 
-def pieces(text: str) -> Iterator[str]:
-    """Cuts at line ends, and before a blank line where there is one.
+def chunks(text: str) -> Iterator[str]:
+    """Splits a text at line ends; once a chunk has 60 % of its maximum length, at the next blank line.
 
-    >>> [len(p) for p in pieces("\\n".join(["x" * 99] * 12))]
+    >>> [len(chunk) for chunk in chunks("\\n".join(["x" * 99] * 12))]
     [499, 499, 199]
     """
     lines: list[str] = []
     size = 0
     for line in text.splitlines():
-        if lines and (size + len(line) + 1 > LONGEST or (not line.strip() and size > LONGEST * 0.6)):
+        if lines and (size + len(line) + 1 > MAX_CHARACTERS or (not line.strip() and size > MAX_CHARACTERS * 0.6)):
             yield "\n".join(lines).strip("\n")
             lines, size = [], 0
-        if len(line) < LONGEST and (line.strip() or lines):
+        if len(line) < MAX_CHARACTERS and (line.strip() or lines):
             lines.append(line.rstrip())
             size += len(line) + 1
     yield "\n".join(lines).strip("\n")
 
 
 def _docstrings(tree: ast.Module) -> Iterator[tuple[ast.Constant, str]]:
+    """Every docstring: its node, and its text without indentation."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
             first = node.body[0]
@@ -79,14 +80,14 @@ def prose_and_code(source: str) -> tuple[list[str], str]:
 
 
 def _modules() -> Iterator[tuple[str, list[str], str]]:
-    """Name, prose and code of everything, in an order that depends on names alone."""
+    """Name, prose and code of every topic and module, in an order that depends on their names only."""
     from pydoc_data.topics import topics
 
     root = Path(sysconfig.get_path("stdlib"))
-    files = [p.relative_to(root) for p in root.rglob("*.py") if LEFT_OUT.isdisjoint(p.relative_to(root).parts)]
+    files = [p.relative_to(root) for p in root.rglob("*.py") if EXCLUDED_FOLDERS.isdisjoint(p.relative_to(root).parts)]
     names: dict[str, Path | None] = {f"topic {name}": None for name in topics}
-    names |= {path.as_posix(): path for path in files if (root / path).stat().st_size < LARGEST_FILE}
-    for name in sorted(names, key=lambda name: share("order", name)):
+    names |= {path.as_posix(): path for path in files if (root / path).stat().st_size < MAX_FILE_BYTES}
+    for name in sorted(names, key=lambda name: hash_fraction("order", name)):
         path = names[name]
         if path is None:
             yield name, [topics[name.removeprefix("topic ")]], ""
@@ -94,25 +95,27 @@ def _modules() -> Iterator[tuple[str, list[str], str]]:
         try:
             yield name, *prose_and_code((root / path).read_text(encoding="utf-8"))
         except (SyntaxError, UnicodeDecodeError):
-            continue  # a file that is there to be broken, such as a template
+            # A file with deliberate errors, such as a template.
+            continue
 
 
 @lru_cache(maxsize=1)
-def library() -> dict[tuple[str, Split], list[tuple[str, str]]]:
-    """(source, split) → pieces with their module, mixed so that a few of them sample the whole library."""
-    found: dict[tuple[str, Split], list[tuple[str, str]]] = {(s, p): [] for s in ("text", "code") for p in SPLITS}
-    seen: set[str] = set()  # modules copy from one another; a piece belongs to the first
+def standard_library() -> dict[tuple[str, Split], list[tuple[str, str]]]:
+    """(source, split) → chunks with the name of their module, in an order such that any run of them samples the whole library."""
+    by_split: dict[tuple[str, Split], list[tuple[str, str]]] = {(s, p): [] for s in ("text", "code") for p in SPLITS}
+    # Modules share text; a chunk belongs to the first one.
+    seen: set[str] = set()
     for name, prose, code in _modules():
         split = split_of("module", name)
         for source, text in (("text", "\n\n".join(prose)), ("code", code)):
-            new = [piece for piece in pieces(text) if len(piece) >= SHORTEST and piece not in seen]
-            found[source, split] += [(name, piece) for piece in dict.fromkeys(new)]
+            new = [chunk for chunk in chunks(text) if len(chunk) >= MIN_CHARACTERS and chunk not in seen]
+            by_split[source, split] += [(name, chunk) for chunk in dict.fromkeys(new)]
             seen.update(new)
-    return {key: sorted(items, key=lambda item: share("mix", *item)) for key, items in found.items()}
+    return {key: sorted(items, key=lambda item: hash_fraction("mix", *item)) for key, items in by_split.items()}
 
 
-def make(order: Order) -> Document:
-    """The pieces come one after the other; the seed shifts where the first is taken."""
-    items = library()[order.source, order.split]
-    name, piece = items[(order.index + order.seed) % len(items)]
-    return running(order, [Text(piece)], "en" if order.source == "text" else "und", module=name)
+def make(spec: ItemSpec) -> Document:
+    """The next chunk in order; the seed is the offset of the first."""
+    items = standard_library()[spec.source, spec.split]
+    name, chunk = items[(spec.index + spec.seed) % len(items)]
+    return plain_document(spec, [Text(chunk)], "en" if spec.source == "text" else "und", module=name)

@@ -1,0 +1,1 @@
+"""Sources of images with questions and answers of the starter corpus."""

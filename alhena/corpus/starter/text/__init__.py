@@ -1,0 +1,1 @@
+"""Sources of text of the starter corpus."""

@@ -1,0 +1,1 @@
+"""Sources of video clips of the starter corpus."""
