@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -71,24 +72,24 @@ def evaluate(engines: Mapping[str, Engine], documents: Sequence[Document]) -> Ev
 def _cells(row: ReportRow) -> list[str]:
     scores = [formatted(row, value) for value in row.scores.values()]
     interval = "–" if row.interval is None else f"{row.interval:.1f}"
-    truncated = str(max(row.truncated.values(), default=0) or "–")
-    mark = "" if row.above_chance else NOT_ABOVE_CHANCE
+    truncated = max(row.truncated.values(), default=0)
+    notes = [NOT_ABOVE_CHANCE] * (not row.above_chance) + [f"{truncated} truncated"] * (truncated > 0)
     chance = formatted(row, row.chance)
-    return [row.group, row.name, row.metric, str(row.items), chance, *scores, interval, truncated, mark]
+    return [f"{row.name}\n[dim]{row.metric}[/dim]", str(row.items), chance, *scores, interval, "\n".join(notes)]
 
 
 def print_report(rows: Sequence[ReportRow], skipped: Mapping[str, int], title: str = "Report card") -> None:
-    """Prints the rows as a table, and below it the number of skipped documents by reason."""
+    """Prints the rows as a table that fits 80 columns, and below it the number of skipped documents by reason."""
     console = Console()
     if rows:
-        table = Table(title=title, title_justify="left", title_style="bold")
-        for column in ("", "capability", "metric"):
-            table.add_column(column)
-        for column in ("items", "chance", *rows[0].scores, "± 95 %", "truncated"):
-            table.add_column(column, justify="right")
+        table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column("capability, metric", overflow="fold")
+        for column in ("items", "chance", *rows[0].scores, "± 95 %"):
+            table.add_column(column, justify="right", no_wrap=True)
         table.add_column("")
-        for row in rows:
-            table.add_row(*_cells(row), style=None if row.above_chance else "red")
+        for i, row in enumerate(rows):
+            last_of_group = i + 1 == len(rows) or rows[i + 1].group != row.group
+            table.add_row(*_cells(row), style=None if row.above_chance else "red", end_section=last_of_group)
         if not all(row.above_chance for row in rows):
             table.caption = f"{NOT_ABOVE_CHANCE} not above chance"
         console.print(table)
