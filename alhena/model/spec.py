@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -72,8 +72,8 @@ vocabulary, layers, matrices, chunks
     # A name of sharding.RULES for each dimension; None: replicated along it.
     axes: tuple[str | None, ...]
     initializer: Initializer
-    # The optimizer.
-    group: Literal["muon", "adam"]
+    # The optimizer: "muon" or "adam".
+    group: str
     # Whether weight decay applies.
     decay: bool
     # The dimension that a matmul contracts and along which the weight is quantized; None: not quantized.

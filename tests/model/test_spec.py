@@ -116,7 +116,7 @@ def test_a_wrong_declaration_is_refused():
     with pytest.raises(ValueError, match="no matrix: Muon"):
         WeightSpec((8,), (None,), Normal(0), "muon", decay=True)
     with pytest.raises(ValueError, match="optimizer group 'muno'"):
-        WeightSpec((8, 8), (None, None), Normal(0), "muno", decay=True)  # type: ignore[arg-type]
+        WeightSpec((8, 8), (None, None), Normal(0), "muno", decay=True)
     # A declaration without a field.
     with pytest.raises(TypeError, match="unexpected keyword argument 'down'"):
         Adapter(norm=vector(8), side=vector(8), positions=vector(8), down=vector(8))  # type: ignore[call-arg]
