@@ -11,14 +11,16 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
+from typing import Protocol, runtime_checkable
 
 from alhena.batch import Example
-from alhena.content import Part
-from alhena.serve.engine import Answer, Engine
+from alhena.content import Content, Part
+from alhena.serve.engine import Answer
 from alhena.serve.gemini.fields import WireError, overloaded
 from alhena.serve.sampler import Sampling
+from alhena.tokens.encode import Encoder
 
 MAX_WAITING = 64
 # Tokens generated between two checks for cancellation, where the answer is not streamed.
@@ -26,6 +28,20 @@ STRIDE = 16
 STOP_SECONDS = 10.0
 log = logging.getLogger("alhena.serve")
 Item = Part | Answer | WireError
+
+
+@runtime_checkable
+class StreamingEngine(Protocol):
+    """What the server needs of an engine: to encode prompts and to stream answers."""
+
+    @property
+    def encoder(self) -> Encoder: ...
+
+    def encode(self, contents: Sequence[Content], sequences: int = 1) -> Example: ...
+
+    def stream(
+        self, prompt: Example, sampling: Sampling, stride: int, cancelled: Callable[[], bool]
+    ) -> Iterator[Part | Answer]: ...
 
 
 class Generation:
@@ -71,7 +87,7 @@ class Generation:
 class Scheduler:
     """The engine's thread and its queue. ``start`` before the first job; ``stop`` cancels running and waiting jobs."""
 
-    def __init__(self, engine: Engine, max_waiting: int = MAX_WAITING) -> None:
+    def __init__(self, engine: StreamingEngine, max_waiting: int = MAX_WAITING) -> None:
         self._engine = engine
         self._jobs: queue.Queue[Generation | None] = queue.Queue(max_waiting)
         self._stopping = threading.Event()

@@ -119,7 +119,7 @@ def test_guided_codes_are_those_of_the_guided_logits_of_the_full_forward_pass(en
         prompts[:1], [Sampling(max_tokens=70, image_first=True, guidance=strength, aspect=2.0)]
     )
     tokens = np.asarray(_decode(engine.params, engine.config, v, state, options, MAX_OUTPUT_TOKENS).tokens[0])
-    codes = np.flatnonzero([v.is_code(t) for t in tokens])
+    codes = np.flatnonzero([v.is_code(t) for t in tokens.tolist()])
     assert len(codes) == 60
     tokens = tokens[: codes[-1] + 1]
     batch, positions = padded_batch(prompts, 128, 64, 0), []

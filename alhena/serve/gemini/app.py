@@ -40,7 +40,7 @@ from alhena.serve.gemini.connections import Bodies, Guard, Hosts, Protocol
 from alhena.serve.gemini.fields import WireError, overloaded, parse_json
 from alhena.serve.gemini.wire import GenerateRequest, count_modalities, read_count_request, read_request, write_response
 from alhena.serve.sampler import Sampling
-from alhena.serve.scheduler import STRIDE, Generation, Scheduler
+from alhena.serve.scheduler import STRIDE, Generation, Scheduler, StreamingEngine
 
 DEFAULT = Sampling(temperature=0.0, max_tokens=256)
 METHODS = ("generateContent", "streamGenerateContent", "countTokens")
@@ -68,7 +68,7 @@ def _model_info(name: str) -> dict[str, Any]:
 class _Calls:
     """State shared by the API's methods: one parser thread (media are decoded one at a time) and one scheduler."""
 
-    def __init__(self, engine: Engine, name: str) -> None:
+    def __init__(self, engine: StreamingEngine, name: str) -> None:
         self.engine, self.name, self.bodies = engine, name, Bodies()
         self.scheduler = Scheduler(engine)
         self._parser, self._parsing = ThreadPoolExecutor(1, "alhena-parser"), 0
@@ -199,7 +199,7 @@ def _set_error_shape(app: FastAPI) -> None:
         return JSONResponse(WireError(500, "internal error", "INTERNAL").body(), 500)
 
 
-def create_app(engine: Engine, name: str, hosts: Hosts = Hosts(), max_running: int = MAX_RUNNING) -> FastAPI:
+def create_app(engine: StreamingEngine, name: str, hosts: Hosts = Hosts(), max_running: int = MAX_RUNNING) -> FastAPI:
     """The application that serves one model under one name."""
     calls = _Calls(engine, name)
 
