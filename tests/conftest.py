@@ -63,11 +63,11 @@ def make_tiny(encoder: Encoder) -> tuple[model.Params, config.Model]:
     return jax.tree.unflatten(structure, leaves), c
 
 
-def picture(seed: int, height: int = 32, width: int = 48) -> Image:
+def random_image(seed: int, height: int = 32, width: int = 48) -> Image:
     return Image(encode_png(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)))
 
 
-def sound(seed: int, seconds: float = 1.5) -> Audio:
+def random_audio(seed: int, seconds: float = 1.5) -> Audio:
     return Audio(encode_audio(0.3 * np.random.default_rng(seed).normal(size=int(16000 * seconds)).astype(np.float32)))
 
 
@@ -75,7 +75,12 @@ def sound(seed: int, seconds: float = 1.5) -> Audio:
 def documents() -> list[Document]:
     """One of each kind of input: text, an image, audio longer than a chunk, both together."""
     ask = Text("What colour is the circle?")
-    kinds = [(ask,), (picture(1), ask), (sound(2), ask), (picture(3, 64, 32), sound(4, 0.6), picture(5), ask)]
+    kinds = [
+        (ask,),
+        (random_image(1), ask),
+        (random_audio(2), ask),
+        (random_image(3, 64, 32), random_audio(4, 0.6), random_image(5), ask),
+    ]
     answer = Content("model", (Text("red"),))
     first = Document((Content("user", kinds[0]), answer), "0", "mine")
     return [replace(first, contents=(Content("user", parts), answer), id=str(i)) for i, parts in enumerate(kinds)]

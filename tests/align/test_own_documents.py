@@ -12,7 +12,7 @@ from alhena.files import copy_atomically
 from alhena.model.weights import save_model
 from alhena.tokens.loader import Batches, BatchShape, left_out
 from alhena.tokens.store import Examples, write_examples
-from tests.conftest import picture, sound
+from tests.conftest import random_audio, random_image
 
 INNER = {"patches": (192,), "frames": (128, 128)}
 T = Tune(2, BatchShape(batch_size=16, tokens=256, patches=256, chunks=2))
@@ -20,8 +20,8 @@ T = Tune(2, BatchShape(batch_size=16, tokens=256, patches=256, chunks=2))
 
 def test_long_audio_and_several_images_are_used(encoder, tmp_path):
     answer, ask = Content("model", (Text("red"),)), Text("What?")
-    images = picture(1, 128, 128), picture(2, 128, 128)
-    prompts = [(sound(1, 4.0), ask), (sound(2, 20.0), ask), (*images, ask), (ask,)]
+    images = random_image(1, 128, 128), random_image(2, 128, 128)
+    prompts = [(random_audio(1, 4.0), ask), (random_audio(2, 20.0), ask), (*images, ask), (ask,)]
     documents = [Document((Content("user", parts), answer), str(i), "mine") for i, parts in enumerate(prompts)]
     how = T.encoding(tmp_path)
     examples = [e for d in documents for e in encoder.encode(d, how.max_tokens, window=how.window)]

@@ -26,7 +26,7 @@ from alhena.content import (
 from alhena.corpus.curate import Curate, curate
 from alhena.corpus.filters import Decontaminator, Deduplicator, inspect, quality
 from alhena.corpus.readers import Dropped, read
-from tests.conftest import picture, sound
+from tests.conftest import random_audio, random_image
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 parts = st.one_of(
@@ -54,11 +54,11 @@ def test_documents_round_trip_through_rows(document):
 def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "raw"
     folder.mkdir()
-    (folder / "good.png").write_bytes(picture(1).data)
-    (folder / "good.flac").write_bytes(sound(1).data)
-    (folder / "cut.png").write_bytes(picture(1).data[:200])
+    (folder / "good.png").write_bytes(random_image(1).data)
+    (folder / "good.flac").write_bytes(random_audio(1).data)
+    (folder / "cut.png").write_bytes(random_image(1).data[:200])
     (folder / "none.wav").write_bytes(b"")
-    (tmp_path / "secret.png").write_bytes(picture(2).data)
+    (tmp_path / "secret.png").write_bytes(random_image(2).data)
     os.symlink(tmp_path / "secret.png", folder / "link.png")
     return folder
 
@@ -163,11 +163,11 @@ def prose(text: str, language: str = "und") -> Document:
 
 
 def test_evaluation_items_overlap_and_generic_questions_do_not():
-    overlaps = overlap_with(chat("What colour?", "red", picture(1)), chat("Translate: March", "März"))
-    assert overlaps(chat("What colour?", "red", picture(1)))
+    overlaps = overlap_with(chat("What colour?", "red", random_image(1)), chat("Translate: March", "März"))
+    assert overlaps(chat("What colour?", "red", random_image(1)))
     assert overlaps(chat("translate:  march", "märz"))
-    assert not overlaps(chat("What colour?", "red", picture(2)))
-    assert not overlaps(chat("What colour?", "blue", picture(1)))
+    assert not overlaps(chat("What colour?", "red", random_image(2)))
+    assert not overlaps(chat("What colour?", "blue", random_image(1)))
     overlaps = overlap_with(prose(PROSE))
     assert overlaps(prose("He counted: " + PROSE[8:60] + " and stopped."))
     assert not overlaps(prose(PROSE[:20] + " apples"))
@@ -185,9 +185,9 @@ def test_filters_keep_valid_documents():
     def repeats(document: Document) -> bool:
         return deduplicator(inspect(document)) is not None
 
-    assert not repeats(chat("a", "b", picture(1)))
-    assert not repeats(chat("a", "b", picture(2)))
-    assert repeats(chat("a ", "b", picture(1)))
+    assert not repeats(chat("a", "b", random_image(1)))
+    assert not repeats(chat("a", "b", random_image(2)))
+    assert repeats(chat("a ", "b", random_image(1)))
 
 
 def test_train_is_decontaminated_and_a_blocked_document_is_counted(tmp_path):
@@ -207,7 +207,7 @@ def test_a_full_disk_is_reported_and_leaves_no_partial_file(tmp_path, monkeypatc
     monkeypatch.setattr("alhena.corpus.outputs.Outputs.clear", lambda self: None)
     (disk / ".curate.partial").mkdir(parents=True)
     (disk / ".curate.partial" / "part-00000.parquet.partial").symlink_to("/dev/full")
-    write_documents(tmp_path / "in.parquet", [chat(str(i), "x", picture(i, 128, 128)) for i in range(20)])
+    write_documents(tmp_path / "in.parquet", [chat(str(i), "x", random_image(i, 128, 128)) for i in range(20)])
     with pytest.raises(OSError, match="is full"):
         curate(tmp_path / "in.parquet", disk)
     assert not list(disk.iterdir())

@@ -14,7 +14,7 @@ from alhena.corpus.curate import curate
 from alhena.corpus.filters import Deduplicator, inspect, quality
 from alhena.corpus.prose import is_spaceless, units
 from alhena.media import Clip, decode_audio, decode_image, encode_video
-from tests.conftest import picture, sound
+from tests.conftest import random_audio, random_image
 from tests.corpus.test_curate import chat, overlap_with, prose
 
 SPACELESS = {
@@ -74,7 +74,7 @@ def reencoded(medium: Image | Audio) -> Image | Audio:
     return Audio(out.getvalue(), "audio/wav")
 
 
-@pytest.mark.parametrize("medium", [picture(1), sound(1, 0.5)])
+@pytest.mark.parametrize("medium", [random_image(1), random_audio(1, 0.5)])
 def test_media_of_an_evaluation_set_overlap_in_another_format(medium):
     other = reencoded(medium)
     assert other.data != medium.data
@@ -82,7 +82,7 @@ def test_media_of_an_evaluation_set_overlap_in_another_format(medium):
     assert overlaps(chat("What is it?", "noise", other))
     assert overlaps(chat("And what is this?", "Noise.", other))
     assert not overlaps(chat("What is it?", "a dog", other))
-    assert not overlaps(chat("What is it?", "noise", picture(2)))
+    assert not overlaps(chat("What is it?", "noise", random_image(2)))
     deduplicator = Deduplicator()
     assert deduplicator(inspect(chat("a", "b", medium))) is None
     assert deduplicator(inspect(chat("a", "b", other)))
@@ -100,7 +100,7 @@ def test_an_unexpected_exception_of_a_decoder_drops_the_record(monkeypatch):
         raise AttributeError("'NoneType' object has no attribute 'width'")
 
     monkeypatch.setattr("alhena.corpus.filters.decode_image", broken)
-    reason = inspect(chat("a", "b", picture(1))).reason
+    reason = inspect(chat("a", "b", random_image(1))).reason
     assert reason and reason[0] == "image does not decode" and "AttributeError" in reason[1]
 
 

@@ -15,7 +15,7 @@ from alhena.content import MIME_OF_SUFFIX, Audio, Document, Image, Video, read_d
 from alhena.corpus.curate import curate
 from alhena.corpus.readers import Dropped, read
 from alhena.media import sniff
-from tests.conftest import picture, sound
+from tests.conftest import random_audio, random_image
 
 # FFmpeg's muxer and encoder for each suffix of audio and video; PyAV has no encoder for Theora (.ogv).
 FORMATS = {
@@ -76,10 +76,10 @@ def test_a_file_of_every_suffix_decodes_and_its_type_follows_from_the_content_to
 
 
 def test_bytes_without_a_name_have_the_type_of_their_content(tmp_path):
-    gif, flac, avi = b"GIF89a" + bytes(20), sound(1, 0.1).data, encoded(".avi")
+    gif, flac, avi = b"GIF89a" + bytes(20), random_audio(1, 0.1).data, encoded(".avi")
     rows = [
         {"image": {"bytes": gif, "path": None}, "audio": None, "video": None},
-        {"image": {"bytes": picture(1).data, "path": "a.unknown"}, "audio": None, "video": None},
+        {"image": {"bytes": random_image(1).data, "path": "a.unknown"}, "audio": None, "video": None},
         {"image": None, "audio": {"bytes": flac, "path": None}, "video": None},
         {"image": None, "audio": None, "video": avi},
         {"image": {"bytes": b"no image", "path": None}, "audio": None, "video": None},
@@ -100,7 +100,7 @@ def test_bytes_without_a_name_have_the_type_of_their_content(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.flac", "a", "a.txt"])
 def test_a_file_of_another_kind_is_refused(tmp_path, name):
-    (tmp_path / name).write_bytes(sound(1, 0.1).data)
+    (tmp_path / name).write_bytes(random_audio(1, 0.1).data)
     (tmp_path / "manifest.jsonl").write_text(json.dumps({"image": name, "answer": "x"}))
     (dropped,) = read(tmp_path)
     assert isinstance(dropped, Dropped) and dropped.reason == "unknown file type" and ".png" in dropped.detail

@@ -15,10 +15,10 @@ import pytest
 from alhena.content import SCHEMA, Audio, Document, Image, Text, to_row
 from alhena.corpus.curate import curate
 from alhena.corpus.readers import Dropped, read
-from tests.conftest import picture, sound
+from tests.conftest import random_audio, random_image
 from tests.corpus.test_curate import chat
 
-PICTURE, SOUND = picture(1).data, sound(1, 0.3).data
+PICTURE, SOUND = random_image(1).data, random_audio(1, 0.3).data
 DATA_URI = "data:image/png;base64," + base64.b64encode(PICTURE).decode()
 
 

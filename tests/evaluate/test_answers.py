@@ -18,7 +18,7 @@ from alhena.files import read_json
 from alhena.model import config, image_tokenizer
 from alhena.model.weights import save_model
 from alhena.serve.engine import OUTPUT_BUCKETS, Engine
-from tests.conftest import picture, sound
+from tests.conftest import random_audio, random_image
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_the_limit_follows_from_the_longest_reference_of_a_task(encoder):
     assert limits["one"] == MIN_TOKENS
     assert limits["poem"] > len(encoder.tokenizer.encode(poem)) > 100
     assert answer_limits(encoder, [question("x" * 50_000)])["one"] == OUTPUT_BUCKETS[-1]
-    image = Document((Content("user", (Text("Draw."),)), Content("model", (picture(0, 64, 64),))), "d", "drawing")
+    image = Document((Content("user", (Text("Draw."),)), Content("model", (random_image(0, 64, 64),))), "d", "drawing")
     assert answer_limits(encoder, [image])["drawing"] >= 64 + 4
 
 
@@ -65,7 +65,7 @@ def test_an_answer_at_the_limit_is_counted_as_truncated(engine):
 def test_one_bad_document_is_counted_and_the_others_are_measured(engine):
     """The answers are the same as without it."""
     good = [question("red", number=i) for i in range(3)]
-    bad = question("red", sound(1, 3.0), number=9)
+    bad = question("red", random_audio(1, 3.0), number=9)
     broken = question("red", Image(b"\x89PNG\r\n\x1a\nnothing"), number=8)
     answers = answer_questions({"tiny": engine}, [good[0], bad, good[1], broken, good[2]])
     assert [a.document.id for a in answers.questions] == ["one-0", "one-1", "one-2"]
@@ -79,10 +79,10 @@ def test_a_held_out_evaluation_has_intervals_chance_levels_and_a_row_for_each_ta
     texts = [
         Document((Content("document", (Text(f"{i} circles, {i * 7} stars;"),)),), f"t{i}", "prose") for i in range(3)
     ]
-    image = Document((Content("user", (Text("Draw."),)), Content("model", (picture(0),))), "d", "drawing")
-    audio = Document((Content("document", (sound(2, 0.5),)),), "s", "sounds")
+    image = Document((Content("user", (Text("Draw."),)), Content("model", (random_image(0),))), "d", "drawing")
+    audio = Document((Content("document", (random_audio(2, 0.5),)),), "s", "sounds")
     questions = [question("red" if i % 3 else "blue", task="one" if i % 2 else "two", number=i) for i in range(8)]
-    long = question("red", sound(1, 3.0))
+    long = question("red", random_audio(1, 3.0))
     write_documents(tmp_path / "data" / "part.parquet", [*questions, *texts, image, audio, long])
     evaluate_held_out(tmp_path / "data", folder, tmp_path / "out")
     results = read_json(tmp_path / "out" / "results.json")
@@ -99,7 +99,7 @@ def test_a_held_out_evaluation_has_intervals_chance_levels_and_a_row_for_each_ta
 
 
 def test_a_split_without_anything_to_measure(folder, tmp_path):
-    write_documents(tmp_path / "part.parquet", [question("red", sound(1, 3.0))])
+    write_documents(tmp_path / "part.parquet", [question("red", random_audio(1, 3.0))])
     assert evaluate_held_out(tmp_path, folder, tmp_path / "out")["not_measured"] == 1
     with pytest.raises(ValueError, match="no document belongs to a task of the report"):
         evaluate_models(tmp_path, {"tiny": folder}, tmp_path / "report")
@@ -107,7 +107,7 @@ def test_a_split_without_anything_to_measure(folder, tmp_path):
 
 def test_the_report_counts_truncated_answers_and_skipped_questions(folder, tmp_path):
     questions = [question("red" if i % 3 else "blue", task="translation", number=i) for i in range(4)]
-    write_documents(tmp_path / "part.parquet", [*questions, question("red", sound(1, 3.0), task="speech")])
+    write_documents(tmp_path / "part.parquet", [*questions, question("red", random_audio(1, 3.0), task="speech")])
     facts = evaluate_models(tmp_path, {"tiny": folder}, tmp_path / "report")
     assert facts == {"rows": 2, "above_chance": 0, "skipped": 1}
     results = read_json(tmp_path / "report" / "results.json")

@@ -14,7 +14,7 @@ import pytest
 from alhena.files import read_json
 from alhena.pipeline import STAGES, run_pipeline
 from recipes import starter
-from tests.conftest import picture
+from tests.conftest import random_image
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,7 +50,7 @@ def test_own_documents_are_curated_tuned_on_evaluated_and_answered(smoke, tmp_pa
     raw = tmp_path / "mine"
     raw.mkdir()
     for i in range(6):
-        (raw / f"{i}.png").write_bytes(picture(i).data)
+        (raw / f"{i}.png").write_bytes(random_image(i).data)
     line = lambda i: json.dumps({"image": f"{i}.png", "question": "What is this?", "answer": "noise"})  # noqa: E731
     (raw / "manifest.jsonl").write_text("\n".join([*map(line, range(6)), "{broken"]) + "\n")
     done = alhena("curate", raw, "--out", tmp_path / "curated")

@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from alhena.serve.engine import Engine
-from tests.conftest import make_encoder, make_tiny, picture, sound
+from tests.conftest import make_encoder, make_tiny, random_audio, random_image
 from tests.serve.conftest import running, write_tiny
 
 TIMEOUT_SECONDS = 60
@@ -41,9 +41,9 @@ def blob(mime: str, data: bytes) -> dict[str, Any]:
 
 VALID: dict[str, Any] = {
     "contents": [
-        {"role": "user", "parts": [{"text": "Hello"}, blob("image/png", picture(1).data)]},
+        {"role": "user", "parts": [{"text": "Hello"}, blob("image/png", random_image(1).data)]},
         {"role": "model", "parts": [{"text": "red"}]},
-        {"role": "user", "parts": [{"text": "What?"}, blob("audio/flac", sound(2, 0.3).data)]},
+        {"role": "user", "parts": [{"text": "What?"}, blob("audio/flac", random_audio(2, 0.3).data)]},
     ],
     "systemInstruction": {"parts": [{"text": "Be brief."}]},
     "generationConfig": {

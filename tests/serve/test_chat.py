@@ -11,14 +11,14 @@ from alhena.content import Image, Text
 from alhena.media import decode_image
 from alhena.serve.chat import chat, read_line
 from alhena.serve.sampler import Sampling
-from tests.conftest import picture
+from tests.conftest import random_image
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "scene.png").write_bytes(picture(1).data)
-    (tmp_path / "my scene.PNG").write_bytes(picture(2).data)
+    (tmp_path / "scene.png").write_bytes(random_image(1).data)
+    (tmp_path / "my scene.PNG").write_bytes(random_image(2).data)
     return tmp_path
 
 
@@ -42,7 +42,7 @@ def here(tmp_path, monkeypatch):
     ],
 )
 def test_paths_in_a_line_are_read(here, line, images, text):
-    parts = [Image(picture(seed).data) for seed in images]
+    parts = [Image(random_image(seed).data) for seed in images]
     assert read_line(line) == (*parts, *([Text(text)] if text else []))
 
 
@@ -60,7 +60,7 @@ def test_paths_in_a_line_are_read(here, line, images, text):
 )
 def test_a_path_that_cannot_be_read_is_an_error(here, line, error):
     (here / "scene.txt").write_text("words")
-    (here / "cut.png").write_bytes(picture(1).data[:40])
+    (here / "cut.png").write_bytes(random_image(1).data[:40])
     (here / "none.wav").touch()
     with pytest.raises(ValueError, match=error):
         read_line(line)

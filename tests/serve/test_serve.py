@@ -20,7 +20,7 @@ from alhena.serve.engine import MAX_OUTPUT_TOKENS, Answer, Engine, _decode
 from alhena.serve.sampler import Sampling, sample, stack
 from alhena.tokens.loader import padded_batch
 from alhena.tokens.vocabulary import Vocabulary
-from tests.conftest import picture, sound
+from tests.conftest import random_audio, random_image
 
 V = Vocabulary(num_text=40, num_codes=16)
 
@@ -81,9 +81,9 @@ def engine(tiny_engine: Engine) -> Engine:
 
 PROMPTS = [
     (Text("Draw a red circle."),),
-    (picture(1), Text("What shape is red?")),
-    (sound(2), Text("Transcribe.")),
-    (picture(3), sound(4)),
+    (random_image(1), Text("What shape is red?")),
+    (random_audio(2), Text("Transcribe.")),
+    (random_image(3), random_audio(4)),
 ]
 
 
@@ -158,13 +158,13 @@ def client(request, address: str) -> genai.Client:
 
 
 def test_the_sdk_generates_streams_and_counts(client, engine):
-    image_part = types.Part.from_bytes(data=picture(1).data, mime_type="image/png")
-    audio_part = types.Part.from_bytes(data=sound(2).data, mime_type="audio/flac")
+    image_part = types.Part.from_bytes(data=random_image(1).data, mime_type="image/png")
+    audio_part = types.Part.from_bytes(data=random_audio(2).data, mime_type="audio/flac")
     config = types.GenerateContentConfig(max_output_tokens=12, temperature=0.0, top_k=4)
     request = {"model": "tiny", "contents": [image_part, audio_part, "What shape is red?"], "config": config}
     whole = client.models.generate_content(**request)
     ours = engine.generate(
-        [[Content("user", (picture(1), sound(2), Text("What shape is red?")))]], Sampling(max_tokens=12)
+        [[Content("user", (random_image(1), random_audio(2), Text("What shape is red?")))]], Sampling(max_tokens=12)
     )[0]
     assert (whole.text or "") == "".join(p.text for p in ours.content.parts if isinstance(p, Text))
     assert whole.usage_metadata.prompt_token_count == ours.prompt_tokens
@@ -197,7 +197,7 @@ def test_bad_requests_get_errors_in_googles_format(client, address):
     with pytest.raises(errors.ClientError) as missing:
         client.models.generate_content(model="other", contents="hi")
     assert (missing.value.code, missing.value.status) == (404, "NOT_FOUND")
-    broken = types.Part.from_bytes(data=picture(1).data[:60], mime_type="image/png")
+    broken = types.Part.from_bytes(data=random_image(1).data[:60], mime_type="image/png")
     with pytest.raises(errors.ClientError, match=r"contents\[0\].parts\[1\].inlineData: the image cannot be decoded"):
         client.models.generate_content(model="tiny", contents=["What is this?", broken])
     url = f"{address}/v1beta/models/tiny:generateContent"

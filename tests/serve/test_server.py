@@ -21,7 +21,7 @@ from alhena.serve.gemini.connections import Hosts
 from alhena.serve.gemini.fields import WireError
 from alhena.serve.sampler import Sampling
 from alhena.serve.scheduler import Scheduler
-from tests.conftest import picture
+from tests.conftest import random_image
 from tests.serve.conftest import running
 
 HELLO = [Content("user", (Text("Hello"),))]
@@ -201,7 +201,7 @@ def test_a_generated_image_is_encoded_as_codes_in_the_history(tiny_address, tiny
     chat = client.chats.create(model="tiny", config=config)
     blob = chat.send_message("Draw a red circle.").candidates[0].content.parts[0].inline_data
     assert chat.send_message("Another.").candidates[0].content.parts
-    turns = [Content("user", (Text("Draw."),)), Content("model", (replace(picture(1), data=blob.data),)), HELLO[0]]
+    turns = [Content("user", (Text("Draw."),)), Content("model", (replace(random_image(1), data=blob.data),)), HELLO[0]]
     tokens = tiny_engine.encode(turns).tokens.tolist()
     v = tiny_engine.encoder.vocabulary
     at = tokens.index(v.control("<boi_out>"))
@@ -230,7 +230,7 @@ def test_max_tokens_is_clamped(tiny_engine):
 def test_images_that_take_too_much_memory_together_are_refused(tiny_engine):
     with pytest.raises(ValueError, match=r"10,240 patches; at most 4,096"):
         tiny_engine.encode(
-            [Content("user", tuple(picture(i, 128, 128) for i in range(40)))],
+            [Content("user", tuple(random_image(i, 128, 128) for i in range(40)))],
             sequences_per_answer(Sampling(guidance=3)),
         )
 
@@ -241,7 +241,7 @@ def test_each_media_item_is_decoded_once(tiny_address, monkeypatch):
 
     original = encode.decode_image
     monkeypatch.setattr(encode, "decode_image", lambda data: decoded.append(1) or original(data))
-    image_part = types.Part.from_bytes(data=picture(1).data, mime_type="image/png")
+    image_part = types.Part.from_bytes(data=random_image(1).data, mime_type="image/png")
     client = genai.Client(api_key="any", http_options=types.HttpOptions(base_url=tiny_address))
     config = types.GenerateContentConfig(max_output_tokens=2)
     list(client.models.generate_content_stream(model="tiny", contents=[image_part, "What?"], config=config))

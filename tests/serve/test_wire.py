@@ -12,10 +12,10 @@ from alhena.serve.engine import Answer
 from alhena.serve.gemini.fields import MAX_STRUCTURE, WireError, parse_json
 from alhena.serve.gemini.wire import read_count_request, read_request, write_response
 from alhena.serve.sampler import IMAGE_GUIDANCE, Sampling
-from tests.conftest import picture
+from tests.conftest import random_image
 
 DEFAULT = Sampling(max_tokens=256)
-PNG = picture(1).data
+PNG = random_image(1).data
 DATA = base64.b64encode(PNG).decode()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from alhena.content import Content, Document, Text
 from alhena.tokens.encode import Encoder
-from tests.conftest import sound
+from tests.conftest import random_audio
 
 
 @pytest.fixture
@@ -20,21 +20,21 @@ def short(encoder: Encoder) -> Encoder:
 
 def test_a_prompt_with_longer_audio_is_refused(short):
     ask = Text("Transcribe.")
-    prompt = short.prompt([Content("user", (sound(1, 4.0), ask))])
+    prompt = short.prompt([Content("user", (random_audio(1, 4.0), ask))])
     assert prompt.frame_lengths.sum() == 400
     with pytest.raises(ValueError, match=r"the audio lasts 4\.5 s; this model reads at most 4 s"):
-        short.prompt([Content("user", (sound(1, 4.5), ask))])
+        short.prompt([Content("user", (random_audio(1, 4.5), ask))])
 
 
 def test_longer_audio_with_a_transcript_is_an_error(short):
-    turns = Content("user", (sound(1, 9.0), Text("Transcribe."))), Content("model", (Text("red"),))
+    turns = Content("user", (random_audio(1, 9.0), Text("Transcribe."))), Content("model", (Text("red"),))
     with pytest.raises(ValueError, match=r"lasts 9\.0 s"):
         short.encode(Document(turns, "0", "speech"), 1000)
 
 
 @pytest.mark.parametrize(("seconds", "max_tokens", "parts"), [(3.9, 256, 1), (9.0, 256, 3), (3.9, 40, 2), (1.0, 20, 1)])
 def test_audio_without_a_transcript_is_split_and_nothing_is_lost(short, seconds, max_tokens, parts):
-    document = Document((Content("document", (sound(1, seconds),)),), "0", "sounds")
+    document = Document((Content("document", (random_audio(1, seconds),)),), "0", "sounds")
     examples = short.encode(document, max_tokens)
     assert len(examples) == parts
     assert sum(e.frame_lengths.sum() for e in examples) == round(100 * seconds)
@@ -52,11 +52,11 @@ def test_audio_without_a_transcript_is_split_and_nothing_is_lost(short, seconds,
 
 def test_a_model_that_reads_less_than_a_chunk_gets_shorter_examples(encoder):
     shorter = replace(encoder, budget=replace(encoder.budget, audio_seconds=0.5))
-    examples = shorter.encode(Document((Content("document", (sound(1, 1.2),)),), "0", "sounds"), 256)
+    examples = shorter.encode(Document((Content("document", (random_audio(1, 1.2),)),), "0", "sounds"), 256)
     assert [int(e.frame_lengths.sum()) for e in examples] == [50, 50, 20]
 
 
 def test_where_no_chunk_fits_it_is_an_error(short):
-    document = Document((Content("document", (sound(1, 3.0),)),), "0", "sounds")
+    document = Document((Content("document", (random_audio(1, 3.0),)),), "0", "sounds")
     with pytest.raises(ValueError, match="a chunk of audio takes 21 tokens; at most 20 fit"):
         short.encode(document, 20)
