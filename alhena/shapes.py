@@ -9,8 +9,8 @@
 
 Array types of jaxtyping are re-exported, so that a module needs one import:
 
->>> from alhena.shapes import Float, Array
->>> Float[Array, "B L D"].dim_str
+>>> from alhena.shapes import Float
+>>> Float[np.ndarray, "B L D"].dim_str
 'B L D'
 """
 

@@ -166,6 +166,6 @@ def logits(params: Params, c: config.Model, hidden: Float[Array, "*batch D"]) ->
     return softcap(scores, c.decoder.final_logit_softcap)
 
 
-def count(params: Params) -> int:
-    """Number of parameters, of arrays, shapes or specifications."""
+def count(params: Any) -> int:
+    """Number of parameters in a tree of arrays, shapes or specifications."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
