@@ -42,7 +42,8 @@ class Protocol(H11Protocol):
     # Connections whose request is not complete, by client address, oldest first.
     waiting: ClassVar[defaultdict[str, dict[Protocol, None]]] = defaultdict(dict)
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: Any) -> None:
+        """``transport`` is that of asyncio or of uvloop, which share no class."""
         super().connection_made(transport)
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
