@@ -274,7 +274,7 @@ def _backward_rule(
     transposed = tuple(a.swapaxes(-1, -2) for a in queries[:2])
     ids = _segment_blocks(segments, size)
 
-    def query_block(carry: Any, inputs: Any) -> tuple[Any, Array]:
+    def query_block(carry: tuple[Array, Array], inputs: Any) -> tuple[tuple[Array, Array], Array]:
         i, (q, d_out, mean), (q_T, d_out_T), log_sum_exp, first = inputs
 
         def key_block(j: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -289,8 +289,9 @@ def _backward_rule(
             d_k = d_k.at[j].add(_matmul(q_T, d_scores, 2))
             return d_q + _matmul(d_scores, keys[j], 2), d_k, d_v
 
-        d_q, *carry = jax.lax.fori_loop(first, i + 1, key_block, (jnp.zeros(q.shape, jnp.float32), *carry))
-        return tuple(carry), d_q
+        start = jnp.zeros(q.shape, jnp.float32), *carry
+        d_q, d_k, d_v = jax.lax.fori_loop(first, i + 1, key_block, start)
+        return (d_k, d_v), d_q
 
     # Accumulated transposed: d_k = (qᵀ · d_scores)ᵀ.
     zero = jnp.zeros(keys.swapaxes(-1, -2).shape, jnp.float32)

@@ -150,7 +150,7 @@ def run(
     # With rematerialization the inputs of the layers are the saved residuals: they take no more bytes than ``dtype``.
     carry_dtype = dtype if c.remat else x.dtype
 
-    def layer(carry: tuple[Array, kv_cache.Cache], inputs: tuple[Layers, Any, Any]):
+    def layer(carry: tuple[Array, kv_cache.Cache], inputs: Any) -> tuple[tuple[Array, kv_cache.Cache], None]:
         (x, cache), (w, global_layer, index) = carry, inputs
         x = x.astype(jnp.float32)
         table = jnp.where(global_layer, global_table, local_table)
@@ -179,7 +179,7 @@ def step(
     """All layers over one token per sequence, which is written to the cache and attends to it."""
     global_table, local_table = _rope_tables(positions[:, None], c)
 
-    def layer(carry: tuple[Array, kv_cache.Cache], inputs: tuple[Layers, Any, Any]):
+    def layer(carry: tuple[Array, kv_cache.Cache], inputs: Any) -> tuple[tuple[Array, kv_cache.Cache], None]:
         (x, cache), (w, global_layer, index) = carry, inputs
         table = jnp.where(global_layer, global_table, local_table)
         q, k, v = _projections(w, rms_norm(x, w.attention_norm), table, c, dtype)
