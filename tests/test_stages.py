@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from alhena.files import FILES, MANIFEST, read_json, seal_folder, write_atomically
-from alhena.pipeline import evaluate_models, make_corpus, make_curated
+from alhena.pipeline import evaluation_stage, make_corpus, make_curated
 from alhena.recovery.supervisor import supervise
 from alhena.stages import Stage, check_inputs, check_run, locked, run_stage
 from recipes import starter
@@ -67,7 +67,7 @@ def test_the_users_documents_in_raw_are_never_deleted(tmp_path):
 def test_a_foreign_file_in_the_report_is_never_deleted(tmp_path):
     write_atomically(tmp_path / "report" / "notes.txt", "mine")
     with pytest.raises(ValueError, match=r"report holds files .*notes\.txt.*move them elsewhere"):
-        evaluate_models(tmp_path, {}, tmp_path / "report", "a")
+        evaluation_stage(tmp_path, {}, tmp_path / "report", "a")
     assert listing(tmp_path) == {"report/notes.txt": b"mine"}
 
 

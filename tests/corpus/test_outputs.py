@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from alhena.cli.main import Curate as Command
+from alhena.cli.build import Curate as Command
 from alhena.content import read_documents, write_documents
 from alhena.corpus.curate import Curate, curate
 from alhena.corpus.filters import inspect
