@@ -229,8 +229,8 @@ SHARED = """
 import sys
 import jax
 from pathlib import Path
-from alhena.recovery.supervisor import join
-join()
+from alhena.recovery.supervisor import initialize_distributed
+initialize_distributed()
 from alhena.stages import Stage, locked, run_stage
 from alhena.files import write_atomically
 run, index = Path(sys.argv[1]), jax.process_index()
