@@ -17,7 +17,7 @@ from PIL import Image as Pillow
 from alhena.model import config
 from alhena.shapes import Int, UInt8
 
-Pixels = UInt8[np.ndarray, "height width 3"]
+Pixels = UInt8[np.ndarray, "_ _ 3"]
 
 
 def fit_grid(height: int, width: int, budget: int, side: int, max_side: int | None = None) -> tuple[int, int]:

@@ -25,7 +25,7 @@ from alhena.recovery.identity import training_fingerprint
 from alhena.shapes import Array, Float, UInt8, pytree
 from alhena.train.step_loop import StepLoop, run_steps
 
-Image = UInt8[np.ndarray, "height width 3"]
+Image = UInt8[np.ndarray, "_ _ 3"]
 Images = UInt8[Array, "B H W 3"]
 
 
