@@ -139,7 +139,13 @@ def shard(tree: Tree, parts: Any) -> Tree:
     if _mesh() is None:
         return tree
     mesh = jax.sharding.get_mesh()
-    return jax.tree.map(lambda x, part: jax.device_put(x, NamedSharding(mesh, part)), tree, parts)
+
+    def one(x: Array, part: PartitionSpec) -> Array:
+        # Of an array on one device of this process, device_put to several processes makes one whose shards cannot be read.
+        is_global = isinstance(x, jax.Array) and not x.is_fully_addressable
+        return jax.device_put(x if is_global else np.asarray(x), NamedSharding(mesh, part))
+
+    return jax.tree.map(one, tree, parts)
 
 
 def shard_batch(batch: Tree) -> Tree:

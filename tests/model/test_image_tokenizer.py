@@ -181,7 +181,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch):
 
 
 def test_images_too_small_to_crop_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="no picture of at least 32x32"):
+    with pytest.raises(ValueError, match="no image of at least 32x32"):
         train([noise(0, 24, 64)], C, SETTINGS, tmp_path)
 
 

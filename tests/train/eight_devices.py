@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import os
 
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"  # compiles sooner
-)
-os.environ["JAX_PLATFORMS"] = "cpu"
+# Before JAX is imported. Where the suite merely collects this module, its own process keeps one device.
+if __name__ == "__main__":
+    # Optimization level 0 compiles sooner.
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    os.environ["JAX_PLATFORMS"] = "cpu"
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
