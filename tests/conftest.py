@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from alhena.tokens.store import write_examples
 from alhena.tokens.vocabulary import Vocabulary
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# A shell in the background ignores SIGINT for its jobs, and the processes that tests interrupt would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
