@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -20,7 +20,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-T = TypeVar("T")
 # Seconds between log lines of one task.
 INTERVAL = 60.0
 
@@ -90,12 +89,3 @@ def progress_bar(console: Console | None = None) -> Progress:
     """A Progress to use as a context manager: live in a terminal, a log line a minute elsewhere."""
     console = console or Console()
     return Progress(*_columns(), console=console) if console.is_terminal else LoggedProgress(console)
-
-
-def track(items: Iterable[T], title: str, total: int, completed: int = 0) -> Iterator[T]:
-    """Yields the items and shows progress, starting from ``completed``."""
-    with progress_bar() as progress:
-        task = progress.add_task(title, total=total, completed=completed)
-        for item in items:
-            yield item
-            progress.update(task, advance=1)

@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from alhena.progress import LoggedProgress, progress_bar, track
+from alhena.progress import LoggedProgress, progress_bar
 
 
 def test_a_line_a_minute_shows_progress_and_remaining_time():
@@ -36,6 +36,9 @@ def test_a_terminal_gets_a_bar():
     assert not isinstance(progress_bar(Console(file=io.StringIO(), force_terminal=True)), LoggedProgress)
 
 
-def test_track_starts_from_the_completed_count(capsys):
-    assert list(track(range(3, 5), "learn", 5, 3)) == [3, 4]
+def test_progress_starts_from_the_completed_count(capsys):
+    with progress_bar() as progress:
+        task = progress.add_task("learn", total=5, completed=3)
+        for _ in range(3, 5):
+            progress.update(task, advance=1)
     assert capsys.readouterr().out.startswith("learn: 5 of 5")
