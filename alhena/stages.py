@@ -184,26 +184,28 @@ def _raise_for_changes(changes: list[str], folder: Path) -> None:
         raise ValueError(f"{changes[0]}{more}; {remedy}")
 
 
+def _required_entries(folder: Path) -> dict[str, Any]:
+    """The files that a finished stage lists, without those that a user may delete."""
+    entries = read_entries(folder / MANIFEST)
+    return {name: entry for name, entry in entries.items() if not name.startswith(_OPTIONAL)}
+
+
 def check_inputs(folder: Path) -> None:
     """Raises ValueError when a file of a finished stage or model has changed. Other folders are not checked."""
     if (folder / MANIFEST).exists():
-        entries = read_entries(folder / MANIFEST)
-        entries = {name: entry for name, entry in entries.items() if not name.startswith(_OPTIONAL)}
-        _raise_for_changes(changed_files(folder, entries), folder)
+        _raise_for_changes(changed_files(folder, _required_entries(folder)), folder)
     elif (folder / FILES).exists():
         stages = _stage_folders(folder.parent.parent) if folder.parent.name == "models" else []
         maker = next((stage for stage in stages if folder.name in _models_of(stage)), None)
-        changes = changed_files(folder, read_entries(folder / FILES))
-        if maker is not None:
-            changes = _model_changes(maker, folder, by_content=True)
-        _raise_for_changes(changes, maker or folder)
+        if maker is None:
+            _raise_for_changes(changed_files(folder, read_entries(folder / FILES)), folder)
+        else:
+            _raise_for_changes(_model_changes(maker, folder, by_content=True), maker)
 
 
 def _check_outputs(stage: Stage) -> None:
     """Raises ValueError when a file of a finished stage is missing or has another size. The stage that reads it checks its content."""
-    entries = read_entries(stage.folder / MANIFEST)
-    entries = {name: entry for name, entry in entries.items() if not name.startswith(_OPTIONAL)}
-    changes = changed_files(stage.folder, entries, by_content=False)
+    changes = changed_files(stage.folder, _required_entries(stage.folder), by_content=False)
     for folder in stage.models:
         changes += _model_changes(stage.folder, folder, by_content=False)
     _raise_for_changes(changes, stage.folder)
