@@ -70,14 +70,25 @@ def uniform_sample(items: Iterable[T], size: Callable[[T], int], max_size: int, 
 
 
 def sample_texts(curated: Path, max_characters: int, seed: int) -> list[tuple[str, str]]:
-    """(language, text) of text parts, sampled uniformly from the corpus up to ``max_characters``."""
-    texts = (
-        (document.language, part.text[:max_characters])
-        for document in read_documents(curated)
-        for part in document.parts
-        if isinstance(part, Text)
-    )
-    return uniform_sample(texts, lambda item: len(item[1]), max_characters, seed)
+    """(language, text) of text parts in random order, drawn uniformly from the corpus while they fit into ``max_characters``.
+
+    The corpus is read twice, first for the lengths of the texts: memory holds those, and the sample.
+    """
+
+    def texts() -> Iterator[tuple[str, str]]:
+        for document in read_documents(curated):
+            for part in document.parts:
+                if isinstance(part, Text):
+                    yield document.language, part.text[:max_characters]
+
+    lengths = np.fromiter((len(text) for _, text in texts()), np.int64)
+    position, total = dict[int, int](), 0
+    for index in np.random.default_rng(seed).permutation(len(lengths)):
+        if total + lengths[index] <= max_characters:
+            position[int(index)] = len(position)
+            total += lengths[index]
+    sample = [(position[index], item) for index, item in enumerate(texts()) if index in position]
+    return [item for _, item in sorted(sample, key=lambda entry: entry[0])]
 
 
 def train_text_tokenizer(
