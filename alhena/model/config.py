@@ -19,6 +19,8 @@ SIZES = (1, 2**20)
 # Bounds of numbers of layers.
 DEPTHS = (1, 2**12)
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
+# Which layers let the tokens of one image attend to each other in both directions.
+IMAGE_ATTENTION = ("causal", "local", "all")
 
 
 def _check_divides(settings: object, divisor: str, dividend: str) -> None:
@@ -26,6 +28,47 @@ def _check_divides(settings: object, divisor: str, dividend: str) -> None:
     divided, by = getattr(settings, dividend), getattr(settings, divisor)
     if divided % by:
         raise ValueError(f"{type(settings).__name__}.{divisor} is {by}; it must divide {dividend}, {divided}")
+
+
+@dataclass(frozen=True)
+class PerLayerInputs:
+    """A second embedding table, with a small vector of each token for every layer (Gemma 3n and 4; alhena/model/per_layer.py)."""
+
+    # Numbers of a vector.
+    width: int
+    # Rows of the table; ids beyond it have the vector of id 0.
+    vocabulary: int
+
+    def __post_init__(self) -> None:
+        bounded(self, width=SIZES, vocabulary=(1, 2**24))
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts beside the MLP of every layer (alhena/model/moe.py)."""
+
+    number: int
+    # Experts of one token.
+    chosen: int
+    hidden: int
+
+    def __post_init__(self) -> None:
+        bounded(self, number=(1, 2**16), chosen=(1, self.number), hidden=SIZES)
+
+
+@dataclass(frozen=True)
+class AltUp:
+    """Gemma 3n's layers: parallel residual streams, a low-rank residual, sparse activations (alhena/model/altup.py)."""
+
+    streams: int
+    # Rank of the learned augmented residual (LAuReL).
+    laurel_rank: int
+    # The first layers keep only the largest activations of their MLP's gate, a share of ``1 - sparsity`` of them.
+    sparse_layers: int = 0
+    sparsity: float = 0.95
+
+    def __post_init__(self) -> None:
+        bounded(self, streams=(2, 16), laurel_rank=SIZES, sparse_layers=(0, 2**12), sparsity=(0.01, 0.9999))
 
 
 @dataclass(frozen=True)
@@ -57,6 +100,27 @@ class Decoder:
     final_logit_softcap: float | None = None
     # Rematerialization: training saves only the input of each layer, the backward pass computes the rest again.
     remat: bool = False
+    # Factor of the token embeddings; None: √width.
+    embedding_scale: float | None = None
+    # Head dimension and key/value heads of the global layers; None: those of the local layers.
+    global_head_dim: int | None = None
+    global_kv_heads: int | None = None
+    # Share of the RoPE frequencies of the global layers that are not zero.
+    global_rope_fraction: float = 1.0
+    # RMSNorm of the values, without a scale.
+    value_norm: bool = False
+    # Global layers have no value projection: their values are the projected keys, before QK-norm and RoPE.
+    global_key_as_value: bool = False
+    # The last layers have no keys and values: they attend to those of the last layer before them of the same kind.
+    kv_sharing_layers: int = 0
+    # Hidden width of those layers; None: hidden.
+    kv_sharing_hidden: int | None = None
+    # The output of each layer is multiplied by a learned number.
+    layer_scalar: bool = False
+    image_attention: str = "causal"
+    per_layer_inputs: PerLayerInputs | None = None
+    experts: Experts | None = None
+    altup: AltUp | None = None
 
     def __post_init__(self) -> None:
         positive = (1e-6, 1e12)
@@ -69,7 +133,13 @@ class Decoder:
             attention_softcap=positive,
             final_logit_softcap=positive,
         )
+        bounded(self, embedding_scale=positive, global_head_dim=(2, 2**16), global_kv_heads=SIZES)
+        bounded(self, global_rope_fraction=(0.0, 1.0), kv_sharing_layers=(0, self.layers - 1), kv_sharing_hidden=SIZES)
         _check_divides(self, "kv_heads", "heads")
+        if self.image_attention not in IMAGE_ATTENTION:
+            raise ValueError(
+                f"Decoder.image_attention is {shown(self.image_attention)}; one of {', '.join(IMAGE_ATTENTION)}"
+            )
         if self.head_dim % 2:
             raise ValueError(f"Decoder.head_dim is {self.head_dim}; rotary positions need an even number")
 
@@ -234,10 +304,15 @@ class Model:
     code_factors: tuple[int, int] | None = None
     # Dtype of matmul operands; results are accumulated in float32.
     compute_dtype: str = "float32"
+    # Id of the placeholder of one vision vector of a video frame, where it has its own.
+    video_token: int = -1
+    # Encoder outputs replace the embeddings of their placeholders, instead of being added to them.
+    replace_placeholders: bool = False
 
     def __post_init__(self) -> None:
         bounded(self, vocabulary=(1, 2**24))
-        bounded(self, image_token=(-1, self.vocabulary - 1), audio_token=(-1, self.vocabulary - 1))
+        ids = (-1, self.vocabulary - 1)
+        bounded(self, image_token=ids, audio_token=ids, video_token=ids)
         if self.compute_dtype not in COMPUTE_DTYPES:
             allowed = ", ".join(COMPUTE_DTYPES)
             raise ValueError(f"Model.compute_dtype is {shown(self.compute_dtype)}; one of {allowed} is needed")
