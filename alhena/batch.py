@@ -47,7 +47,7 @@ class Example:
     patch_positions: Int[np.ndarray, "P 2"]
     # int32, index of the image in the document, from 1
     patch_images: Int[np.ndarray, " P"]
-    # float16, log-mel in chunks of T frames
+    # float16, log-mel in chunks of T frames; float32 with encoders of open weights (``frame_dtype`` of their configuration)
     frames: Float[np.ndarray, "C T M"]
     # int32, valid frames of each chunk
     frame_lengths: Int[np.ndarray, " C"]

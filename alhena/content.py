@@ -5,17 +5,19 @@ A web page with images, a recording with its transcript, a question about a vide
     Document ── contents ──► Content(role="user",  parts=(Image(…), Text("What color is the circle?")))
                              Content(role="model", parts=(Text("red"),))
 
-Roles: ``user`` and ``model`` are the turns of a chat; ``document`` is continuous material (prose, code, an interleaved page).
+Roles: ``user`` and ``model`` are the turns of a chat, ``system`` is its instruction, ``tool`` holds the results of the tools that
+the model called; ``document`` is continuous material (prose, code, an interleaved page).
 An Image in a ``model`` turn is an output of the model, encoded as image codes; anywhere else media are inputs of the encoders.
 
-A Document is stored as a row of Parquet (parts are a list of structs with the bytes of media), which other tools can read.
+A Document is stored as a row of Parquet (parts are a list of structs with the bytes of media), which other tools can read. The
+``text`` of a tool call or result is JSON; the media of a result are the parts after it, as many as its JSON says.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -23,10 +25,10 @@ from typing import Any, Literal, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alhena.files import atomic
+from alhena.files import atomic, plain
 from alhena.parquet import MAX_ROW_BYTES, Lost, read_rows
 
-Role = Literal["user", "model", "document"]
+Role = Literal["user", "model", "document", "system", "tool"]
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,50 @@ class Video:
     mime: str = "video/mp4"
 
 
-Part = Text | Image | Audio | Video
-MEDIA: Mapping[str, type[Image | Audio | Video]] = {"image": Image, "audio": Audio, "video": Video}
+@dataclass(frozen=True)
+class Thought:
+    """What the model writes for itself before an answer or a tool call."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call of a tool by the model; ``arguments`` are JSON values, ``id`` links the result to it."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    id: str | None = None
+
+
+Media = Image | Audio | Video
+
+
+@dataclass(frozen=True)
+class ToolResult:
+    """What a tool returned: JSON values, and media."""
+
+    name: str
+    response: Mapping[str, Any]
+    parts: tuple[Media, ...] = ()
+    id: str | None = None
+
+
+@dataclass(frozen=True)
+class Tool:
+    """The declaration of a tool that the model may call; ``parameters`` is a JSON schema of type object, or empty."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+Part = Text | Image | Audio | Video | Thought | ToolCall | ToolResult
+MEDIA: Mapping[str, type[Media]] = {"image": Image, "audio": Audio, "video": Video}
+# Kinds of parts by the name under which they are stored.
+KINDS: Mapping[str, type[Part]] = {
+    "text": Text, **MEDIA, "thought": Thought, "tool_call": ToolCall, "tool_result": ToolResult,
+}  # fmt: skip
 MIME_OF_SUFFIX: Mapping[str, str] = MappingProxyType(
     {
         ".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".jfif": "image/jpeg", ".webp": "image/webp",
@@ -97,6 +141,35 @@ class Document:
         return (part for content in self.contents for part in content.parts)
 
 
+def kind_of(part: Part) -> str:
+    """The name of a part's kind, as messages and files say it.
+
+    >>> kind_of(ToolCall("now", {}))
+    'tool_call'
+    """
+    return next(name for name, kind in KINDS.items() if type(part) is kind)
+
+
+def call_text(part: ToolCall) -> str:
+    """A tool call for readers and for comparisons; the order of the arguments does not matter.
+
+    >>> call_text(ToolCall("weather", {"days": 3, "city": "Bern"}))
+    'weather{"city": "Bern", "days": 3}'
+    """
+    return part.name + json.dumps(plain(part.arguments), ensure_ascii=False, sort_keys=True, allow_nan=False)
+
+
+def part_size(part: Part) -> int:
+    """Characters of a part's text or JSON and bytes of its media, together."""
+    if isinstance(part, Text | Thought):
+        return len(part.text)
+    if isinstance(part, ToolCall):
+        return len(_call_json(part))
+    if isinstance(part, ToolResult):
+        return len(_result_json(part)) + sum(map(part_size, part.parts))
+    return len(part.data)
+
+
 def text_of(contents: Iterable[Content]) -> str:
     """All text of the contents, one line for each part.
 
@@ -129,25 +202,78 @@ def size_of(document: Document) -> int:
     """An upper bound on the bytes of a document."""
     size = len(document.id)
     for part in document.parts:
-        content = part.text if isinstance(part, Text) else part.data
-        size += 64 + len(content) * (4 if isinstance(content, str) and not content.isascii() else 1)
+        is_ascii = not isinstance(part, Text | Thought) or part.text.isascii()
+        size += 64 + part_size(part) * (1 if is_ascii else 4)
     return size
 
 
-def _part_row(part: Part) -> dict[str, Any]:
-    if isinstance(part, Text):
-        return {"kind": "text", "text": part.text, "mime": None, "data": None}
-    return {"kind": type(part).__name__.lower(), "text": None, "mime": part.mime, "data": part.data}
+def _call_json(part: ToolCall) -> str:
+    return json.dumps({"name": part.name, "arguments": plain(part.arguments), "id": part.id}, allow_nan=False)
+
+
+def _result_json(part: ToolResult) -> str:
+    fields = {"name": part.name, "response": plain(part.response), "id": part.id, "parts": len(part.parts)}
+    return json.dumps(fields, allow_nan=False)
+
+
+def _part_rows(part: Part) -> list[dict[str, Any]]:
+    """The row of a part; after a tool result, the rows of its media."""
+    row = {"kind": kind_of(part), "text": None, "mime": None, "data": None}
+    if isinstance(part, Text | Thought):
+        return [row | {"text": part.text}]
+    if isinstance(part, ToolCall):
+        return [row | {"text": _call_json(part)}]
+    if isinstance(part, ToolResult):
+        return [row | {"text": _result_json(part)}, *(r for medium in part.parts for r in _part_rows(medium))]
+    return [row | {"mime": part.mime, "data": part.data}]
+
+
+def _fields(text: str, kind: str, types: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON object of a tool call or result, with exactly these fields."""
+    value = json.loads(text)
+    if not isinstance(value, dict) or value.keys() != types.keys():
+        raise ValueError(f"the text of a {kind} must be a JSON object with {', '.join(types)}; it is {text[:40]!r}")
+    for name, type_ in types.items():
+        if not isinstance(value[name], type_) or isinstance(value[name], bool):
+            raise ValueError(f"{name!r} of a {kind} is {value[name]!r:.40}")
+    return value
+
+
+def _parts(rows: Sequence[Mapping[str, Any]]) -> tuple[Part, ...]:
+    """Inverse of :func:`_part_rows`, over all parts of a content."""
+    parts: list[Part] = []
+    remaining = list(reversed(rows))
+    while remaining:
+        row = remaining.pop()
+        part = _part(row)
+        if isinstance(part, ToolResult):
+            count = _fields(row["text"], "tool_result", _RESULT_FIELDS)["parts"]
+            media = [_part(remaining.pop()) for _ in range(min(max(count, 0), len(remaining)))]
+            if len(media) != count or not all(isinstance(medium, Media) for medium in media):
+                raise ValueError(f"the result of the tool {part.name!r} must be followed by its {count} media")
+            part = replace(part, parts=tuple(m for m in media if isinstance(m, Media)))
+        parts.append(part)
+    return tuple(parts)
+
+
+_CALL_FIELDS = {"name": str, "arguments": dict, "id": str | None}
+_RESULT_FIELDS = {"name": str, "response": dict, "id": str | None, "parts": int}
 
 
 def _part(row: Mapping[str, Any]) -> Part:
+    """The part of one row; that of a tool result without its media."""
     _check_columns(row, "kind", "text", "mime", "data")
-    kind, content = row["kind"], row["text"] if row["kind"] == "text" else row["data"]
-    if kind == "text" and isinstance(content, str):
-        return Text(content)
-    if kind not in MEDIA or not isinstance(content, bytes):
-        raise ValueError(f"part kind is {kind!r}; it must be text, {', '.join(MEDIA)}, with its content")
-    return MEDIA[kind](content, row["mime"]) if isinstance(row["mime"], str) else MEDIA[kind](content)
+    kind, text, data = row["kind"], row["text"], row["data"]
+    if kind in MEDIA and isinstance(data, bytes):
+        return MEDIA[kind](data, row["mime"]) if isinstance(row["mime"], str) else MEDIA[kind](data)
+    if kind in MEDIA or kind not in KINDS or not isinstance(text, str):
+        raise ValueError(f"part kind is {kind!r}; it must be {', '.join(KINDS)}, with its content")
+    if kind == "tool_call":
+        return ToolCall(**_fields(text, kind, _CALL_FIELDS))
+    if kind == "tool_result":
+        fields = _fields(text, kind, _RESULT_FIELDS)
+        return ToolResult(fields["name"], fields["response"], id=fields["id"])
+    return Text(text) if kind == "text" else Thought(text)
 
 
 def _check_columns(row: Mapping[str, Any], *names: str) -> None:
@@ -158,7 +284,9 @@ def _check_columns(row: Mapping[str, Any], *names: str) -> None:
 
 
 def to_row(document: Document) -> dict[str, Any]:
-    contents = [{"role": c.role, "parts": [_part_row(part) for part in c.parts]} for c in document.contents]
+    contents = [
+        {"role": c.role, "parts": [row for part in c.parts for row in _part_rows(part)]} for c in document.contents
+    ]
     return {
         "id": document.id,
         "source": document.source,
@@ -173,7 +301,7 @@ def from_row(row: Mapping[str, Any]) -> Document:
     _check_columns(row, *SCHEMA.names)
     for content in row["contents"]:
         _check_columns(content, "role", "parts")
-    contents = tuple(Content(c["role"], tuple(_part(part) for part in c["parts"])) for c in row["contents"])
+    contents = tuple(Content(c["role"], _parts(c["parts"])) for c in row["contents"])
     facts = json.loads(row["facts"] or "{}")
     if not isinstance(facts, dict):
         raise ValueError(f"facts must be a JSON object; they are {row['facts'][:40]!r}")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from alhena.content import Audio, Document, Image, Part, Text, Video
+from alhena.content import Audio, Document, Image, Media, Part, Text, Video, kind_of
 from alhena.corpus.prose import Reason, is_spaceless, prose_defect, units
 from alhena.corpus.records import is_unicode
 from alhena.media import decode_audio, decode_image, decode_video
@@ -44,7 +44,7 @@ class Inspected:
     notes: tuple[str, ...] = ()
 
 
-def media_hash(part: Image | Audio | Video) -> tuple[bytes, tuple[str, ...]]:
+def media_hash(part: Media) -> tuple[bytes, tuple[str, ...]]:
     """Hash of the decoded pixels or samples (the same for a lossless copy in another format), and notes of the decoder.
 
     Raises ValueError when the part does not decode.
@@ -71,7 +71,11 @@ def inspect(document: Document) -> Inspected:
     media: list[bytes] = []
     notes: list[str] = []
     for number, part in enumerate(document.parts):
-        kind = type(part).__name__.lower()
+        kind = kind_of(part)
+        if not isinstance(part, Text | Media):
+            return Inspected(
+                document, (), (f"{kind} in a document", f"part {number}: curate reads text and media only")
+            )
         try:
             if not isinstance(part, Text):
                 hash_, part_notes = media_hash(part)

@@ -10,7 +10,7 @@ truncates silently. ``sniff`` returns the MIME type of bytes by their content.
 
 from __future__ import annotations
 
-from alhena.content import Audio, Image, Part, Video
+from alhena.content import Audio, Image, Part, ToolResult, Video
 from alhena.media.audio import SAMPLE_RATE, decode_audio, encode_audio, resample
 from alhena.media.image import decode_image, encode_png
 from alhena.media.limits import LIMITS, Limits, MediaError, limit_memory, machine_memory
@@ -45,4 +45,6 @@ def check(part: Part) -> tuple[str, ...]:
         decode_audio(part.data)
     elif isinstance(part, Video):
         return decode_video(part.data, 2).notes
+    elif isinstance(part, ToolResult):
+        return tuple(note for medium in part.parts for note in check(medium))
     return ()

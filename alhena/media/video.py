@@ -5,14 +5,14 @@
     3  only where the numbers of packets and frames differ (hidden frames, edit lists), a second pass decodes them again
     4  one pass decodes the audio track
 
-The selection is always ``np.linspace`` over all frames that decode, rounded, and memory holds the selected frames only.
+The selection is over all frames that decode, and memory holds the selected frames only.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import av
@@ -25,6 +25,8 @@ from alhena.media.limits import LIMITS, Limits, MediaError, check_size, one_larg
 
 # Samples or None, and notes on what was left out.
 AudioTrack = tuple[Float[np.ndarray, " aligned"] | None, tuple[str, ...]]
+# From the number of all frames and of those wanted to the indices of these.
+Select = Callable[[int, int], Sequence[int]]
 ATTACHED_PICTURE = 0x400
 # Aspect ratios of pixels beyond this, or its inverse, are treated as a broken header.
 MAX_ASPECT = 8
@@ -82,31 +84,32 @@ class _SelectedFrames:
         _check_total(self.pixels, self.limits)
 
 
-def decode_video(data: bytes, max_frames: int, limits: Limits = LIMITS) -> Clip:
-    """Decodes MP4, MOV, WebM, Matroska, AVI, MPEG-TS or Ogg to at most ``max_frames`` evenly spaced frames and the audio track.
+def evenly_spaced(total: int, count: int) -> list[int]:
+    """Indices of ``count`` frames among ``total``, the first and the last included; all of a shorter video."""
+    return [int(index) for index in np.linspace(0, total - 1, min(total, count)).round()]
+
+
+def decode_video(data: bytes, max_frames: int, limits: Limits = LIMITS, select: Select = evenly_spaced) -> Clip:
+    """Decodes MP4, MOV, WebM, Matroska, AVI, MPEG-TS or Ogg to at most ``max_frames`` frames and the audio track.
+
+    ``select`` gives the indices of the frames among all, of which there are as many as its first argument says.
 
     Frames are upright, of square pixels, all of the first one's size, and at most ``limits.output_frame_pixels`` large.
     An audio track of an unsupported codec is left out and reported in ``Clip.notes``. Raises ValueError that states what is wrong.
     """
     check_size(data, "video", limits)
-    total = _count_packets(data, limits)
-    selected = _decode(data, _frame_indices(total, max_frames, limits), limits)
+    total, count = _count_packets(data, limits), min(max(1, max_frames), limits.video_frames)
+    selected = _decode(data, frozenset(select(total, count)), limits)
     if not selected.count:
         raise MediaError("the video has no frames")
     if selected.count != total:
-        selected = _decode(data, _frame_indices(selected.count, max_frames, limits), limits)
+        selected = _decode(data, frozenset(select(selected.count, count)), limits)
     first = selected.frames[0].shape
     if any(frame.shape != first for frame in selected.frames):
         raise MediaError("the video changes its orientation between frames")
     # Times of damaged files may decrease.
     seconds = np.maximum.accumulate(np.array(selected.seconds, np.float32))
     return Clip(np.stack(selected.frames), seconds, *_decode_audio_track(data, selected.first_time, limits))
-
-
-def _frame_indices(total: int, max_frames: int, limits: Limits) -> frozenset[int]:
-    """Indices of the selected frames among ``total``."""
-    indices = np.linspace(0, total - 1, min(total, max(1, max_frames), limits.video_frames))
-    return frozenset(indices.round().astype(int).tolist())
 
 
 def _video_stream(container: av.container.InputContainer, limits: Limits) -> av.VideoStream:
