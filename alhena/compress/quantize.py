@@ -10,9 +10,10 @@ from typing import TypeVar
 
 import jax
 
-from alhena.model.int4 import Int4, quantize
+from alhena.model.int4 import quantize
 from alhena.model.linear import Weight
 from alhena.model.spec import WeightSpec
+from alhena.shapes import Array
 
 Tree = TypeVar("Tree")
 
@@ -21,7 +22,7 @@ def quantize_model(params: Tree, specs: Tree, group: int = 32) -> Tree:
     """Params with 4-bit weights, in groups of ``group`` values, where ``specs`` declare it. Weights already 4-bit are unchanged."""
 
     def one(s: WeightSpec, w: Weight) -> Weight:
-        if s.contracted is None or isinstance(w, Int4):
+        if s.contracted is None or not isinstance(w, Array):
             return w
         return quantize(w, group, transposed=s.contracted == -1)
 

@@ -6,28 +6,26 @@ Configurations are read from files too, so each checks its own fields: a ValueEr
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from alhena.model.audio_config import Audio as Audio
+from alhena.model.audio_config import Conformer as Conformer
+from alhena.model.audio_config import UnifiedAudio as UnifiedAudio
+from alhena.model.audio_config import Usm as Usm
+from alhena.model.audio_config import audio_class as audio_class
+from alhena.model.config_limits import DEPTHS, SIZES, check_divides
+from alhena.model.vision_config import GemmaVision as GemmaVision
+from alhena.model.vision_config import UnifiedVision as UnifiedVision
+from alhena.model.vision_config import Vision as Vision
+from alhena.model.vision_config import VisionEncoder as VisionEncoder
+from alhena.model.vision_config import vision_class as vision_class
 from alhena.schema import bounded, shown
 
 # Pixels per image code along each side.
 CODES_STRIDE = 8
-# Bounds of widths, hidden sizes and numbers of heads.
-SIZES = (1, 2**20)
-# Bounds of numbers of layers.
-DEPTHS = (1, 2**12)
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 # Which layers let the tokens of one image attend to each other in both directions.
 IMAGE_ATTENTION = ("causal", "local", "all")
-
-
-def _check_divides(settings: object, divisor: str, dividend: str) -> None:
-    """Raises ValueError when one field does not divide another."""
-    divided, by = getattr(settings, dividend), getattr(settings, divisor)
-    if divided % by:
-        raise ValueError(f"{type(settings).__name__}.{divisor} is {by}; it must divide {dividend}, {divided}")
 
 
 @dataclass(frozen=True)
@@ -135,112 +133,37 @@ class Decoder:
         )
         bounded(self, embedding_scale=positive, global_head_dim=(2, 2**16), global_kv_heads=SIZES)
         bounded(self, global_rope_fraction=(0.0, 1.0), kv_sharing_layers=(0, self.layers - 1), kv_sharing_hidden=SIZES)
-        _check_divides(self, "kv_heads", "heads")
+        self._check_heads()
         if self.image_attention not in IMAGE_ATTENTION:
             raise ValueError(
-                f"Decoder.image_attention is {shown(self.image_attention)}; one of {', '.join(IMAGE_ATTENTION)}"
+                f"Decoder.image_attention is {shown(self.image_attention)}; one of {', '.join(IMAGE_ATTENTION)} is needed"
             )
-        if self.head_dim % 2:
-            raise ValueError(f"Decoder.head_dim is {self.head_dim}; rotary positions need an even number")
+        first = self.layers - self.kv_sharing_layers
+        kinds = {self.is_global(i) for i in range(first)}
+        missing = [i for i in range(first, self.layers) if self.is_global(i) not in kinds]
+        if missing:
+            raise ValueError(
+                f"Decoder.kv_sharing_layers is {self.kv_sharing_layers}; layer {missing[0]} has no layer of its kind "
+                f"among the first {first} to share keys and values with"
+            )
+        if self.altup and (self.experts or self.layer_scalar or not self.post_norm or not self.per_layer_inputs):
+            raise ValueError("Decoder.altup: it needs post_norm and per_layer_inputs, without experts and layer_scalar")
 
-    @property
-    def attention_scale(self) -> float:
-        """Factor of the attention scores."""
-        return (self.query_pre_attn_scalar or self.head_dim) ** -0.5
+    def _check_heads(self) -> None:
+        for name in ("kv_heads", "global_kv_heads"):
+            if getattr(self, name) is not None:
+                check_divides(self, name, "heads")
+        for name in ("head_dim", "global_head_dim"):
+            if (getattr(self, name) or 0) % 2:
+                raise ValueError(f"Decoder.{name} is {getattr(self, name)}; rotary positions need an even number")
 
+    def is_global(self, layer: int) -> bool:
+        """Whether a layer attends to the complete context."""
+        return self.window is None or (layer + 1) % self.global_every == 0
 
-@dataclass(frozen=True)
-class Vision:
-    """ViT on packed patches of any number of images; ``pool``² neighboring patches become one soft token."""
-
-    width: int
-    layers: int
-    heads: int
-    hidden: int
-    patch: int = 8
-    pool: int = 2
-    # Maximum rows and columns of the grid of patches.
-    side: int = 128
-    # SigLIP's layers and positions (alhena/model/encoders/vision.py).
-    plain: bool = False
-    remat: bool = False
-
-    def __post_init__(self) -> None:
-        bounded(self, width=SIZES, layers=DEPTHS, heads=SIZES, hidden=SIZES, patch=(1, 256), pool=(1, 64))
-        bounded(self, side=(1, 2**13))
-        _check_divides(self, "heads", "width")
-        if self.width % 4:
-            raise ValueError(f"Vision.width is {self.width}; its positions need a multiple of 4")
-
-    @property
-    def patch_values(self) -> int:
-        """Numbers in a patch."""
-        return self.patch * self.patch * 3
-
-    @property
-    def pixels_per_token(self) -> int:
-        """Side of the square of pixels that one soft token encodes."""
-        return self.patch * self.pool
-
-
-@dataclass(frozen=True)
-class Conformer:
-    """Conformer on chunks of log-mel frames: two stride-2 convolutions, then ``stack`` neighbors become one soft token."""
-
-    width: int
-    layers: int
-    heads: int
-    hidden: int
-    kernel: int = 5
-    mels: int = 128
-    # Frames of 10 ms per chunk; attention is inside a chunk.
-    chunk: int = 128
-    stack: int = 2
-    remat: bool = False
-
-    def __post_init__(self) -> None:
-        bounded(self, width=SIZES, layers=DEPTHS, heads=SIZES, hidden=SIZES, kernel=(1, 2**12), mels=(1, 2**12))
-        bounded(self, chunk=(4, 2**20), stack=(1, 2**10))
-        _check_divides(self, "heads", "width")
-        _check_divides(self, "frames_per_token", "chunk")
-
-    @property
-    def frames_per_token(self) -> int:
-        return 4 * self.stack
-
-    def tokens(self, frames: int) -> int:
-        """Number of soft tokens of a chunk with that many valid frames."""
-        return math.ceil(frames / self.frames_per_token)
-
-
-@dataclass(frozen=True)
-class Usm(Conformer):
-    """The conformer of the Universal Speech Model (alhena/model/encoders/usm.py): local attention, audio of any length."""
-
-    chunk: int = 1024
-    stack: int = 4
-    # Of the two convolutions.
-    channels: tuple[int, int] = (128, 32)
-    # Queries that share a window of keys.
-    block: int = 12
-    # Vectors that a query attends to: up to its own, and after it.
-    left: int = 13
-    right: int = 0
-    # Scores s become cap·tanh(s / cap).
-    cap: float = 50.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        bounded(self, block=(1, 2**16), left=(1, 2**16), right=(0, 2**16), cap=(1e-6, 1e12))
-        if not all(1 <= n <= 2**16 for n in self.channels):
-            raise ValueError(f"Usm.channels is {self.channels}; each must be 1 to {2**16}")
-        if self.mels % 4 or self.width % 2:
-            raise ValueError(f"Usm: {self.mels} mels and a width of {self.width}; multiples of 4 and of 2 are needed")
-
-
-def audio_class(settings: Any) -> type[Conformer]:
-    """Class of the audio encoder that stored settings describe, by a field that only one class has."""
-    return Usm if isinstance(settings, Mapping) and "channels" in settings else Conformer
+    def attention_scale(self, head_dim: int) -> float:
+        """Factor of the attention scores of heads of this size."""
+        return (self.query_pre_attn_scalar or head_dim) ** -0.5
 
 
 @dataclass(frozen=True)
@@ -297,9 +220,9 @@ class Model:
     audio_token: int
     decoder: Decoder
     # None: no vision encoder.
-    vision: Vision | None
+    vision: VisionEncoder | None
     # None: no audio encoder.
-    audio: Conformer | None
+    audio: Audio | None
     # Numbers of structures and colors of the image codes (alhena/model/embedding.py).
     code_factors: tuple[int, int] | None = None
     # Dtype of matmul operands; results are accumulated in float32.
@@ -308,11 +231,15 @@ class Model:
     video_token: int = -1
     # Encoder outputs replace the embeddings of their placeholders, instead of being added to them.
     replace_placeholders: bool = False
+    # The last ids have embeddings of their own, which are not scaled (Gemma 3n's marks of media).
+    special_rows: int = 0
+    # The first rows of the embedding are those of the model that this one extends: they are never trained.
+    frozen_rows: int = 0
 
     def __post_init__(self) -> None:
         bounded(self, vocabulary=(1, 2**24))
         ids = (-1, self.vocabulary - 1)
-        bounded(self, image_token=ids, audio_token=ids, video_token=ids)
+        bounded(self, image_token=ids, audio_token=ids, video_token=ids, special_rows=(0, self.vocabulary))
         if self.compute_dtype not in COMPUTE_DTYPES:
             allowed = ", ".join(COMPUTE_DTYPES)
             raise ValueError(f"Model.compute_dtype is {shown(self.compute_dtype)}; one of {allowed} is needed")
@@ -320,15 +247,22 @@ class Model:
             A, B = self.code_factors
             if A < 1 or B < 1 or self.vocabulary < A * B:
                 raise ValueError(f"Model.code_factors is {shown((A, B))}; their product must be 1 to {self.vocabulary}")
+        # Some rows are trained.
+        codes = math.prod(self.code_factors or (0,))
+        bounded(self, frozen_rows=(0, max(0, self.vocabulary - codes - (not codes))))
 
     @property
     def min_bytes(self) -> int:
         """Lower bound of the size of the weights in a file: the largest of them, 4 bits each (16 in the encoders)."""
         d, codes = self.decoder, math.prod(self.code_factors or (0,))
-        nibbles = d.layers * d.width * (3 * d.hidden + 2 * d.heads * d.head_dim) + (self.vocabulary - codes) * d.width
-        encoders = [e.layers * e.width * (3 * e.width + 2 * e.hidden) for e in (self.vision, self.audio) if e]
-        if self.vision:
-            v = self.vision
-            encoders += [(v.side**2 if v.plain else v.side) * v.width, v.pool**2 * v.width * d.width]
-            encoders += [v.patch_values * v.width * (1 if v.plain else v.pool**2)]
+        hidden, head_dim = (
+            min(d.hidden, d.kv_sharing_hidden or d.hidden),
+            min(d.head_dim, d.global_head_dim or d.head_dim),
+        )
+        hidden += d.experts.number * d.experts.hidden if d.experts else 0
+        nibbles = d.layers * d.width * (3 * hidden + 2 * d.heads * head_dim) + (self.vocabulary - codes) * d.width
+        if p := d.per_layer_inputs:
+            nibbles += d.layers * p.width * (p.vocabulary + 3 * d.width)
+        encoders = [self.audio.min_values(d.width)] if self.audio else []
+        encoders += [self.vision.min_values(d.width)] if self.vision else []
         return nibbles // 2 + 2 * sum(encoders)

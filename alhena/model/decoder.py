@@ -4,11 +4,13 @@
        └────────────────────────────────────────────────┘└───────────────────────────────────────┘
 
 Gemma-compatible on purpose (Gemma Team 2024, 2025); QK-norm and post-norm keep mixed-modal training stable (Chameleon 2024).
-Layers are stacked along the first axis of every weight and run by ``lax.scan``.
+Layers are stacked along the first axis of every weight (alhena/model/layer_kinds.py) and run by ``lax.scan``. Options of the
+configuration add to a layer what open weights need: experts, per-layer inputs, AltUp.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,14 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alhena.model import config, kv_cache, sharding, spec
-from alhena.model.attention import causal_attention
+from alhena.model import altup, config, kv_cache, moe, per_layer, sharding, spec
+from alhena.model.attention import Visibility, causal_attention
 from alhena.model.attention_kernels import AttentionOptions
-from alhena.model.kv_cache import is_global
+from alhena.model.layer_kinds import LayerKind, Segment, is_global, is_uniform, segments
 from alhena.model.layers import gated, rms_norm, rope, rope_table
 from alhena.model.linear import Weight, einsum
-from alhena.model.spec import matrix, stacked, vector
-from alhena.shapes import Array, Float, Int, pytree
+from alhena.model.spec import Constant, WeightSpec, matrix, stacked, vector, within
+from alhena.model.stacks import Stack
+from alhena.shapes import Array, Bool, Float, Int, pytree
 
 # A few layers run faster unrolled on a CPU; many compile faster scanned.
 MAX_UNROLLED = 12
@@ -33,12 +36,12 @@ MAX_UNROLLED = 12
 @pytree
 @dataclass(frozen=True)
 class Layers:
-    """Weights of all layers, stacked: matrices ``[layers, in, out]``, norm scales ``[layers, width]``."""
+    """Weights of all layers of a stack: matrices ``[layers, in, out]``, norm scales ``[layers, width]``."""
 
     attention_norm: Array
     query: Weight  # [D, N·H]
-    key: Weight  # [D, K·H]
-    value: Weight  # [D, K·H]
+    key: Weight | None  # [D, K·H]; None: the layer shares keys and values of an earlier one
+    value: Weight | None  # [D, K·H]; None: the same, or the projected keys are the values
     query_norm: Array | None  # [H]; None: no QK-norm
     key_norm: Array | None  # [H]
     output: Weight  # [N·H, D]
@@ -48,20 +51,29 @@ class Layers:
     up: Weight  # [D, F]
     down: Weight  # [F, D]
     mlp_post_norm: Array | None
+    layer_scalar: Array | None  # []
+    per_layer: per_layer.Layer | None
+    experts: moe.Layer | None
+    altup: altup.Layer | None
 
 
-def weights(c: config.Decoder) -> Layers:
-    """Specifications of the weights."""
-    D, H, F = c.width, c.head_dim, c.hidden
+# Of a uniform decoder one stack, else for each segment one stack for each position of its block.
+Stacks = Layers | tuple[tuple[Layers, ...], ...]
+
+
+def _layer_weights(c: config.Decoder, kind: LayerKind) -> Layers:
+    """Specifications of the weights of one layer."""
+    D, H, F, own_kv = c.width, kind.head_dim, kind.hidden, not kind.shares_kv
     linear = partial(matrix, quantize=True)
     post_norm = vector(D, -1 + 1 / np.sqrt(2 * c.layers)) if c.post_norm else None
-    layer = Layers(
+    scalar: Any = WeightSpec((), (), Constant(1.0), "adam", decay=False)
+    return Layers(
         attention_norm=vector(D),
         query=linear(0, (D, c.heads * H), ("width", "heads")),
-        key=linear(1, (D, c.kv_heads * H), ("width", None)),
-        value=linear(2, (D, c.kv_heads * H), ("width", None)),
+        key=linear(1, (D, kind.kv_heads * H), ("width", None)) if own_kv else None,
+        value=linear(2, (D, kind.kv_heads * H), ("width", None)) if own_kv and not kind.key_as_value else None,
         query_norm=vector(H) if c.qk_norm else None,
-        key_norm=vector(H) if c.qk_norm else None,
+        key_norm=vector(H) if c.qk_norm and own_kv else None,
         output=linear(3, (c.heads * H, D), ("heads", "width")),
         attention_post_norm=post_norm,
         mlp_norm=vector(D),
@@ -69,11 +81,31 @@ def weights(c: config.Decoder) -> Layers:
         up=linear(5, (D, F), ("width", "hidden")),
         down=linear(6, (F, D), ("hidden", "width")),
         mlp_post_norm=post_norm,
+        layer_scalar=scalar if c.layer_scalar else None,
+        per_layer=within(7, per_layer.layer_weights(c.per_layer_inputs, c)) if c.per_layer_inputs else None,
+        experts=within(8, moe.weights(c)) if c.experts else None,
+        altup=within(9, altup.layer_weights(c)) if c.altup else None,
     )
-    return stacked(c.layers, layer)
 
 
-def init(key: Array, c: config.Decoder) -> Layers:
+def weights(c: config.Decoder) -> Stacks:
+    """Specifications of the weights."""
+    if is_uniform(c):
+        return stacked(c.layers, _layer_weights(c, segments(c)[0].kinds[0]))
+
+    def of_segment(i: int, segment: Segment) -> tuple[Layers, ...]:
+        layers = [within(j, stacked(segment.repeats, _layer_weights(c, kind))) for j, kind in enumerate(segment.kinds)]
+        return within(i, tuple(layers))
+
+    return tuple(of_segment(i, segment) for i, segment in enumerate(segments(c)))
+
+
+def as_segments(layers: Stacks) -> tuple[tuple[Layers, ...], ...]:
+    """The stacks of every segment and position; those of a uniform decoder too."""
+    return layers if isinstance(layers, tuple) else ((layers,),)
+
+
+def init(key: Array, c: config.Decoder) -> Stacks:
     return spec.init(key, weights(c))
 
 
@@ -83,9 +115,10 @@ def _norm(x: Float[Array, "... D"], scale: Float[Array, " D"] | None) -> Float[A
 
 def _rope_tables(
     positions: Int[Array, "B L"], c: config.Decoder
-) -> tuple[Float[Array, "B L H"], Float[Array, "B L H"]]:
+) -> tuple[Float[Array, "B L H"], Float[Array, "B L h"]]:
     """RoPE tables of the global and of the local layers."""
-    global_table = rope_table(positions / c.rope_scaling_factor, c.head_dim, c.rope_base)
+    global_positions, H = positions / c.rope_scaling_factor, c.global_head_dim or c.head_dim
+    global_table = rope_table(global_positions, H, c.rope_base, c.global_rope_fraction)
     if c.window is None:
         return global_table, global_table
     return global_table, rope_table(positions, c.head_dim, c.local_rope_base or c.rope_base)
@@ -95,24 +128,90 @@ def _matmul(x: Float[Array, "... I"], w: Weight, dtype: str) -> Float[Array, "..
     return einsum("...i,io->...o", x, w, dtype)
 
 
+@pytree
+@dataclass(frozen=True)
+class Inputs:
+    """Embeddings (with AltUp those of every stream) and the per-layer inputs."""
+
+    x: Float[Array, "*streams B L D"]
+    per_layer: Float[Array, "layers B L P"] | None
+
+
+@pytree
+@dataclass(frozen=True)
+class Packing:
+    """The segment (document) of each token, 0 for padding, its position in the segment, and its image (attention.Visibility)."""
+
+    segments: Int[Array, "B L"]
+    positions: Int[Array, "B L"]
+    blocks: Int[Array, "B L"] | None = None
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """A layer when it runs: its kind, and what is traced since it differs between the layers of a scan."""
+
+    kind: LayerKind
+    is_global: Bool[Array, ""] | bool
+    # Of its ring in each entry of the cache.
+    index: Int[Array, " kinds"]
+    # Of its first expert in the stack of experts.
+    first_expert: Int[Array, ""] | int
+
+    def choose(self, of_global: Any, of_local: Any) -> Any:
+        """The first of two arrays in a global layer, the second in a local one."""
+        if isinstance(self.is_global, bool):
+            return of_global if self.is_global else of_local
+        return jnp.where(self.is_global, of_global, of_local)
+
+
+# A layer's attention: from the normalized input and the state (caches) to the heads and the next state.
+Attend = Callable[[Layers, Float[Array, "B L D"], LayerInfo, Any], tuple[Float[Array, "B L N H"], Any]]
+
+
+@dataclass(frozen=True)
+class Common:
+    """What all layers have in common when they run."""
+
+    c: config.Decoder
+    dtype: str
+    attend: Attend
+    remat: bool = False
+    # Segments of up to that many layers are unrolled.
+    max_unrolled: int = 0
+    # Whether gradients may be computed.
+    differentiable: bool = False
+
+
 def _projections(
-    w: Layers, x: Float[Array, "B L D"], table: Float[Array, "B L H"], c: config.Decoder, dtype: str
-) -> tuple[Float[Array, "B L N H"], Float[Array, "B L K H"], Float[Array, "B L K H"]]:
-    """Queries, keys and values of one layer, with QK-norm and RoPE."""
+    w: Layers, x: Float[Array, "B L D"], table: Float[Array, "B L H"], c: config.Decoder, kind: LayerKind, dtype: str
+) -> tuple[Float[Array, "B L N H"], kv_cache.KeysValues | None]:
+    """Queries of one layer, and keys and values if it has its own, with QK-norm and RoPE."""
     B, L, _ = x.shape
-    weights, heads = (w.query, w.key, w.value), (c.heads, c.kv_heads, c.kv_heads)
+    pairs = [(w.query, c.heads), (w.key, kind.kv_heads), (w.value, kind.kv_heads)]
+    weights, heads = zip(*(pair for pair in pairs if pair[0] is not None), strict=True)
     axes = tuple("heads" if n > 1 else None for n in heads)
     projected = sharding.column_parallel(partial(_matmul, dtype=dtype), x, weights, axes, dtype)
-    q, k, v = (a.reshape(B, L, n, c.head_dim) for a, n in zip(projected, heads, strict=True))
-    q, k = _norm(q, w.query_norm), _norm(k, w.key_norm)
-    return rope(q, table), rope(k, table), v
+    q, *kv = (a.reshape(B, L, n, kind.head_dim) for a, n in zip(projected, heads, strict=True))
+    q = rope(_norm(q, w.query_norm), table)
+    if not kv:
+        return q, None
+    # Without a projection of their own the values are the keys before norm and RoPE.
+    k, v = kv[0], kv[-1]
+    return q, (rope(_norm(k, w.key_norm), table), rms_norm(v) if c.value_norm else v)
 
 
-def _mlp(w: Layers, x: Float[Array, "B L D"], dtype: str) -> Float[Array, "B L D"]:
-    """The MLP sub-layer with its residual connection."""
+def _mlp(w: Layers, x: Float[Array, "B L D"], info: LayerInfo, common: Common) -> Float[Array, "B L D"]:
+    """The MLP sub-layer, with the experts beside it, and its residual connection."""
+    c, dtype = common.c, common.dtype
     matmul = partial(_matmul, dtype=dtype)
     gate, up = sharding.column_parallel(matmul, rms_norm(x, w.mlp_norm), (w.gate, w.up), ("hidden", "hidden"), dtype)
-    return x + _norm(sharding.row_parallel(matmul, gated(gate, up), w.down, dtype), w.mlp_post_norm)
+    if info.kind.sparse and c.altup:
+        gate = altup.sparse(gate, c.altup.sparsity)
+    y = sharding.row_parallel(matmul, gated(gate, up), w.down, dtype)
+    if w.experts is not None and c.experts:
+        y = moe.with_mlp(w.experts, x, y, c.experts, dtype, info.first_expert)
+    return x + _norm(y, w.mlp_post_norm)
 
 
 def _attention_out(
@@ -124,69 +223,139 @@ def _attention_out(
     return x + _norm(out, w.attention_post_norm)
 
 
-@pytree
-@dataclass(frozen=True)
-class Packing:
-    """The segment (document) of each token, 0 for padding, and its position in the segment."""
+def _standard(
+    w: Layers, x: Float[Array, "B L D"], vectors: Array | None, info: LayerInfo, state: Any, common: Common
+) -> tuple[Float[Array, "B L D"], Any]:
+    """A layer of one residual stream, and the next state."""
+    heads, state = common.attend(w, rms_norm(x, w.attention_norm), info, state)
+    x = _mlp(w, _attention_out(w, x, heads, common.dtype), info, common)
+    if w.per_layer is not None and vectors is not None:
+        x = x + per_layer.residual(w.per_layer, x, vectors, common.dtype)
+    return (x if w.layer_scalar is None else x * w.layer_scalar.astype(jnp.float32)), state
 
-    segments: Int[Array, "B L"]
-    positions: Int[Array, "B L"]
+
+def _altup(
+    w: Layers, x: Float[Array, "streams B L D"], vectors: Array | None, info: LayerInfo, state: Any, common: Common
+) -> tuple[Float[Array, "streams B L D"], Any]:
+    """A layer of several residual streams, which computes the first and predicts the others; and the next state."""
+    assert w.altup and w.per_layer and vectors is not None
+    dtype = common.dtype
+    predicted = altup.predict(w.altup, x, dtype)
+    n = rms_norm(predicted[0], w.attention_norm)
+    heads, state = common.attend(w, n, info, state)
+    active = (_attention_out(w, predicted[0], heads, dtype) + altup.laurel(w.altup, n, dtype)) * 2**-0.5
+    x = altup.correct(w.altup, predicted, _mlp(w, active, info, common), dtype)
+    added = per_layer.residual(w.per_layer, altup.scaled_output(w.altup, x[0]), vectors, dtype)
+    return jnp.concatenate([x[:1], x[1:] + added]), state
+
+
+def _segment(
+    segment: Segment, stacks: tuple[Layers, ...], inputs: Inputs, state: Any, common: Common
+) -> tuple[Array, Any]:
+    """The layers of a segment: from the activations and the state before them to those after them."""
+    c = common.c
+    # With rematerialization the inputs of the layers are the saved residuals: they take no more bytes than ``dtype``.
+    carry_dtype = common.dtype if common.remat else inputs.x.dtype
+    # Layers that share keys and values do not change the state: it is no part of the carry, which the backward pass needs.
+    constant = segment.kinds[0].shares_kv
+
+    unroll = segment.repeats if segment.layers <= common.max_unrolled else 1
+    sliced = [Stack.of(stack, unroll == segment.repeats, common.differentiable) for stack in stacks]
+
+    def layer(j: int, carry: tuple[Array, Any], inputs: Any) -> tuple[Array, Any]:
+        (x, carried), (scanned, vectors, is_global, index, repeat) = carry, inputs
+        kind, w = segment.kinds[j], sliced[j].layer(scanned, repeat)
+        first_expert = repeat * c.experts.number if c.experts and not common.differentiable else 0
+        info = LayerInfo(kind, is_global if kind.is_global is None else kind.is_global, index, first_expert)
+        run = _standard if w.altup is None else _altup
+        x, new = run(w, x.astype(jnp.float32), vectors, info, state if constant else carried, common)
+        return x.astype(carry_dtype), carried if constant else new
+
+    layers: list[Callable[..., tuple[Array, Any]]] = [partial(layer, j) for j in range(len(segment.kinds))]
+    if common.remat:
+        layers = [jax.checkpoint(layer, prevent_cse=False) for layer in layers]
+
+    def block(carry: tuple[Array, Any], inputs: Any) -> tuple[tuple[Array, Any], None]:
+        for layer, *of_layer in zip(layers, *inputs, strict=True):
+            carry = layer(carry, tuple(of_layer))
+        return carry, None
+
+    def by_position(values: Any) -> list[Any]:
+        """Values of all layers: those of the layers at each position of the block, stacked."""
+        last, step = segment.first + segment.layers, len(segment.kinds)
+        return [None if values is None else values[segment.first + j : last : step] for j in range(step)]
+
+    values = inputs.per_layer, is_global(c), kv_cache.cache_index(c)
+    repeats = [np.arange(segment.repeats, dtype=np.int32)] * len(segment.kinds)
+    scanned = [stack.scanned for stack in sliced], *map(by_position, values), repeats
+    carry = inputs.x.astype(carry_dtype), () if constant else state
+    (x, carried), _ = jax.lax.scan(block, carry, scanned, unroll=unroll)
+    return x.astype(jnp.float32), state if constant else carried
+
+
+def _all_layers(layers: Stacks, inputs: Inputs, state: Any, common: Common) -> tuple[Array, Any]:
+    """All layers: activations and state after the last one."""
+    x = inputs.x
+    for segment, stacks in zip(segments(common.c), as_segments(layers), strict=True):
+        x, state = _segment(segment, stacks, Inputs(x, inputs.per_layer), state, common)
+    return x, state
+
+
+def _image_blocks(blocks: Int[Array, "B L"] | None, info: LayerInfo, c: config.Decoder) -> Int[Array, "B L"] | None:
+    """The images whose tokens attend to each other in both directions in this layer."""
+    if blocks is None or c.image_attention == "all":
+        return blocks
+    if isinstance(info.is_global, bool):
+        return None if info.is_global else blocks
+    return jnp.where(info.is_global, 0, blocks)
 
 
 def run(
-    layers: Layers,
-    x: Float[Array, "B L D"],
-    packing: Packing,
-    c: config.Decoder,
-    dtype: str,
-    slots: int | None = None,
-) -> tuple[Float[Array, "B L D"], kv_cache.Cache]:
+    layers: Stacks, inputs: Inputs, packing: Packing, c: config.Decoder, dtype: str, slots: int | None = None
+) -> tuple[Float[Array, "*streams B L D"], kv_cache.Cache]:
     """All layers over complete sequences. With ``slots`` each sequence is one prompt, written to a new cache of that size."""
-    segments = packing.segments
-    global_table, local_table = _rope_tables(packing.positions, c)
-    last = jnp.maximum((segments > 0).sum(1) - 1, 0)
-    cache = () if slots is None else kv_cache.empty_cache(c, x.shape[0], slots, dtype)
-    options = AttentionOptions(c.window, c.attention_scale, c.attention_softcap, packed=slots is None)
-    # With rematerialization the inputs of the layers are the saved residuals: they take no more bytes than ``dtype``.
-    carry_dtype = dtype if c.remat else x.dtype
+    (B, L), tables = packing.segments.shape, _rope_tables(packing.positions, c)
+    last = jnp.maximum((packing.segments > 0).sum(1) - 1, 0)
+    cache = () if slots is None else kv_cache.empty_cache(c, B, slots, dtype)
+    rings = kv_cache.rings(c, L) if c.kv_sharing_layers else []
+    # Keys and values of all positions, of the latest layer of each kind: a ring does not keep them.
+    shared = tuple((jnp.zeros((B, L, r.kv_heads, r.head_dim), dtype),) * 2 for r in rings)
 
-    def layer(carry: tuple[Array, kv_cache.Cache], inputs: Any) -> tuple[tuple[Array, kv_cache.Cache], None]:
-        (x, cache), (w, global_layer, index) = carry, inputs
-        x = x.astype(jnp.float32)
-        table = jnp.where(global_layer, global_table, local_table)
-        q, k, v = _projections(w, rms_norm(x, w.attention_norm), table, c, dtype)
-        cache = tuple(kv_cache.write_prompt(kind, index[i], k, v, last) for i, kind in enumerate(cache))
-        q, k, v = (a.astype(dtype) for a in (q, k, v))
-        heads = causal_attention(q, k, v, segments, options, global_layer)
-        return (_mlp(w, _attention_out(w, x, heads, dtype), dtype).astype(carry_dtype), cache), None
+    def options(kind: LayerKind) -> AttentionOptions:
+        scale = c.attention_scale(kind.head_dim)
+        return AttentionOptions(None if kind.is_global else c.window, scale, c.attention_softcap, packed=slots is None)
 
-    if c.remat:
-        layer = jax.checkpoint(layer, prevent_cse=False)
-    unroll = c.layers if c.layers <= MAX_UNROLLED else 1
-    inputs = layers, is_global(c), kv_cache.cache_index(c)
-    (x, cache), _ = jax.lax.scan(layer, (x.astype(carry_dtype), cache), inputs, unroll=unroll)
-    return x.astype(jnp.float32), cache
+    def attend(w: Layers, x: Array, info: LayerInfo, state: Any) -> tuple[Array, Any]:
+        (cache, shared), kind = state, info.kind
+        q, kv = _projections(w, x, info.choose(*tables), c, kind, dtype)
+        entries = kv_cache.entries(c, kind.is_global)
+        if kv is None:
+            k, v = shared[entries[0]]
+        else:
+            cache = kv_cache.write_prompt(cache, entries, info.index, kv, last)
+            k, v = (a.astype(dtype) for a in kv)
+            shared = tuple((k, v) if i in entries else other for i, other in enumerate(shared))
+        visible = Visibility(packing.segments, _image_blocks(packing.blocks, info, c))
+        heads = causal_attention(q.astype(dtype), k, v, visible, options(kind), info.is_global)
+        return heads, (cache, shared)
+
+    common = Common(c, dtype, attend, c.remat, MAX_UNROLLED, differentiable=slots is None)
+    x, (cache, _) = _all_layers(layers, inputs, (cache, shared), common)
+    return x, cache
 
 
 def step(
-    layers: Layers,
-    x: Float[Array, "B D"],
-    positions: Int[Array, " B"],
-    cache: kv_cache.Cache,
-    c: config.Decoder,
-    dtype: str,
-) -> tuple[Float[Array, "B D"], kv_cache.Cache]:
+    layers: Stacks, inputs: Inputs, positions: Int[Array, " B"], cache: kv_cache.Cache, c: config.Decoder, dtype: str
+) -> tuple[Float[Array, "*streams B 1 D"], kv_cache.Cache]:
     """All layers over one token per sequence, which is written to the cache and attends to it."""
-    global_table, local_table = _rope_tables(positions[:, None], c)
+    tables = _rope_tables(positions[:, None], c)
 
-    def layer(carry: tuple[Array, kv_cache.Cache], inputs: Any) -> tuple[tuple[Array, kv_cache.Cache], None]:
-        (x, cache), (w, global_layer, index) = carry, inputs
-        table = jnp.where(global_layer, global_table, local_table)
-        q, k, v = _projections(w, rms_norm(x, w.attention_norm), table, c, dtype)
-        cache = tuple(kv_cache.write_token(kind, index[i], k[:, 0], v[:, 0], positions) for i, kind in enumerate(cache))
-        attend = [partial(kv_cache.attend_cached, kind, index[i], q, positions, c) for i, kind in enumerate(cache)]
-        heads = attend[0]() if len(attend) == 1 else jax.lax.cond(global_layer, *attend)
-        return (_mlp(w, _attention_out(w, x, heads, dtype), dtype), cache), None
+    def attend(w: Layers, x: Array, info: LayerInfo, cache: Any) -> tuple[Array, Any]:
+        q, kv = _projections(w, x, info.choose(*tables), c, info.kind, dtype)
+        entries = kv_cache.entries(c, info.kind.is_global)
+        if kv is not None:
+            cache = kv_cache.write_token(cache, entries, info.index, kv, positions)
+        attend = [partial(kv_cache.attend_cached, cache[i], info.index[i], q, positions, c) for i in entries]
+        return attend[0]() if len(attend) == 1 else jax.lax.cond(info.is_global, *attend), cache
 
-    (x, cache), _ = jax.lax.scan(layer, (x[:, None], cache), (layers, is_global(c), kv_cache.cache_index(c)))
-    return x[:, 0], cache
+    return _all_layers(layers, inputs, cache, Common(c, dtype, attend))

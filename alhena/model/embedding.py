@@ -11,19 +11,67 @@ On a mesh the rows are sharded over n chips, at any boundary. A chip computes th
 of the colors, for which all chips sum the A + B logits of the factors:
 
     columns     R/n rows, masked where they are structures or colors │ A·B/n codes
+
+In a model that extends an imported one (``config.Model.frozen_rows``), the first rows are not trained. Training then has the other
+rows as an array of their own, so that neither a gradient nor moments of the frozen ones exist (:class:`Extended`).
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
 from alhena.model import sharding
-from alhena.model.linear import Weight, take_rows
-from alhena.shapes import Array, Bool, Float, Int
+from alhena.model.int4 import Int4
+from alhena.model.linear import Plain, take_rows
+from alhena.shapes import Array, Bool, Float, Int, pytree
 
 # A structures, B colors.
 Factors = tuple[int, int]
+
+
+@pytree
+@dataclass(frozen=True)
+class Extended:
+    """An embedding in training whose first rows are frozen: ``rows`` stand in for the last rows of ``table``."""
+
+    table: Float[Array, "R D"]
+    rows: Float[Array, "trained D"]
+
+
+Table = Plain | Extended
+
+
+def frozen_rows(e: Extended) -> int:
+    """Number of rows that are not trained."""
+    return e.table.shape[0] - e.rows.shape[0]
+
+
+def joined(e: Extended, dtype: str = "float32") -> Float[Array, "R D"]:
+    """The embedding as one array."""
+    return jnp.asarray(e.table, dtype).at[frozen_rows(e) :].set(jnp.asarray(e.rows, dtype))
+
+
+def whole(embedding: Table) -> Plain:
+    """The embedding as one weight."""
+    return joined(embedding) if isinstance(embedding, Extended) else embedding
+
+
+def _row_count(embedding: Table) -> int:
+    if isinstance(embedding, Extended):
+        return embedding.table.shape[0]
+    return embedding.packed.shape[-1] if isinstance(embedding, Int4) else embedding.shape[0]
+
+
+def _take(embedding: Table, rows: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
+    """Rows of the table."""
+    if not isinstance(embedding, Extended):
+        return take_rows(embedding, rows)
+    trained = rows - frozen_rows(embedding)
+    old = take_rows(embedding.table, jnp.where(trained < 0, rows, 0))
+    return jnp.where((trained < 0)[..., None], old, take_rows(embedding.rows, jnp.maximum(trained, 0)))
 
 
 def embedding_rows(vocabulary: int, factors: Factors | None) -> int:
@@ -41,16 +89,15 @@ def _row_pair(
     return first, jnp.where(ids < first_code, -1, first_code + A + code // A)
 
 
-def lookup(embedding: Weight, ids: Int[Array, "*batch"], factors: Factors | None) -> Float[Array, "*batch D"]:
+def lookup(embedding: Table, ids: Int[Array, "*batch"], factors: Factors | None) -> Float[Array, "*batch D"]:
     """Embeddings of ids of the vocabulary."""
     if not factors:
-        return take_rows(embedding, ids)
-    rows = embedding.shape[0] if isinstance(embedding, Array) else embedding.packed.shape[-1]
-    first, second = _row_pair(ids, rows, factors)
-    return take_rows(embedding, first) + jnp.where((second < 0)[..., None], 0, take_rows(embedding, second))
+        return _take(embedding, ids)
+    first, second = _row_pair(ids, _row_count(embedding), factors)
+    return _take(embedding, first) + jnp.where((second < 0)[..., None], 0, _take(embedding, second))
 
 
-def lookup_on_mesh(embedding: Weight, ids: Int[Array, "B L"], factors: Factors | None) -> Float[Array, "B L D"]:
+def lookup_on_mesh(embedding: Plain, ids: Int[Array, "B L"], factors: Factors | None) -> Float[Array, "B L D"]:
     """:func:`lookup` where every chip looks up the rows of its shard and the results are summed."""
     data, model = sharding.mesh_axis("width"), sharding.mesh_axis("vocabulary")
 

@@ -8,6 +8,8 @@ that has the smallest squared error out of a few candidates (as in AWQ's clippin
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import jax.numpy as jnp
@@ -17,6 +19,8 @@ from alhena.shapes import Array, Float, Int, UInt8, pytree
 
 # Candidate scales, relative to the scale at which no value is clipped.
 SHRINK = np.linspace(0.7, 1.0, 13, dtype=np.float32)
+# Values that a thread quantizes at once: its arrays fit in the cache.
+BLOCK = 2**18
 
 
 @pytree
@@ -47,19 +51,38 @@ def dequantize(w: Int4) -> Float[Array, "*layers I O"]:
     return jnp.swapaxes(full, -1, -2) if w.transposed else full
 
 
-def quantize(w: Float[Array, "*layers I O"], group: int, transposed: bool = False) -> Int4:
+def quantize(
+    w: Float[Array, "*layers I O"] | Float[np.ndarray, "*layers I O"], group: int, transposed: bool = False
+) -> Int4:
     """Quantizes a weight; ``transposed`` for the embedding ``[R, D]``, which is contracted along its last dimension.
 
     Raises ValueError when the contracted dimension is not a multiple of the group, or the group is odd.
     """
-    values = np.asarray(w, np.float32)
-    if transposed:
-        values = np.swapaxes(values, -1, -2)
+    values = np.swapaxes(w, -1, -2) if transposed else np.asarray(w)
     *layers, inner, outer = values.shape
     if inner % group or group % 2:
         raise ValueError(
             f"a weight of {inner} inputs cannot be quantized in groups of {group}; choose an even divisor of {inner}"
         )
+    packed = np.empty((*layers, inner // 2, outer), np.uint8)
+    scales = np.empty((*layers, inner // group, outer), np.float32)
+    # Outputs are independent of each other, and float32 copies of a large table would not fit in memory.
+    step = max(1, BLOCK * outer // max(1, values.size))
+
+    def fill(start: int) -> None:
+        part = slice(start, start + step)
+        packed[..., part], scales[..., part] = _quantize_block(np.asarray(values[..., part], np.float32), group)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(fill, range(0, outer, step)))
+    return Int4(jnp.asarray(packed), jnp.asarray(scales), transposed)
+
+
+def _quantize_block(
+    values: Float[np.ndarray, "*layers I O"], group: int
+) -> tuple[UInt8[np.ndarray, "*layers half_I O"], Float[np.ndarray, "*layers groups O"]]:
+    """Packed values and scales."""
+    *layers, inner, outer = values.shape
     grouped = values.reshape(*layers, inner // group, group, outer)
     largest = np.abs(grouped).max(-2)
     best_error, best_scale = np.full(largest.shape, np.inf, np.float32), np.ones_like(largest)
@@ -70,8 +93,7 @@ def quantize(w: Float[Array, "*layers I O"], group: int, transposed: bool = Fals
         better = error < best_error
         best_error, best_scale = np.where(better, error, best_error), np.where(better, scale, best_scale)
     q = (_round(grouped, best_scale) + 8).astype(np.uint8).reshape(*layers, inner // 2, 2, outer)
-    packed = q[..., 0, :] | (q[..., 1, :] << 4)
-    return Int4(jnp.asarray(packed), jnp.asarray(best_scale.astype(np.float32)), transposed)
+    return q[..., 0, :] | (q[..., 1, :] << 4), best_scale.astype(np.float32)
 
 
 def _round(

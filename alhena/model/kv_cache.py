@@ -1,4 +1,4 @@
-"""KV cache: ring buffers of slots, one stack of them for each kind of layer (global, local).
+"""KV cache: ring buffers of slots, one stack of them for each kind of layer (global, local) that has keys and values of its own.
 
     window 4        slot      0  1  2  3                     the ring of a global layer has a slot for every position,
     after token 5   position  4  5  2  3                     so it never wraps around
@@ -17,6 +17,7 @@ import numpy as np
 
 from alhena.model import config
 from alhena.model.attention import dense_attention
+from alhena.model.layer_kinds import is_global, layer_kind
 from alhena.shapes import Array, Bool, Float, Int, pytree
 
 
@@ -29,25 +30,46 @@ class LayerCache:
     values: Float[Array, "layers B S K H"]
 
 
-# One LayerCache for each entry of layer_kinds.
+# Of one layer.
+KeysValues = tuple[Float[Array, "B L K H"], Float[Array, "B L K H"]]
+# One LayerCache for each entry of rings.
 Cache = tuple[LayerCache, ...]
 
 
-def is_global(c: config.Decoder) -> Bool[np.ndarray, " layers"]:
-    """Which layers attend to the complete context."""
-    return np.array([c.window is None or (i + 1) % c.global_every == 0 for i in range(c.layers)])
+@dataclass(frozen=True)
+class Rings:
+    """The rings of one kind of layers."""
+
+    is_global: bool
+    # The layers that attend to them.
+    layers: Bool[np.ndarray, " layers"]
+    # Number of layers that write to them: a ring each.
+    writers: int
+    size: int
+    kv_heads: int
+    head_dim: int
 
 
-def layer_kinds(c: config.Decoder, slots: int) -> list[tuple[Bool[np.ndarray, " layers"], int]]:
-    """(layers, ring size) of the global and of the local layers, where there are any, for contexts of up to ``slots`` tokens."""
-    global_layers = is_global(c)
-    kinds = ((global_layers, slots), (~global_layers, min(c.window or slots, slots)))
-    return [(layers, ring_size) for layers, ring_size in kinds if layers.any()]
+def rings(c: config.Decoder, slots: int) -> list[Rings]:
+    """The rings of the global and of the local layers, where there are any, for contexts of up to ``slots`` tokens."""
+    out = []
+    for of_kind, size in ((True, slots), (False, min(c.window or slots, slots))):
+        layers = is_global(c) == of_kind
+        if layers.any():
+            kind = layer_kind(c, int(np.argmax(layers)))
+            writers = int(layers[: c.layers - c.kv_sharing_layers].sum())
+            out.append(Rings(of_kind, layers, writers, size, kind.kv_heads, kind.head_dim))
+    return out
+
+
+def entries(c: config.Decoder, is_global: bool | None) -> tuple[int, ...]:
+    """The entries of a cache that layers of a kind may use; None: of any kind."""
+    return tuple(i for i, r in enumerate(rings(c, 1)) if is_global in (None, r.is_global))
 
 
 def empty_cache(c: config.Decoder, batch_size: int, slots: int, dtype: str) -> Cache:
     """A cache of zeros for contexts of up to ``slots`` tokens."""
-    shapes = [(int(layers.sum()), batch_size, size, c.kv_heads, c.head_dim) for layers, size in layer_kinds(c, slots)]
+    shapes = [(r.writers, batch_size, r.size, r.kv_heads, r.head_dim) for r in rings(c, slots)]
     return tuple(LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for shape in shapes)
 
 
@@ -61,13 +83,16 @@ def cache_bytes(c: config.Decoder, tokens: int, dtype: str = "bfloat16") -> int:
     >>> cache_bytes(replace(multi_query, window=1024, global_every=6), 32768) / cache_bytes(multi_query, 32768)
     0.19270833333333334
     """
-    slots = sum(int(layers.sum()) * ring_size for layers, ring_size in layer_kinds(c, tokens))
-    return slots * 2 * c.kv_heads * c.head_dim * jnp.dtype(dtype).itemsize
+    numbers = sum(r.writers * r.size * 2 * r.kv_heads * r.head_dim for r in rings(c, tokens))
+    return numbers * jnp.dtype(dtype).itemsize
 
 
 def cache_index(c: config.Decoder) -> Int[np.ndarray, "layers kinds"]:
-    """Index of each layer in the stack of each kind; out of bounds where it is not of that kind, so that writes are dropped."""
-    stacks = [np.where(layers, np.cumsum(layers) - 1, layers.sum()) for layers, _ in layer_kinds(c, 1)]
+    """Index of each layer in the rings of each kind; out of bounds where it is not of that kind, so that writes are dropped.
+
+    A layer without keys and values of its own has the index of the last layer of its kind that has some.
+    """
+    stacks = [np.where(r.layers, np.minimum(np.cumsum(r.layers), r.writers) - 1, r.writers) for r in rings(c, 1)]
     return np.stack(stacks, 1).astype(np.int32)
 
 
@@ -77,26 +102,34 @@ def _slot_positions(last: Int[Array, " B"], size: int) -> Int[Array, "B S"]:
 
 
 def write_prompt(
-    cache: LayerCache,
-    layer: Int[Array, ""],
-    k: Float[Array, "B L K H"],
-    v: Float[Array, "B L K H"],
-    last: Int[Array, " B"],
-) -> LayerCache:
-    """The cache with the keys and values of prompts, whose last tokens are at positions ``last``, written to one layer."""
-    positions = jnp.maximum(_slot_positions(last, cache.keys.shape[2]), 0)[..., None, None]
-    return _write(cache, (layer,), *(jnp.take_along_axis(a, positions, 1) for a in (k, v)))
+    cache: Cache, entries: tuple[int, ...], index: Int[Array, " kinds"], kv: KeysValues, last: Int[Array, " B"]
+) -> Cache:
+    """The cache with the keys and values of prompts, whose last tokens are at positions ``last``, written to one layer.
+
+    ``entries`` are those that the layer may use, ``index`` its index in each.
+    """
+
+    def write(i: int, stored: LayerCache) -> LayerCache:
+        if i not in entries:
+            return stored
+        positions = jnp.maximum(_slot_positions(last, stored.keys.shape[2]), 0)[..., None, None]
+        return _write(stored, (index[i],), *(jnp.take_along_axis(a, positions, 1) for a in kv))
+
+    return tuple(write(i, stored) for i, stored in enumerate(cache))
 
 
 def write_token(
-    cache: LayerCache,
-    layer: Int[Array, ""],
-    k: Float[Array, "B K H"],
-    v: Float[Array, "B K H"],
-    positions: Int[Array, " B"],
-) -> LayerCache:
-    """The cache with the key and value of one token per sequence, at ``positions``, written to one layer."""
-    return _write(cache, (layer, jnp.arange(len(positions)), positions % cache.keys.shape[2]), k, v)
+    cache: Cache, entries: tuple[int, ...], index: Int[Array, " kinds"], kv: KeysValues, positions: Int[Array, " B"]
+) -> Cache:
+    """The cache with the keys and values of one token per sequence, at ``positions``, written to one layer."""
+
+    def write(i: int, stored: LayerCache) -> LayerCache:
+        if i not in entries:
+            return stored
+        slots = positions % stored.keys.shape[2]
+        return _write(stored, (index[i], jnp.arange(len(positions)), slots), *(a[:, 0] for a in kv))
+
+    return tuple(write(i, stored) for i, stored in enumerate(cache))
 
 
 def _write(cache: LayerCache, index: tuple[Array, ...], k: Array, v: Array) -> LayerCache:
@@ -110,6 +143,5 @@ def attend_cached(
     """Attention of one token per sequence, at ``positions``, over the cached keys and values of one layer."""
     mask = _slot_positions(positions, cache.keys.shape[2]) >= 0
     q = q.astype(cache.keys.dtype)
-    return dense_attention(
-        q, cache.keys[layer], cache.values[layer], mask[:, None], c.attention_scale, c.attention_softcap
-    )
+    scale = c.attention_scale(q.shape[-1])
+    return dense_attention(q, cache.keys[layer], cache.values[layer], mask[:, None], scale, c.attention_softcap)

@@ -9,23 +9,35 @@ import jax
 import jax.numpy as jnp
 
 from alhena.model import config, spec
+from alhena.model.linear import slice_stack
 from alhena.shapes import Array, Float, Shaped
 
 Tree = TypeVar("Tree")
 
 EPSILON = 1e-6
+# Layers of an encoder that are unrolled.
+UNROLLED = 4
 
 
 # Intermediate values are cheaper to compute again than to save: they are a third of a layer's memory, and a CPU is faster without them.
 @jax.checkpoint
-def rms_norm(x: Float[Array, "... D"], scale: Float[Array, " D"]) -> Float[Array, "... D"]:
-    """Root-mean-square norm; the stored scale is an offset from one, as in Gemma (Zhang & Sennrich 2019)."""
-    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + EPSILON) * (1 + scale)
+def rms_norm(x: Float[Array, "... D"], scale: Float[Array, " D"] | None = None) -> Float[Array, "... D"]:
+    """Root-mean-square norm; the stored scale is an offset from one, as in Gemma (Zhang & Sennrich 2019). None: no scale."""
+    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + EPSILON)
+    # A bfloat16 scale would lose digits in the sum.
+    return x if scale is None else x * (1 + scale.astype(jnp.float32))
 
 
-def rope_table(positions: Shaped[Array, "... L"], head_dim: int, base: float) -> Float[Array, "... L H"]:
-    """RoPE table: cosines and sines, concatenated along the last dimension (RoFormer, Su et al. 2021)."""
+def rope_table(
+    positions: Shaped[Array, "... L"], head_dim: int, base: float, fraction: float = 1.0
+) -> Float[Array, "... L H"]:
+    """RoPE table: cosines and sines, concatenated along the last dimension (RoFormer, Su et al. 2021).
+
+    Only the first ``fraction`` of the frequencies turn; the others are 0.
+    """
     frequency = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if fraction < 1:
+        frequency = jnp.where(jnp.arange(head_dim // 2) < int(fraction * head_dim / 2), frequency, 0)
     angle = positions[..., None].astype(jnp.float32) * frequency
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
 
@@ -53,7 +65,7 @@ def run_layers(
     specs: Tree,
     x: Array,
     layer: Callable[[Tree, Array], Array],
-    c: config.Vision | config.Conformer,
+    c: config.Vision | config.GemmaVision | config.Conformer,
     dtype: str,
 ) -> Array:
     """Applies the stacked layers of an encoder in order.
@@ -67,4 +79,8 @@ def run_layers(
 
     if c.remat:
         body = jax.checkpoint(body, prevent_cse=False)
-    return jax.lax.scan(body, x, stack, unroll=c.layers if c.layers <= 4 else 1)[0]
+    if c.layers > UNROLLED and any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(stack)):
+        # A scan over a stack of bfloat16 would convert all of it first.
+        indices = jnp.arange(c.layers)
+        return jax.lax.scan(lambda x, index: body(x, slice_stack(stack, index)), x, indices)[0]
+    return jax.lax.scan(body, x, stack, unroll=c.layers if c.layers <= UNROLLED else 1)[0]

@@ -22,13 +22,13 @@ import jax
 import jax.numpy as jnp
 
 from alhena.batch import Batch
-from alhena.model import config, decoder, sharding, spec
-from alhena.model.embedding import embedding_rows, expand_logits, lookup, lookup_on_mesh
-from alhena.model.encoders import conformer, usm, vision
+from alhena.model import altup, config, decoder, per_layer, sharding, spec
+from alhena.model.embedding import Table, embedding_rows, expand_logits, lookup, lookup_on_mesh, whole
+from alhena.model.encoders import conformer, gemma_vision, unified, unified_audio, usm, vision
 from alhena.model.kv_cache import Cache
 from alhena.model.layers import rms_norm, softcap
-from alhena.model.linear import Weight, einsum
-from alhena.model.spec import WeightSpec, vector, within
+from alhena.model.linear import einsum
+from alhena.model.spec import WeightSpec, matrix, vector, within
 from alhena.shapes import Array, Bool, Float, Int, pytree
 
 # Size of the embeddings' shared direction, relative to that of their individual directions.
@@ -41,16 +41,24 @@ class Params:
     """Weights of the model."""
 
     # [R, D], one row per id except for image codes (alhena/model/embedding.py); tied to the output projection.
-    embedding: Weight
-    vision: vision.Vision | None
-    audio: conformer.Conformer | usm.Usm | None
-    layers: decoder.Layers
+    embedding: Table
+    vision: vision.Vision | gemma_vision.GemmaVision | unified.UnifiedVision | None
+    audio: conformer.Conformer | usm.Usm | unified_audio.UnifiedAudio | None
+    layers: decoder.Stacks
     norm: Array  # [D]
+    per_layer: per_layer.Table | None = None
+    altup: altup.Streams | None = None
+    special: Array | None = None  # [special rows, D]
 
 
-def audio_encoder(c: config.Conformer) -> ModuleType:
+def vision_encoder(c: config.VisionEncoder) -> ModuleType:
+    """The module that implements the vision encoder."""
+    return {config.GemmaVision: gemma_vision, config.UnifiedVision: unified}.get(type(c), vision)
+
+
+def audio_encoder(c: config.Audio) -> ModuleType:
     """The module that implements the audio encoder."""
-    return usm if isinstance(c, config.Usm) else conformer
+    return {config.Usm: usm, config.UnifiedAudio: unified_audio}.get(type(c), conformer)
 
 
 @dataclass(frozen=True)
@@ -79,10 +87,13 @@ def weights(c: config.Model) -> Params:
     )
     return Params(
         embedding=embedding,
-        vision=within(1, vision.weights(c.vision, D)) if c.vision else None,
+        vision=within(1, vision_encoder(c.vision).weights(c.vision, D)) if c.vision else None,
         audio=within(2, audio_encoder(c.audio).weights(c.audio, D)) if c.audio else None,
         layers=within(3, decoder.weights(c.decoder)),
         norm=vector(D),
+        per_layer=within(5, per_layer.weights(p, c.decoder)) if (p := c.decoder.per_layer_inputs) else None,
+        altup=within(6, altup.weights(c.decoder)) if c.decoder.altup else None,
+        special=matrix(7, (c.special_rows, D), (None, "width")) if c.special_rows else None,
     )
 
 
@@ -93,27 +104,53 @@ def init(key: Array, c: config.Model) -> Params:
     return spec.constrain(spec.init(key, specs), specs)
 
 
-def _add_at_placeholders(
-    x: Float[Array, "B L D"], placeholders: Bool[Array, "B L"], vectors: Float[Array, "B W D"]
+def _at_placeholders(
+    x: Float[Array, "B L D"], placeholders: Bool[Array, "B L"], vectors: Float[Array, "B W D"], replace: bool
 ) -> Float[Array, "B L D"]:
-    """Adds the k-th encoder output of a sequence to the embedding of its k-th placeholder."""
+    """Adds the k-th encoder output of a sequence to the embedding of its k-th placeholder, or puts it in its place."""
     if vectors.shape[1] == 0:
         return x
     index = jnp.clip(jnp.cumsum(placeholders, 1) - 1, 0, vectors.shape[1] - 1)
     vectors = sharding.constrain(vectors, "batch", None, None)
-    added = jnp.where(placeholders[..., None], jnp.take_along_axis(vectors, index[..., None], 1), 0)
-    return sharding.constrain(x + added, "batch", "length", None)
+    vectors, placeholders = jnp.take_along_axis(vectors, index[..., None], 1), placeholders[..., None]
+    x = jnp.where(placeholders, vectors, x) if replace else x + jnp.where(placeholders, vectors, 0)
+    return sharding.constrain(x, "batch", "length", None)
+
+
+def _whole_windows(patches: tuple[Array, ...], window: int) -> tuple[Array, ...]:
+    """Patches, their positions and images, with padding up to complete pooling windows: budgets of packed batches are of any size."""
+    missing = -patches[0].shape[1] % window
+    if not missing:
+        return patches
+    return tuple(jnp.pad(a, ((0, 0), (0, missing), *((0, 0),) * (a.ndim - 2))) for a in patches)
+
+
+def _is_image(c: config.Model, tokens: Int[Array, "B L"]) -> Bool[Array, "B L"]:
+    """Placeholders of images and video frames."""
+    return (tokens == c.image_token) | (tokens == c.video_token)
+
+
+def embed_tokens(params: Params, c: config.Model, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+    """Scaled token embeddings."""
+    scale = c.decoder.embedding_scale or c.decoder.width**0.5
+    if sharding.has_mesh():
+        x = lookup_on_mesh(whole(params.embedding), tokens, c.code_factors)
+    else:
+        x = lookup(params.embedding, tokens, c.code_factors)
+    x = x.astype(jnp.float32) * scale
+    if params.special is None:
+        return x
+    index = tokens - (c.vocabulary - c.special_rows)
+    return jnp.where(index[..., None] < 0, x, params.special[jnp.maximum(index, 0)])
 
 
 def embed(params: Params, c: config.Model, batch: Batch) -> Float[Array, "B L D"]:
-    """Token embeddings scaled by √D, with encoder outputs added at their placeholders."""
-    look_up = lookup_on_mesh if sharding.has_mesh() else lookup
-    x = look_up(params.embedding, batch.tokens, c.code_factors) * c.decoder.width**0.5
+    """Token embeddings, with encoder outputs, which are not scaled, at their placeholders."""
+    x = embed_tokens(params, c, batch.tokens)
     if c.vision and params.vision and batch.patches.shape[1]:
-        vectors = vision.encode(
-            params.vision, batch.patches, batch.patch_positions, batch.patch_images, c.vision, c.compute_dtype
-        )
-        x = _add_at_placeholders(x, batch.tokens == c.image_token, vectors)
+        patches = _whole_windows((batch.patches, batch.patch_positions, batch.patch_images), c.vision.pool**2)
+        vectors = vision_encoder(c.vision).encode(params.vision, *patches, c.vision, c.compute_dtype)
+        x = _at_placeholders(x, _is_image(c, batch.tokens), vectors, c.replace_placeholders)
     if c.audio and params.audio and batch.frames.shape[1]:
         vectors, valid = audio_encoder(c.audio).encode(
             params.audio, batch.frames, batch.frame_lengths, c.audio, c.compute_dtype
@@ -121,14 +158,50 @@ def embed(params: Params, c: config.Model, batch: Batch) -> Float[Array, "B L D"
         # Valid vectors first, in order.
         order = jnp.argsort(~valid, axis=1, stable=True)
         vectors = jnp.take_along_axis(vectors, order[..., None], 1)
-        x = _add_at_placeholders(x, batch.tokens == c.audio_token, vectors)
+        x = _at_placeholders(x, batch.tokens == c.audio_token, vectors, c.replace_placeholders)
     return x
+
+
+def _decoder_inputs(
+    params: Params, c: config.Model, tokens: Int[Array, "B L"], x: Float[Array, "B L D"]
+) -> decoder.Inputs:
+    """The decoder's inputs for tokens with these embeddings."""
+    vectors, settings = None, c.decoder.per_layer_inputs
+    if settings and params.per_layer:
+        placeholders = _is_image(c, tokens) | (tokens == c.audio_token)
+        ids = jnp.where(placeholders, 0, tokens)
+        vectors = per_layer.inputs(params.per_layer, ids, x, settings, c.compute_dtype)
+    return decoder.Inputs(altup.enter(params.altup, x, c.compute_dtype) if params.altup else x, vectors)
+
+
+def _decoder_result(params: Params, c: config.Model, x: Float[Array, "*streams B L D"]) -> Float[Array, "B L D"]:
+    """The decoder's output as one stream."""
+    return altup.leave(params.altup, x, c.compute_dtype) if params.altup else x
+
+
+def packing(c: config.Model, batch: Batch) -> decoder.Packing:
+    """Segments, positions and, where they matter, the images of a batch: maximal runs of placeholders inside a segment."""
+    blocks = None
+    if c.decoder.image_attention != "causal":
+        image = _is_image(c, batch.tokens) & (batch.segments > 0)
+        same = (batch.segments[:, 1:] == batch.segments[:, :-1]) & image[:, :-1]
+        starts = image & ~jnp.pad(same, ((0, 0), (1, 0)))
+        blocks = jnp.where(image, jnp.cumsum(starts, 1), 0)
+    return decoder.Packing(batch.segments, batch.positions, blocks)
+
+
+def _run(
+    params: Params, c: config.Model, batch: Batch, slots: int | None = None
+) -> tuple[Float[Array, "B L D"], Cache]:
+    """Hidden states of every token after the last layer; with ``slots`` the cache too."""
+    inputs = _decoder_inputs(params, c, batch.tokens, embed(params, c, batch))
+    x, cache = decoder.run(params.layers, inputs, packing(c, batch), c.decoder, c.compute_dtype, slots)
+    return _decoder_result(params, c, x), cache
 
 
 def decoder_output(params: Params, c: config.Model, batch: Batch) -> Float[Array, "B L D"]:
     """Hidden states of every token after the last layer. Their size is an early sign of divergence (Chameleon 2024)."""
-    packing = decoder.Packing(batch.segments, batch.positions)
-    return decoder.run(params.layers, embed(params, c, batch), packing, c.decoder, c.compute_dtype)[0]
+    return _run(params, c, batch)[0]
 
 
 def forward(params: Params, c: config.Model, batch: Batch) -> Float[Array, "B L D"]:
@@ -144,9 +217,7 @@ def prefill(params: Params, c: config.Model, batch: Batch, slots: int) -> tuple[
     length = batch.tokens.shape[1]
     if slots < length:
         raise ValueError(f"a cache of {slots} slots cannot hold sequences of {length} tokens")
-    x = embed(params, c, batch)
-    packing = decoder.Packing(batch.segments, batch.positions)
-    x, cache = decoder.run(params.layers, x, packing, c.decoder, c.compute_dtype, slots)
+    x, cache = _run(params, c, batch, slots)
     last = jnp.maximum((batch.segments > 0).sum(1) - 1, 0)
     return rms_norm(jnp.take_along_axis(x, last[:, None, None], 1)[:, 0], params.norm), cache
 
@@ -155,14 +226,14 @@ def decode(
     params: Params, c: config.Model, tokens: Int[Array, " B"], positions: Int[Array, " B"], cache: Cache
 ) -> tuple[Float[Array, "B D"], Cache]:
     """Final hidden states of one text, control or code token per sequence, and the cache with the token written."""
-    x = lookup(params.embedding, tokens, c.code_factors) * c.decoder.width**0.5
-    x, cache = decoder.step(params.layers, x, positions, cache, c.decoder, c.compute_dtype)
-    return rms_norm(x, params.norm), cache
+    inputs = _decoder_inputs(params, c, tokens[:, None], embed_tokens(params, c, tokens[:, None]))
+    x, cache = decoder.step(params.layers, inputs, positions, cache, c.decoder, c.compute_dtype)
+    return rms_norm(_decoder_result(params, c, x)[:, 0], params.norm), cache
 
 
 def logits(params: Params, c: config.Model, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
     """Logits over the vocabulary, by the tied embeddings."""
-    scores = expand_logits(einsum("...i,oi->...o", hidden, params.embedding, c.compute_dtype), c.code_factors)
+    scores = expand_logits(einsum("...i,oi->...o", hidden, whole(params.embedding), c.compute_dtype), c.code_factors)
     return softcap(scores, c.decoder.final_logit_softcap)
 
 

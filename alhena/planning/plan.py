@@ -70,7 +70,7 @@ def abstract_batch(c: config.Model, shape: BatchShape) -> Batch:
     of: Callable[..., Any] = jax.ShapeDtypeStruct
     batch_size, per_token = shape.batch_size, (shape.batch_size, shape.tokens)
     patches, values = (batch_size, shape.patches), c.vision.patch_values if c.vision else 1
-    frames = (c.audio.chunk, c.audio.mels) if c.audio else (1, 1)
+    frames = (c.audio.chunk, c.audio.frame_values) if c.audio else (1, 1)
     tokens = {name: of(per_token, jnp.int32) for name in ("tokens", "targets", "modality", "segments", "positions")}
     return Batch(
         **tokens,

@@ -48,7 +48,7 @@ def scaled(c: config.Model, factor: float) -> config.Model:
     encoders: dict[str, Any] = {
         name: replace(e, width=scaled_to(e.width, 4 * e.heads), hidden=scaled_to(e.hidden, 8))
         for name, e in (("vision", c.vision), ("audio", c.audio))
-        if e is not None
+        if isinstance(e, config.Vision | config.Conformer)
     }
     return replace(c, decoder=decoder, **encoders)
 
