@@ -15,9 +15,12 @@ import pyarrow.compute as pc
 
 from alhena.batch import Example
 from alhena.files import atomic
+from alhena.schema import shown
 from alhena.shapes import Int
 
-_DTYPES = {"weights": np.float32, "patches": np.uint8, "frames": np.float16}
+_DTYPES = {"weights": np.float32, "patches": np.uint8}
+# Of frames; the metadata of a file names it where it is not the first. It is ``frame_dtype`` of the audio encoder's configuration.
+_FRAME_DTYPES = ("float16", "float32")
 # Fields whose shape behind the first axis is stored in the metadata of the file.
 _SHAPED = ("patches", "frames")
 # Of the Examples of one record batch.
@@ -25,12 +28,19 @@ BATCH_BYTES = 64 << 20
 NAMES = tuple(field.name for field in fields(Example))
 
 
+def _dtypes(frame_dtype: str) -> dict[str, Any]:
+    """Dtypes of the fields that are not int32. Raises ValueError for frames of another dtype."""
+    if frame_dtype not in _FRAME_DTYPES:
+        raise ValueError(f"frames of dtype {shown(frame_dtype)}; {' and '.join(_FRAME_DTYPES)} can be stored")
+    return _DTYPES | {"frames": np.dtype(frame_dtype)}
+
+
 class ExampleWriter:
     """Writes Examples to one file: ``with ExampleWriter(path, inner_shapes) as writer: writer.add(example)``.
 
     The file gets its name, flushed to disk, when the block ends without an error; otherwise it is removed.
-    ``inner_shapes`` gives the shapes of patches and frames behind their first axis. At most ``max_examples`` Examples or ``max_bytes``
-    are buffered in memory: they become one record batch of the file.
+    ``inner_shapes`` gives the shapes of patches and frames behind their first axis, ``frame_dtype`` the dtype of frames. At most
+    ``max_examples`` Examples or ``max_bytes`` are buffered in memory: they become one record batch of the file.
     """
 
     def __init__(
@@ -39,9 +49,12 @@ class ExampleWriter:
         inner_shapes: dict[str, tuple[int, ...]],
         max_examples: int = 256,
         max_bytes: int = BATCH_BYTES,
+        frame_dtype: str = "float16",
     ) -> None:
         self.path, self._max_examples, self._max_bytes = path, max_examples, max_bytes
         self._metadata = {name: ",".join(map(str, inner_shapes[name])) for name in _SHAPED}
+        self._metadata |= {} if frame_dtype == _FRAME_DTYPES[0] else {"frame_dtype": frame_dtype}
+        self._dtypes = _dtypes(frame_dtype)
         self._buffer: list[dict[str, bytes]] = []
         self.examples, self.tokens, self.buffered_bytes = 0, 0, 0
 
@@ -59,7 +72,7 @@ class ExampleWriter:
         self._open.__exit__(*error)
 
     def add(self, example: Example) -> None:
-        row = {n: np.ascontiguousarray(getattr(example, n), _DTYPES.get(n, np.int32)).tobytes() for n in NAMES}
+        row = {n: np.ascontiguousarray(getattr(example, n), self._dtypes.get(n, np.int32)).tobytes() for n in NAMES}
         self._buffer.append(row)
         self.buffered_bytes += sum(map(len, row.values()))
         self.examples, self.tokens = self.examples + 1, self.tokens + len(example.tokens)
@@ -73,9 +86,11 @@ class ExampleWriter:
         self._buffer, self.buffered_bytes = [], 0
 
 
-def write_examples(path: Path, examples: Iterable[Example], inner_shapes: dict[str, tuple[int, ...]]) -> int:
+def write_examples(
+    path: Path, examples: Iterable[Example], inner_shapes: dict[str, tuple[int, ...]], frame_dtype: str = "float16"
+) -> int:
     """Writes Examples to one file and returns their number."""
-    with ExampleWriter(path, inner_shapes) as writer:
+    with ExampleWriter(path, inner_shapes, frame_dtype=frame_dtype) as writer:
         for example in examples:
             writer.add(example)
     return writer.examples
@@ -93,7 +108,9 @@ class Examples:
             reader = pa.ipc.open_file(pa.memory_map(str(self.path)))
         except (pa.ArrowInvalid, FileNotFoundError) as error:
             raise ValueError(f"{self.path}: not a file of encoded examples ({error}); run alhena tokenize") from None
-        self._inner = {n: tuple(map(int, reader.schema.metadata[n.encode()].decode().split(","))) for n in _SHAPED}
+        metadata = {name.decode(): value.decode() for name, value in reader.schema.metadata.items()}
+        self._inner = {name: tuple(map(int, metadata[name].split(","))) for name in _SHAPED}
+        self._dtypes = _dtypes(metadata.get("frame_dtype", _FRAME_DTYPES[0]))
         self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
 
@@ -107,7 +124,7 @@ class Examples:
         batch, row = self._batches[number], int(index - self._starts[number])
         values: dict[str, Any] = {}
         for name, column in zip(NAMES, batch.columns, strict=True):
-            array = np.frombuffer(column[row].as_buffer(), _DTYPES.get(name, np.int32))
+            array = np.frombuffer(column[row].as_buffer(), self._dtypes.get(name, np.int32))
             values[name] = array.reshape(-1, *self._shape(name)) if self._shape(name) else array
         return Example(**values)
 
@@ -117,7 +134,7 @@ class Examples:
 
     def lengths(self, name: str) -> Int[np.ndarray, " examples"]:
         """Length of the first axis of a field in every example; no example is read for it."""
-        item_bytes = np.dtype(_DTYPES.get(name, np.int32)).itemsize * math.prod(self._shape(name))
+        item_bytes = np.dtype(self._dtypes.get(name, np.int32)).itemsize * math.prod(self._shape(name))
         sizes = [pc.binary_length(batch.column(name)).to_numpy() // item_bytes for batch in self._batches]
         return np.concatenate([np.zeros(0, np.int64), *sizes])
 

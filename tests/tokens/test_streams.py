@@ -166,3 +166,17 @@ def test_a_split_is_read_while_batches_are_made(encoder, documents, tmp_path):
     assert 0 < Counting.read < 50
     list(batches)
     assert Counting.read == 100
+
+
+def test_frames_of_open_encoders_are_stored_in_float32(encoder, documents, tmp_path):
+    """Frames keep the dtype that the file names; others are refused."""
+    (example,) = encoder.encode(documents[0], 256)
+    frames = np.random.default_rng(0).standard_normal((2, *INNER["frames"]), np.float32)
+    example = replace(example, frames=frames, frame_lengths=np.array([3, 2], np.int32))
+    for dtype in ("float32", "float16"):
+        write_examples(tmp_path / "a.arrow", [example, example], INNER, dtype)
+        stored = Examples(tmp_path / "a.arrow")
+        assert stored[1].frames.dtype == dtype and stored.lengths("frames").tolist() == [2, 2]
+        np.testing.assert_array_equal(stored[1].frames, frames.astype(dtype))
+    with pytest.raises(ValueError, match="frames of dtype 'int8'; float16 and float32 can be stored"):
+        write_examples(tmp_path / "a.arrow", [example], INNER, "int8")

@@ -9,6 +9,7 @@ al. 2020).
 
 A ``plain`` ViT is SigLIP's (Zhai et al. 2023), and a test compares their outputs: layer norms and biases, an MLP without a gate, a
 position embedding for each patch of a square, no MLP in the stem. The default differs where a small model trained from scratch gains.
+With ``mean_pool`` it is Gemma 3's (Gemma Team 2025): a soft token is the mean of its window, normalized and projected.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alhena.model import config, sharding, spec
-from alhena.model.attention import dense_attention
+from alhena.model.attention import dense_attention, segment_attention
 from alhena.model.layers import gated, rms_norm, run_layers
 from alhena.model.linear import einsum
 from alhena.model.spec import WeightSpec, matrix, stacked, vector
@@ -68,8 +69,9 @@ class Vision:
     stem: Stem | PlainStem
     layers: Layers
     norm: Array
-    project: Array  # [pool²·E, D]
+    project: Array  # [pool²·E, D]; [E, D] where windows are averaged
     norm_bias: Array | None = None
+    token_norm: Array | None = None  # [E], of the averaged windows
 
 
 @pytree
@@ -144,8 +146,9 @@ def weights(c: config.Vision, width: int) -> Vision:
         stem=PlainStem(position(c.side**2, "patches"), vector(E)) if c.plain else stem,
         layers=_layer_weights(c),
         norm=vector(E),
-        project=matrix(6, (window * E, width), ("hidden", "width")),
+        project=matrix(6, (E if c.mean_pool else window * E, width), ("hidden", "width")),
         norm_bias=vector(E) if c.plain else None,
+        token_norm=vector(E) if c.mean_pool else None,
     )
 
 
@@ -186,14 +189,20 @@ def _embed(
 
 
 def _layer(
-    w: Layers, x: Float[Array, "B P E"], mask: Bool[Array, "B P P"], c: config.Vision, dtype: str
+    w: Layers,
+    x: Float[Array, "B P E"],
+    visible: Bool[Array, "B P P"] | Int[Array, "B P"],
+    c: config.Vision,
+    dtype: str,
 ) -> Float[Array, "B P E"]:
+    """One layer; ``visible`` is the mask, or the number of each patch's image."""
     B, P, _ = x.shape
     b = w.biases or Biases(*(None,) * 6)  # type: ignore[arg-type]
     qkv = _linear(_norm(x, w.attention_norm, b.attention_norm), w.qkv, b.qkv, dtype).astype(dtype)
     q, k, v = jnp.split(qkv.reshape(B, P, 3 * c.heads, -1), 3, axis=2)
     k, v = (sharding.constrain(a, "batch", None, None, None) for a in (k, v))
-    heads = jax.checkpoint(dense_attention)(q, k, v, mask).reshape(B, P, -1)
+    attention = segment_attention if visible.ndim == 2 else dense_attention
+    heads = jax.checkpoint(attention)(q, k, v, visible).reshape(B, P, -1)
     x = x + _linear(heads, w.output, b.output, dtype)
     h = _norm(x, w.mlp_norm, b.mlp_norm)
     up = _linear(h, w.up, b.up, dtype)
@@ -212,9 +221,12 @@ def features(
     """One normalized vector per uint8 patch. ``images`` is the number of each patch's image in its sequence; 0 is padding."""
     x = _embed(params, patches.astype(jnp.float32) / 127.5 - 1, positions, c, dtype)
     x = sharding.constrain(x, "batch", "length", None)
-    mask = sharding.constrain(images[:, :, None] == images[:, None, :], "batch", "length", None)
+    # The square images of Gemma 3 have thousands of patches each: no mask of all of them is made.
+    visible = images
+    if not c.mean_pool:
+        visible = sharding.constrain(images[:, :, None] == images[:, None, :], "batch", "length", None)
 
-    x = run_layers(params.layers, _layer_weights(c), x, lambda w, x: _layer(w, x, mask, c, dtype), c, dtype)
+    x = run_layers(params.layers, _layer_weights(c), x, lambda w, x: _layer(w, x, visible, c, dtype), c, dtype)
     return _norm(x, params.norm, params.norm_bias)
 
 
@@ -228,4 +240,6 @@ def encode(
 ) -> Float[Array, "B W D"]:
     """W = P / pool² soft tokens per sequence: :func:`features`, pooled and projected."""
     x = features(params, patches, positions, images, c, dtype)
-    return einsum("...i,io->...o", x.reshape(len(x), -1, c.pool**2 * c.width), params.project, dtype)
+    if params.token_norm is not None:
+        x = rms_norm(x.reshape(len(x), -1, c.pool**2, c.width).mean(2), params.token_norm)
+    return einsum("...i,io->...o", x.reshape(len(x), -1, len(params.project)), params.project, dtype)
