@@ -27,6 +27,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 MANIFEST, BEGUN = "stage.json", "begun.json"
+# Folder of a model folder with the files that an export writes again.
+SOURCE = "source"
 FILES = "files.json"
 LOCK = ".lock"
 _BLOCK = 1 << 20

@@ -23,30 +23,47 @@ from alhena.files import (
     read_json,
     write_json,
 )
-from alhena.pipeline import encode, evaluation_stage, tune_on
+from alhena.model.folders import is_adapter
+from alhena.pipeline import evaluation_stage
 from alhena.stages import Stage, check_inputs, fingerprint_of, run_stage
 from alhena.tokens.tokenize import Encoding
+from alhena.tuning import encode, tune_on
 
 
-def tuning_stage(run: Path, base: Path, curated: Path, name: str, t: Tune) -> Stage:
-    """The stage RUN/tuned/NAME; its fingerprint depends on the content of the documents and the base model, and on the settings."""
+def run_of(model: Path) -> Path:
+    """The folder in which the work on a model folder is kept: its run folder, if it is in one.
+
+    >>> run_of(Path("runs/starter/models/assistant")), run_of(Path("gemma"))
+    (PosixPath('runs/starter'), PosixPath('.'))
+    """
+    return model.parent.parent if model.parent.name == "models" else model.parent
+
+
+def tuning_stage(base: Path, curated: Path, name: str, t: Tune) -> Stage:
+    """The stage that tunes the model of folder ``base`` as NAME, in a folder beside it.
+
+    Its fingerprint depends on the content of the documents and the base model, and on the settings.
+    """
     print_ = fingerprint("tuned", content_fingerprint(curated), content_fingerprint(base), t)
-    return Stage(f"tune {name}", run / "tuned" / name, print_, models=(run / "models" / name,))
+    return Stage(f"tune {name}", run_of(base) / "tuned" / name, print_, models=(base.parent / name,))
 
 
-def tune_on_documents(run: Path, base: Path, curated: Path, name: str, t: Tune) -> dict[str, Any]:
-    """Tunes the model of folder ``base`` on curated documents and writes RUN/models/NAME; returns what was used and dropped.
+def tune_on_documents(base: Path, curated: Path, name: str, t: Tune) -> dict[str, Any]:
+    """Tunes the model of folder ``base`` on curated documents as NAME, beside it; returns what was used and dropped.
 
-    Encoded examples and checkpoints are in RUN/tuned/NAME. Raises ValueError for a base that cannot be tuned.
+    Encoded examples and checkpoints are in tuned/NAME of the run folder. Raises ValueError for a base that cannot be tuned.
     """
     if not curated.exists():
         raise ValueError(f"{curated}: no such folder of curated documents (alhena curate writes them)")
-    if is_quantized(base):
+    if is_adapter(base):
+        raise ValueError(f"{base}: adapters cannot be tuned; tune their base, or export them merged (alhena export)")
+    if is_quantized(base) and t.lora is None:
         raise ValueError(
-            f"{base}: a model with 4-bit weights cannot be tuned; tune the model that it was quantized from (--base assistant)"
+            f"{base}: a model with 4-bit weights cannot be tuned, but adapters beside it can (--lora 16); or tune the model that it was "
+            "quantized from (--base)"
         )
     check_inputs(base)
-    stage = tuning_stage(run, base, curated, name, t)
+    stage = tuning_stage(base, curated, name, t)
     examples = stage.folder / "examples"
 
     def work() -> dict[str, Any]:

@@ -14,8 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from alhena.model.weights import load_model
+from alhena.model import config
+from alhena.model.folders import load_model
+from alhena.schema import bounded
 from alhena.shapes import Int
+from alhena.tokens.encoders import encoder_files
 from alhena.tokens.loader import BatchShape
 from alhena.tokens.store import Examples
 from alhena.tokens.tokenize import Encoding
@@ -28,6 +31,21 @@ MAX_GROWTH = 4
 
 
 @dataclass(frozen=True)
+class LoraOptions:
+    """Adapters are trained instead of all weights; their factor is ``alpha`` / ``rank``."""
+
+    rank: int
+    alpha: float
+
+    def __post_init__(self) -> None:
+        bounded(self, rank=(1, 2**12), alpha=(1e-3, 1e6))
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True)
 class Tune:
     """Settings of a fine-tuning. ``weights`` by source; None weighs each source by its number of examples."""
 
@@ -37,6 +55,8 @@ class Tune:
     weights: Mapping[str, float] | None = None
     seed: int = 1
     save_every: int = 50
+    # None: all weights are trained.
+    lora: LoraOptions | None = None
 
     def encoding(self, base: Path) -> Encoding:
         """Encoding of a user's own documents: each may be as long as a batch; running text is split at a sequence of the recipe."""
@@ -47,6 +67,13 @@ def _sizes(sources: Mapping[str, Examples]) -> Int[np.ndarray, "examples 3"]:
     """Tokens, patches and audio chunks of each example, by their lengths alone."""
     fields = ("tokens", "patches", "frames")
     return np.concatenate([np.stack([source.lengths(name) for name in fields], 1) for source in sources.values()])
+
+
+def shape_for(c: config.Model, batch_size: int, tokens: int) -> BatchShape:
+    """A shape whose sequences may be filled with soft tokens of images, or of audio."""
+    patches = tokens * c.vision.pool**2 if c.vision else 0
+    chunks = max(1, tokens // c.audio.tokens(c.audio.chunk)) if c.audio else 0
+    return BatchShape(batch_size, tokens, patches, chunks)
 
 
 def grow_to_fit(shape: BatchShape, sources: Mapping[str, Examples]) -> BatchShape:
@@ -103,9 +130,9 @@ def validation_nats(folder: Path, shape: BatchShape) -> dict[str, float]:
     Empty where the model is in no run folder, or where the split was encoded with other tokenizers than the model's.
     """
     tokens = folder.parent.parent / "tokens"
-    files = ("text.model", "vocabulary.json", "image_tokenizer.safetensors")
     if not all(
-        (tokens / name).is_file() and (tokens / name).read_bytes() == (folder / name).read_bytes() for name in files
+        (tokens / name).is_file() and (tokens / name).read_bytes() == (folder / name).read_bytes()
+        for name in encoder_files(folder)
     ):
         return {}
     params, c = load_model(folder)

@@ -1,4 +1,4 @@
-"""The one place where the model multiplies by a weight, plain or 4-bit; no other module depends on quantization.
+"""The one place where the model multiplies by a weight: plain, 4-bit, or with a LoRA update beside either.
 
 A weight is a matrix ``[in, out]`` (or stacked ``[layers, in, out]``, sliced by the scan). Two matmuls exist:
 
@@ -14,19 +14,26 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from alhena.model import sharding
 from alhena.model.int4 import Int4, dequantize
+from alhena.model.lora import Lora, merge
 from alhena.shapes import Array, Float, Int
 
-Weight = Array | Int4
+Tree = TypeVar("Tree")
+# A weight without an update.
+Plain = Array | Int4
+Weight = Plain | Lora
 
 
 def dense(w: Weight) -> Float[Array, "*layers I O"]:
-    """The float32 weight, dequantized if it is 4-bit."""
+    """The weight as one array, dequantized if it is 4-bit, its LoRA update added."""
+    if isinstance(w, Lora):
+        return merge(w)
     return dequantize(w) if isinstance(w, Int4) else w
 
 
@@ -84,6 +91,10 @@ _project.defvjp(_forward_rule, _backward_rule)
 
 def einsum(spec: str, x: Float[Array, "*batch I"], w: Weight, dtype: str = "float32") -> Float[Array, "*batch O"]:
     """``x`` times a weight: operands in ``dtype``, result accumulated and returned in float32."""
+    if isinstance(w, Lora):
+        if spec != "...i,io->...o":
+            raise ValueError(f"einsum {spec!r}: no LoRA update of an embedding is implemented")
+        return einsum(spec, x, w.base, dtype) + w.scale * einsum(spec, einsum(spec, x, w.down, dtype), w.up, dtype)
     flat = x if sharding.has_mesh() else x.reshape(-1, x.shape[-1])
     if spec == "...i,io->...o":
         out = _project(flat, dense(w), dtype)
@@ -94,7 +105,18 @@ def einsum(spec: str, x: Float[Array, "*batch I"], w: Weight, dtype: str = "floa
     return out.reshape(*x.shape[:-1], -1)
 
 
-def take_rows(w: Weight, ids: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
+def slice_stack(stack: Tree, index: Int[Array, ""]) -> Tree:
+    """The weights at ``index`` of stacked ones, inside a loop over indices.
+
+    XLA's CPU backend slices bfloat16 by way of float32, and would convert the complete stack before the loop: four more bytes a
+    weight. Since the barrier also takes the index, it cannot.
+    """
+    if any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(stack)):
+        stack, index = jax.lax.optimization_barrier((stack, index))
+    return jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, index, keepdims=False), stack)
+
+
+def take_rows(w: Plain, ids: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
     """Rows of an embedding ``[R, D]``; of a 4-bit one only these rows are dequantized."""
     if not isinstance(w, Int4):
         return w[ids]

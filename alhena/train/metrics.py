@@ -95,11 +95,13 @@ class Metrics:
         self._live = Live(Group(self._progress, self._status), refresh_per_second=2)
 
     def __enter__(self) -> Metrics:
-        self._live.__enter__()
+        # Elsewhere the display would be written once, at its end, without a line end; the log lines have its content.
+        if self._live.console.is_terminal:
+            self._live.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._live.__exit__(*error)  # type: ignore[arg-type]
+        self._live.stop()
         self._tensorboard.close()
         if self._wandb:
             self._wandb.finish()

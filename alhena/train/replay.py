@@ -25,7 +25,7 @@ from alhena.recovery.fingerprints import (
 )
 from alhena.train.mixture import Mixture, Training, open_examples
 from alhena.train.optimizer import optimizer
-from alhena.train.step import initial_state
+from alhena.train.step import initial_state, split, trained_specs
 from alhena.train.trainer import Folders, fingerprint_of, train_on_next_batch
 
 _SUSPECTS = {
@@ -77,15 +77,17 @@ def replay(params: model.Params, c: config.Model, t: Training, data: Path, out: 
         raise ValueError(
             f"{out}: no fingerprint of step {step}; fingerprints exist for {min(recorded)} to {max(recorded)}"
         )
-    transform, training = optimizer(t.optimizer, t.steps, model.weights(c)), fingerprint_of(c, t, Folders(data, out))
+    trained, frozen = split(params, c)
+    transform = optimizer(t.optimizer, t.steps, trained_specs(trained, c))
+    training = fingerprint_of(c, t, Folders(data, out))
     with sharding.use_mesh(t.mesh), closing(Checkpoints(out / "checkpoints", training)) as checkpoints:
-        state, mixture = initial_state(params, c, transform), Mixture(open_examples(data), t)
+        state, mixture = initial_state(trained, c, transform), Mixture(open_examples(data), t)
         if any(saved < step for saved in checkpoints.steps()):
             _, state, data_state = checkpoints.restore(state, max_step=step - 1)
             mixture.restore(data_state)
         first = int(state.step) + 1
         for number in range(first, step + 1):
-            state, done = train_on_next_batch(state, mixture, c, transform, t.gradient_accumulation)
+            state, done = train_on_next_batch(state, mixture, c, transform, t.gradient_accumulation, frozen)
             m = done.measured
             replayed = take_fingerprint(number, done.batch_checksums, state, m.loss, m.gradient_norm).read()
             difference = recorded[number].first_difference(replayed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,12 +11,17 @@ import jax.numpy as jnp
 import optax
 
 from alhena.batch import Batch
-from alhena.model import config, model, sharding, spec
+from alhena.model import config, lora, model, sharding, spec
+from alhena.model.embedding import Extended, joined
 from alhena.recovery.anomalies import RecentSteps, check_step, no_recent_steps
 from alhena.shapes import Array, Bool, Float, Int, Shaped, pytree
 from alhena.train.loss import LossSums, batch_loss
 
-LossAndGradient = tuple[tuple[Float[Array, ""], LossSums], model.Params]
+# What is trained: all weights, or adapters beside frozen ones.
+Trained = model.Params | lora.Adapters
+# What is not: the params beside adapters, or the embedding whose last rows are trained.
+Frozen = model.Params | Array
+LossAndGradient = tuple[tuple[Float[Array, ""], LossSums], Trained]
 
 
 @pytree
@@ -25,7 +30,7 @@ class State:
     """Everything that one step passes to the next, and a checkpoint holds."""
 
     step: Int[Array, ""]
-    params: model.Params
+    params: Trained
     optimizer: optax.OptState
     recent: RecentSteps
 
@@ -41,18 +46,71 @@ class StepMetrics:
     sums: LossSums
 
 
-def initial_state(params: model.Params, c: config.Model, transform: optax.GradientTransformation) -> State:
+@dataclass(frozen=True)
+class Adapted:
+    """A model to be tuned by adapters: its frozen params, and the adapters before their first step."""
+
+    frozen: model.Params
+    adapters: lora.Adapters
+
+
+def split(params: model.Params | Adapted, c: config.Model) -> tuple[Trained, Frozen | None]:
+    """What is trained of a model, and what is not.
+
+    Where rows of the embedding are frozen, the trained params have only the others, and its table is frozen.
+    """
+    if isinstance(params, Adapted):
+        return params.adapters, params.frozen
+    if not c.frozen_rows:
+        return params, None
+    assert isinstance(params.embedding, Array)
+    return replace(params, embedding=params.embedding[c.frozen_rows :]), params.embedding
+
+
+def complete(trained: Trained, frozen: Frozen | None) -> model.Params:
+    """The model in training: what is trained, with what is frozen beside it."""
+    if isinstance(trained, lora.Adapters):
+        assert isinstance(frozen, model.Params)
+        return lora.attach(frozen, trained)
+    if frozen is None:
+        return trained
+    assert isinstance(frozen, Array) and isinstance(trained.embedding, Array)
+    return replace(trained, embedding=Extended(frozen, trained.embedding))
+
+
+def result(trained: Trained, frozen: Frozen | None) -> Trained:
+    """What a training returns: adapters, or complete params."""
+    if isinstance(trained, lora.Adapters) or frozen is None:
+        return trained
+    params = complete(trained, frozen)
+    assert isinstance(params.embedding, Extended)
+    return replace(params, embedding=joined(params.embedding))
+
+
+def trained_specs(trained: Trained, c: config.Model) -> Any:
+    """Specifications of what is trained."""
+    if isinstance(trained, lora.Adapters):
+        return lora.weights_like(trained, model.weights(c))
+    specs: Any = model.weights(c)
+    rows, width = specs.embedding.shape
+    return replace(specs, embedding=replace(specs.embedding, shape=(rows - c.frozen_rows, width)))
+
+
+def initial_state(params: Trained, c: config.Model, transform: optax.GradientTransformation) -> State:
     """The state before the first step, on a mesh sharded by the weights' specifications."""
     state = State(jnp.zeros((), jnp.int32), params, transform.init(params), no_recent_steps())
-    return sharding.shard(state, spec.shardings(state, model.weights(c)))
+    return sharding.shard(state, spec.shardings(state, trained_specs(params, c)))
 
 
-def loss_and_gradient(params: model.Params, c: config.Model, batch: Batch) -> LossAndGradient:
+def loss_and_gradient(params: Trained, c: config.Model, batch: Batch, frozen: Frozen | None = None) -> LossAndGradient:
     """Loss, its sums by modality, and the gradient."""
-    return jax.value_and_grad(batch_loss, has_aux=True)(params, c, batch)
+    loss = lambda trained: batch_loss(complete(trained, frozen), c, batch)  # noqa: E731
+    return jax.value_and_grad(loss, has_aux=True)(params)
 
 
-def accumulated_gradient(params: model.Params, c: config.Model, batch: Batch, parts: int) -> LossAndGradient:
+def accumulated_gradient(
+    params: Trained, c: config.Model, batch: Batch, parts: int, frozen: Frozen | None = None
+) -> LossAndGradient:
     """:func:`loss_and_gradient`, one part of the batch after the other; each part counts by its share of the loss weight."""
 
     def split(x: Shaped[Array, "B ..."]) -> Shaped[Array, "parts part_size ..."]:
@@ -61,28 +119,36 @@ def accumulated_gradient(params: model.Params, c: config.Model, batch: Batch, pa
         return sharding.constrain(x, None, "batch", *(None,) * (x.ndim - 2))
 
     def add(total: Any, part: Batch) -> tuple[Any, None]:
-        (loss, sums), gradient = loss_and_gradient(params, c, part)
+        (loss, sums), gradient = loss_and_gradient(params, c, part, frozen)
         share = jnp.maximum(part.weights.sum(), 1.0) / jnp.maximum(batch.weights.sum(), 1.0)
         gradient = jax.tree.map(lambda g: (share * g).astype(g.dtype), gradient)
         return jax.tree.map(jnp.add, total, ((share * loss, sums), gradient)), None
 
     stacked = jax.tree.map(split, batch)
-    shapes = jax.eval_shape(lambda b: loss_and_gradient(params, c, b), jax.tree.map(lambda x: x[0], stacked))
+    shapes = jax.eval_shape(lambda b: loss_and_gradient(params, c, b, frozen), jax.tree.map(lambda x: x[0], stacked))
     (loss, sums), gradient = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    gradient = spec.constrain(gradient, model.weights(c))
+    gradient = spec.constrain(gradient, trained_specs(params, c))
     return jax.lax.scan(add, ((loss, sums), gradient), stacked)[0]
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4), donate_argnums=0)
 def train_step(
-    state: State, batch: Batch, c: config.Model, transform: optax.GradientTransformation, parts: int = 1
+    state: State,
+    batch: Batch,
+    c: config.Model,
+    transform: optax.GradientTransformation,
+    parts: int = 1,
+    frozen: Frozen | None = None,
 ) -> tuple[State, StepMetrics]:
     """The state after one step, and its measurements. An anomaly (:mod:`alhena.recovery.anomalies`) changes nothing but the counts of steps.
 
     With ``parts`` the gradient is accumulated over as many parts of the batch: the same step, in the memory of one part.
+    ``frozen`` weights are those beside the params (:func:`split`).
     """
-    gradient_of = loss_and_gradient if parts == 1 else partial(accumulated_gradient, parts=parts)
-    (loss, sums), gradient = gradient_of(state.params, c, batch)
+    if parts == 1:
+        (loss, sums), gradient = loss_and_gradient(state.params, c, batch, frozen)
+    else:
+        (loss, sums), gradient = accumulated_gradient(state.params, c, batch, parts, frozen)
     norm = optax.global_norm(gradient)
     updates, moments = transform.update(gradient, state.optimizer, state.params)
     good, recent = check_step(state.recent, loss, norm)
@@ -90,7 +156,7 @@ def train_step(
         partial(jnp.where, good), (optax.apply_updates(state.params, updates), moments), (state.params, state.optimizer)
     )
     after = State(state.step + 1, params, moments, recent)
-    return spec.constrain(after, model.weights(c)), StepMetrics(loss, norm, good, sums)
+    return spec.constrain(after, trained_specs(state.params, c)), StepMetrics(loss, norm, good, sums)
 
 
 @partial(jax.jit, static_argnums=2)

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -44,7 +45,18 @@ from alhena.train.divergence import WINDOW, newly_growing_norms
 from alhena.train.metrics import FACTS, Metrics, by_modality
 from alhena.train.mixture import Mixture, Training, open_examples
 from alhena.train.optimizer import optimizer
-from alhena.train.step import State, StepMetrics, initial_state, train_step
+from alhena.train.step import (
+    Adapted,
+    Frozen,
+    State,
+    StepMetrics,
+    complete,
+    initial_state,
+    result,
+    split,
+    train_step,
+    trained_specs,
+)
 from alhena.train.validation import validate
 
 
@@ -71,25 +83,34 @@ def fingerprint_of(c: config.Model, t: Training, folders: Folders) -> str:
 
 
 def train(
-    params: model.Params, c: config.Model, t: Training, folders: Folders, title: str, hooks: Hooks | None = None
-) -> model.Params:
+    params: model.Params | Adapted,
+    c: config.Model,
+    t: Training,
+    folders: Folders,
+    title: str,
+    hooks: Hooks | None = None,
+) -> Any:
     """Trains from ``params`` (or from the last checkpoint under ``folders.out``) to the end of the last phase.
 
+    Returns the trained params; of an :class:`Adapted` model the adapters, its params stay as they are.
     Besides the checkpoints, ``out`` gets metrics.jsonl, tensorboard, fingerprints.jsonl (for replay) and ledger.jsonl (goodput).
     Raises ValueError when an anomaly persists, or the checkpoints are of another training. SIGTERM and Ctrl-C save, then raise
     SystemExit.
     """
+    trained, frozen = split(params, c)
+    if frozen is not None and t.mesh is not None:
+        raise ValueError("Training.mesh: beside frozen weights a model is trained on one device; set it to None")
     hooks, out = hooks or Hooks(), folders.out
     log_folder = out if jax.process_index() == 0 else out / "processes" / str(jax.process_index())
     ledger, mixture = Ledger(log_folder), Mixture(open_examples(folders.data), t)
-    transform = optimizer(t.optimizer, t.steps, model.weights(c))
-    facts = {"title": title, "parameters": model.count(params), "steps": t.steps, "warmup": t.optimizer.warmup}
+    transform = optimizer(t.optimizer, t.steps, trained_specs(trained, c))
+    facts = {"title": title, "parameters": model.count(trained), "steps": t.steps, "warmup": t.optimizer.warmup}
     write_json(log_folder / FACTS, facts)
     training = fingerprint_of(c, t, folders)
     checkpoints = Checkpoints(out / "checkpoints", training)
     with StopSignals(_noted_signals()) as signals, sharding.use_mesh(t.mesh), closing(checkpoints):
         replicas = _replicas(out, training, checkpoints)
-        state = initial_state(params, c, transform)
+        state = initial_state(trained, c, transform)
         state = _restored(state, mixture, checkpoints, replicas if t.memory_checkpoint_every else None)
         first, last = int(state.step), min(t.steps, hooks.stop_after or t.steps)
         ledger.resumed(first)
@@ -97,7 +118,9 @@ def train(
         with Metrics(log_folder, title, t.steps, first) as metrics:
             logs = _Logs(metrics, Fingerprints(log_folder, first), ledger, AnomalyStreak(log_folder / "anomalies"))
             stop = _Stop(signals)
-            loop = _Loop(c, t, transform, mixture, checkpoints, replicas, logs, validation, last, stop, hooks.on_step)
+            loop = _Loop(
+                c, frozen, t, transform, mixture, checkpoints, replicas, logs, validation, last, stop, hooks.on_step
+            )
             state = loop.run(state)
             checkpoints.close()
             if not (stop.agreed and logs.streak.length):
@@ -108,7 +131,7 @@ def train(
             if signals.received or stop.agreed:
                 metrics.print(f"stopped after step {int(state.step)}; the same command resumes")
                 raise signals.exit()
-    return state.params
+    return result(state.params, frozen)
 
 
 def _noted_signals() -> tuple[signal.Signals, ...]:
@@ -147,7 +170,12 @@ class Step:
 
 
 def train_on_next_batch(
-    state: State, mixture: Mixture, c: config.Model, transform: optax.GradientTransformation, parts: int
+    state: State,
+    mixture: Mixture,
+    c: config.Model,
+    transform: optax.GradientTransformation,
+    parts: int,
+    frozen: Frozen | None = None,
 ) -> tuple[State, Step]:
     """One step on the next batch and the batch's checksums: what training computes, and what a replay repeats."""
     batch = mixture.next()
@@ -155,7 +183,7 @@ def train_on_next_batch(
         state = replace(state, recent=reset_for_new_phase(state.recent))
     sharded = sharding.shard_batch(batch)
     batch_checksums = checksums(sharded)
-    state, measured = train_step(state, sharded, c, transform, parts)
+    state, measured = train_step(state, sharded, c, transform, parts, *([] if frozen is None else [frozen]))
     return state, Step(batch, batch_checksums, measured)
 
 
@@ -258,6 +286,8 @@ class _Loop:
     """The loop over steps, and everything that it uses besides the state."""
 
     c: config.Model
+    # Beside what is trained.
+    frozen: Frozen | None
     t: Training
     transform: optax.GradientTransformation
     mixture: Mixture
@@ -275,7 +305,8 @@ class _Loop:
         number = first
         while number < self.last and not self.stop.agreed:
             number += 1
-            state, step = train_on_next_batch(state, self.mixture, self.c, self.transform, self.t.gradient_accumulation)
+            parts = self.t.gradient_accumulation
+            state, step = train_on_next_batch(state, self.mixture, self.c, self.transform, parts, self.frozen)
             m = step.measured
             logs.pending.append((step, take_fingerprint(number, step.batch_checksums, state, m.loss, m.gradient_norm)))
             due = self._due(number)
@@ -309,7 +340,7 @@ class _Loop:
         if due.log:
             logs.write(step, int(state.recent.skipped), self.t.optimizer.warmup)
         if due.validate:
-            losses = validate(state.params, self.c, self.validation, self.t.shape)
+            losses = validate(complete(state.params, self.frozen), self.c, self.validation, self.t.shape)
             logs.metrics.write(step, {}, {"loss": losses}, "validation")
             logs.ledger.mark("validate", step)
         # In a streak of anomalies the checkpoint before it must stay the newest: training may roll back to it.

@@ -10,6 +10,7 @@ from alhena.align.sft import Tune, training, validation_nats
 from alhena.content import Content, Document, Text
 from alhena.files import copy_atomically
 from alhena.model.weights import save_model
+from alhena.tokens.encoders import IMAGE_FILES
 from alhena.tokens.loader import Batches, BatchShape, left_out
 from alhena.tokens.store import Examples, write_examples
 from tests.conftest import random_audio, random_image
@@ -52,7 +53,8 @@ def test_the_validation_loss_of_the_run_requires_equal_tokenizers(tiny, encoder,
     save_model(model, *tiny, {})
     for folder in (model, tokens):
         encoder.save(folder)
-        (folder / "image_tokenizer.safetensors").write_bytes(b"the same")
+        for name in IMAGE_FILES:
+            (folder / name).write_bytes(b"the same")
     examples = [e for d in documents for e in encoder.encode(d, 256)]
     write_examples(tokens / "validation" / "some.arrow", examples, INNER)
     shape = BatchShape(2, 128, 96, 4)

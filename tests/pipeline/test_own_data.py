@@ -54,7 +54,7 @@ def tune(run: Path, data: str, **more) -> Path:
 def test_a_model_of_other_data_is_kept_and_not_reused(run, capsys):
     smoke, mine = starter.smoke().tune, run / "models" / "mine"
     t = replace(smoke, steps=2, weights=None, optimizer=replace(smoke.optimizer, learning_rate=0.01))
-    earlier = tuning_stage(run, run / "models" / "assistant", run.parent / "blue", "mine", t)
+    earlier = tuning_stage(run / "models" / "assistant", run.parent / "blue", "mine", t)
 
     def work() -> dict:
         write_atomically(mine / "weights.safetensors", "tuned on blue")
@@ -67,7 +67,7 @@ def test_a_model_of_other_data_is_kept_and_not_reused(run, capsys):
     output = capsys.readouterr().out
     assert "used: 40 examples" in output
     assert "left out: 1 × mine: " in output
-    assert f"alhena chat {run} --name mine" in output
+    assert f"alhena chat {run / 'models' / 'mine'}" in output
     assert (run / "tuned" / "mine" / "metrics.jsonl").exists()
     # What had been trained on the other data is kept.
     assert (run / "models" / "mine.old-1" / "weights.safetensors").read_text() == "tuned on blue"
@@ -84,7 +84,7 @@ def test_a_model_of_other_data_is_kept_and_not_reused(run, capsys):
 def test_the_fingerprint_depends_on_data_base_and_settings(run):
     t, red, blue = starter.smoke().tune, run.parent / "red", run.parent / "blue"
     assistant, nano = run / "models" / "assistant", run / "models" / "nano"
-    of = lambda base, data, t: tuning_stage(run, base, data, "mine", t).fingerprint  # noqa: E731
+    of = lambda base, data, t: tuning_stage(base, data, "mine", t).fingerprint  # noqa: E731
     others = [
         of(assistant, blue, t), of(nano, red, t), of(assistant, red, replace(t, steps=7)), of(assistant, red, replace(t, seed=7)),
         of(assistant, red, replace(t, optimizer=replace(t.optimizer, learning_rate=0.7))),
