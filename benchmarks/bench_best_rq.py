@@ -72,7 +72,7 @@ def pretrain(params: model.Params, c: config.Model, bench: Bench, seed: int) -> 
 def share_of(examples: Examples, share: float, c: config.Model, path: Path) -> Examples:
     """The first examples of a source, as a file of their own."""
     assert c.audio is not None
-    inner = {"patches": (c.vision.patch_values if c.vision else 1,), "frames": (c.audio.chunk, c.audio.mels)}
+    inner = {"patches": (c.vision.patch_values if c.vision else 1,), "frames": (c.audio.chunk, c.audio.frame_values)}
     write_examples(path, (examples[i] for i in range(int(len(examples) * share))), inner)
     return Examples(path)
 

@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from alhena.model import model, sharding, spec
-from alhena.model.attention import causal_attention
+from alhena.model.attention import Visibility, causal_attention
 from alhena.train.loss import LossOptions, weighted_loss
 from alhena.train.optimizer import Optimizer, optimizer
 from alhena.train.step import initial_state
@@ -80,6 +80,6 @@ def test_heads_and_colors_that_cannot_be_sharded_are_refused():
     ids, options = weights.astype(int), LossOptions("float32", code_factors=(2, 6))
     with jax.sharding.use_abstract_mesh(four):
         with pytest.raises(ValueError, match="6 query heads cannot be sharded over 4 chips"):
-            jax.eval_shape(causal_attention, x, x, x, ids)
+            jax.eval_shape(causal_attention, x, x, x, Visibility(ids))
         with pytest.raises(ValueError, match="6 colors of image codes cannot be sharded over 4 devices"):
             jax.eval_shape(lambda x: weighted_loss(x, x[0], ids, weights, options), x[:, :, 0])
