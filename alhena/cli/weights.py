@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from alhena.cli.arguments import DEFAULT_RUN, Folder, model_folder
 from alhena.files import (
     FILES,
     LOCK,
+    SOURCE,
     changed_files,
     copy_atomically,
     describe_files,
@@ -68,33 +67,63 @@ def output_folder(out: Path, command: str) -> Iterator[None]:
         write_json(out / FILES, {"written_by": command, "files": describe_files(out, files_under(out))})
 
 
+# Files beside the weights that an export writes again, in the folder SOURCE of a model folder.
+SIDECARS = (
+    "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
+    "chat_template.jinja", "chat_template.json", "processor_config.json", "preprocessor_config.json",
+    "video_preprocessor_config.json", "LICENSE", "README.md",
+)  # fmt: skip
+MAX_SIDECAR_BYTES = 64 * 2**20
+
+
+def _copy_sidecars(source: Path, out: Path) -> None:
+    """Copies the small files beside the weights, for an export."""
+    from alhena.model.tensors import regular
+
+    for name in SIDECARS:
+        if not (source / name).exists():
+            continue
+        if (size := regular(source / name).stat().st_size) > MAX_SIDECAR_BYTES:
+            raise ValueError(f"{source / name}: {size:,} bytes; at most {MAX_SIDECAR_BYTES:,} are copied")
+        copy_atomically(source / name, out / SOURCE / name)
+
+
 @dataclass(frozen=True)
 class Import:
-    """Import the decoder of open Gemma weights, in Hugging Face's layout, as a model folder."""
+    """Import an open Gemma (1, 2, 3, 3n or 4) as a model folder, from a folder in Hugging Face's layout or a GGUF file."""
 
-    path: Folder  # folder with config.json, *.safetensors (one or several) and, optionally, tokenizer.model
-    as_: Annotated[Literal["gemma", "gemma2", "gemma3"], tyro.conf.arg(name="as")]  # the model family
+    path: Folder  # folder with config.json, *.safetensors and tokenizer.json, or a .gguf file
     out: Path = Path("models/imported")  # the new model folder
+    weights: Literal["bfloat16", "float32", "int4"] | None = None  # of the matrices; as in the files when left out
+    without: tuple[Literal["image", "audio"], ...] = ()  # modalities whose encoder is left out
 
     def __call__(self) -> None:
         from alhena.model import model
-        from alhena.model.families import gemma
-        from alhena.model.weights import save_model
+        from alhena.model.families import gguf
+        from alhena.model.families.import_weights import import_weights
+        from alhena.model.families.open_weights import open_folder
+        from alhena.tokens.import_prompts import import_prompts
 
         # Before minutes of reading.
         check_output(self.out, "import")
-        params, c = gemma.read(self.path, self.as_)
+        is_file = self.path.is_file()
+        opened = gguf.open_file(self.path) if is_file else open_folder(self.path, self.without)
+        for line in opened.left_out:
+            print(f"not read: {line}")
         with output_folder(self.out, "import"):
-            save_model(self.out, params, c, {"name": self.path.name, "imported_as": self.as_})
-            tokenizer = self.path / "tokenizer.model"
-            if tokenizer.exists():
-                copy_atomically(tokenizer, self.out / "text.model")
-        print(f"{model.count(params):,} parameters → {self.out}")
+            c = import_weights(opened, self.out, self.weights)
+            if not import_prompts(self.path, self.out, opened.model_type, c):
+                print(
+                    f"{self.path}: no tokenizer.json: the model has weights alone, and can only be exported or quantized"
+                )
+            if not is_file:
+                _copy_sidecars(self.path, self.out)
+        print(f"{opened.model_type}, {model.count(model.weights(c)):,} parameters → {self.out}")
 
 
 @dataclass(frozen=True)
 class Export:
-    """Export a model's decoder as Gemma weights in Hugging Face's layout, which transformers and others read."""
+    """Export a model as Gemma weights in Hugging Face's layout, which transformers and others read."""
 
     folder: Folder = DEFAULT_RUN  # a run folder or a model folder
     name: str = "assistant"  # name of the model, in a run folder
@@ -102,18 +131,29 @@ class Export:
     out: Path = Path("models/exported")  # the new folder
 
     def __call__(self) -> None:
-        from alhena.model.families import gemma
-        from alhena.model.weights import load_model
+        from alhena.model.families.export_weights import exported, write
+        from alhena.model.families.model_config import model_type
+        from alhena.model.folders import base_of, is_adapter, load_model
+        from alhena.model.lora import merged
 
         folder = model_folder(self.folder, self.name)
         check_output(self.out, "export")
         params, c = load_model(folder)
         with output_folder(self.out, "export"):
-            gemma.write(self.out, params, c)
-            if (folder / "text.model").exists():
-                copy_atomically(folder / "text.model", self.out / "tokenizer.model")
-        left_out = " (without its vision and audio encoders, which this format does not hold)"
-        print(f"{gemma.family_of(c.decoder)} → {self.out}{left_out if params.vision or params.audio else ''}")
+            write(self.out, merged(params), c)
+            for path in sorted(((base_of(folder) if is_adapter(folder) else folder) / SOURCE).glob("*")):
+                copy_atomically(path, self.out / path.name)
+            for ours, theirs in (("tokenizer.json", "tokenizer.json"), ("text.model", "tokenizer.model")):
+                if (folder / ours).exists():
+                    copy_atomically(folder / ours, self.out / theirs)
+        complete = exported(c)
+        lost = [name for name in ("vision", "audio") if getattr(c, name) and not getattr(complete, name)]
+        left_out = (
+            f" (without its {' and '.join(lost)} encoder{'s' * (len(lost) > 1)}, which this format does not hold)"
+            if lost
+            else ""
+        )
+        print(f"{model_type(complete)} → {self.out}{left_out}")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
     stored = open_file(path)              ─► {"norm.weight": Stored}: names, shapes and dtypes; no values are read
     stored["norm.weight"].read()          ─► the array; only this tensor is in memory
+    stored["norm.weight"].map()           ─► the array, memory-mapped: its pages are read when they are used
 
     tensors = Tensors(folder, ("", "model."), "norm.weight")
     tensors.read("norm.weight", (64,))    ─► float32 [64], shape checked
@@ -15,7 +16,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Sequence
+import mmap
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,14 @@ FLOATS = ("F32", "F16", "BF16")
 LFS = b"version https://git-lfs"
 INDEX, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 MAX_JSON_BYTES = 16 * 2**20
+# Bits of the exponent: a number is not finite when all are set.
+EXPONENTS = {
+    np.dtype(np.float32): (np.uint32, 0x7F800000),
+    np.dtype(np.float16): (np.uint16, 0x7C00),
+    np.dtype(ml_dtypes.bfloat16): (np.uint16, 0x7F80),
+}
+# Elements of an array that are worked on at once.
+BLOCK = 2**22
 
 
 def regular(path: Path) -> Path:
@@ -76,24 +86,75 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a safetensors file, not read yet. ``dtype`` is its name in the file, ``target`` the dtype that it is read as."""
+    """A tensor in a safetensors file, not read yet. ``dtype`` is its name in the file, ``offset`` where its values begin there."""
 
     path: Path
     name: str
     shape: tuple[int, ...]
     dtype: str
-    target: Any = None
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(DTYPES[self.dtype]).itemsize
+
+    def map(self) -> np.ndarray:
+        """The values, memory-mapped and read-only. Raises ValueError when the file is too short."""
+        if not self.nbytes:
+            return np.empty(self.shape, DTYPES[self.dtype])
+        start = self.offset - self.offset % mmap.ALLOCATIONGRANULARITY
+        try:
+            with open(self.path, "rb") as file:
+                size = self.offset + self.nbytes - start
+                view = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ, offset=start)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.path}: {self.name} cannot be read ({error})") from None
+        count = math.prod(self.shape)
+        return np.frombuffer(view, DTYPES[self.dtype], count, self.offset - start).reshape(self.shape)
 
     def read(self) -> np.ndarray:
-        """The values. Raises ValueError when they cannot be read or are not finite."""
-        try:
-            with safe_open(self.path, framework="numpy") as file:
-                array = file.get_tensor(self.name)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{self.path}: {self.name} cannot be read ({error})") from None
-        if self.dtype in FLOATS and not np.isfinite(array).all():
-            raise ValueError(f"{self.path}: {self.name} holds values that are not finite: a damaged file?")
-        return array if self.target is None else array.astype(self.target, copy=False)
+        """The values. Raises ValueError when they are not finite."""
+        array = self.map().copy()
+        check_finite(self.path, self.name, array)
+        return array
+
+
+def blocks(array: np.ndarray, whole: int | None = None) -> Iterator[tuple[Any, ...]]:
+    """Indices of the parts of an array, each of about BLOCK elements and near in memory. The dimension ``whole`` is not divided."""
+    if array.size <= BLOCK or not array.ndim:
+        yield (...,)
+        return
+    dimensions = [i for i in range(array.ndim) if array.shape[i] > 1 and (whole is None or i != whole % array.ndim)]
+    along = max(dimensions, key=lambda i: abs(array.strides[i]), default=0)
+    step = max(1, BLOCK * array.shape[along] // array.size)
+    for start in range(0, array.shape[along], step):
+        yield (*(slice(None),) * along, slice(start, start + step))
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Whether all values are finite. NumPy's own function is slow for bfloat16."""
+    if array.dtype not in EXPONENTS:
+        return True
+    kind, mask = EXPONENTS[array.dtype]
+    return not np.any((array.view(kind) & kind(mask)) == mask)
+
+
+def check_finite(path: Path, name: str, array: np.ndarray) -> None:
+    """Raises ValueError when values of a tensor are not finite. A scalar may be infinite: a bound of a clipped linear layer."""
+    if not array.ndim:
+        valid = not np.isnan(array.astype(np.float32))
+    else:
+        valid = all(is_finite(array[index]) for index in blocks(array))
+    if not valid:
+        raise ValueError(f"{path}: {name} holds values that are not finite: a damaged file?")
+
+
+def _offsets(path: Path) -> dict[str, int]:
+    """Where the values of each tensor begin in a file whose header the library has checked."""
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    return {name: 8 + size + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
 
 
 def open_file(path: Path) -> dict[str, Stored]:
@@ -102,10 +163,11 @@ def open_file(path: Path) -> dict[str, Stored]:
     out = {}
     try:
         with safe_open(path, framework="numpy") as file:
+            offsets = _offsets(path)
             for name in file.keys():  # noqa: SIM118
                 part = file.get_slice(name)
-                out[name] = Stored(path, name, tuple(part.get_shape()), str(part.get_dtype()))
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+                out[name] = Stored(path, name, tuple(part.get_shape()), str(part.get_dtype()), offsets[name])
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: not a complete safetensors file ({error})") from None
     for stored in out.values():
         if stored.dtype not in DTYPES:
@@ -113,7 +175,7 @@ def open_file(path: Path) -> dict[str, Stored]:
     return out
 
 
-def _open_folder(folder: Path) -> dict[str, Stored]:
+def open_folder(folder: Path) -> dict[str, Stored]:
     """The tensors of all shards. Raises ValueError for an index that does not describe the files beside it exactly."""
     index, single = folder / INDEX, folder / SINGLE_FILE
     if index.exists() and single.exists():
@@ -149,7 +211,7 @@ class Tensors:
     """
 
     def __init__(self, folder: Path, prefixes: Sequence[str], known: str) -> None:
-        self.folder, self._stored = folder, _open_folder(folder)
+        self.folder, self._stored = folder, open_folder(folder)
         prefix = next((p for p in prefixes if p + known in self._stored), None)
         if prefix is None:
             raise ValueError(
@@ -160,7 +222,7 @@ class Tensors:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(math.prod(s.shape) * np.dtype(DTYPES[s.dtype]).itemsize for s in self._stored.values())
+        return sum(stored.nbytes for stored in self._stored.values())
 
     def check(self, name: str, shape: tuple[int, ...]) -> Stored:
         """A tensor by its name without the prefix. Raises ValueError unless it has this shape and can be read as float32."""
@@ -182,7 +244,7 @@ class Tensors:
         return stored.read().astype(np.float32, copy=False)
 
     def take(self, name: str) -> Stored | None:
-        """A tensor by its full name, which counts as read; None when it does not exist."""
+        """A tensor by its complete name, which counts as read; None when it does not exist."""
         self._unread.pop(name, None)
         return self._stored.get(name)
 

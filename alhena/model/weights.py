@@ -1,6 +1,6 @@
 """Weight files: a pytree of frozen dataclasses as one safetensors file, with arrays named by their fields.
 
-    layers.gate            float32 [layers, D, F]      a float32 weight
+    layers.gate            float32 [layers, D, F]      a weight of full precision; bfloat16 in most imported models
     layers.gate.packed     uint8   [layers, D/2, F]    a 4-bit weight
     layers.gate.scales     float32 [layers, D/G, F]
 
@@ -9,23 +9,24 @@ Nothing is unpickled or executed; every name and shape is checked against the co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from safetensors.numpy import save_file
 
-from alhena.files import atomic, write_json
+from alhena.files import write_json
 from alhena.model import config, model
 from alhena.model.int4 import Int4
 from alhena.model.spec import WeightSpec, named
-from alhena.model.tensors import FLOATS, Stored, open_file, read_settings, regular
+from alhena.model.tensor_writer import write_arrays
+from alhena.model.tensors import FLOATS, Stored, check_finite, open_file, read_settings, regular
 from alhena.schema import parsed_whole, shown
 
 Tree = TypeVar("Tree")
+# Smaller arrays are read.
+MIN_MAPPED_BYTES = 2**20
 
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:
@@ -65,14 +66,7 @@ def _weight(name: str, s: WeightSpec, arrays: dict[str, Stored]) -> Stored | Int
         raise ValueError(f"{name} is {shown(array.shape)}, expected {s.shape}")
     if (array.dtype in FLOATS) != jax.numpy.issubdtype(s.dtype, jax.numpy.floating):
         raise ValueError(f"{name} is of dtype {array.dtype}, expected {s.dtype}")
-    return replace(array, target=s.dtype)
-
-
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes one safetensors file, with the metadata ``format: pt`` that other libraries require. Contiguous arrays are not copied."""
-    # The library writes the memory of an array: a non-contiguous array would be written in another order.
-    with atomic(path) as partial:
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial, {"format": "pt"})
+    return array
 
 
 def write_tree(path: Path, tree: Any) -> None:
@@ -81,7 +75,7 @@ def write_tree(path: Path, tree: Any) -> None:
 
 
 def read_tree(path: Path, specs: Tree) -> Tree:
-    """The weights of ``specs``, float32 or 4-bit. Raises ValueError naming file and array.
+    """The weights of ``specs``, 4-bit or of the float dtype that is stored. Raises ValueError naming file and array.
 
     Names, shapes and dtypes are checked before any array is read.
     """
@@ -93,7 +87,16 @@ def read_tree(path: Path, specs: Tree) -> Tree:
     except ValueError as error:
         raise ValueError(f"{path}: these are not the weights of this model: {error}") from None
     tree = jax.tree.unflatten(jax.tree.structure(specs), stored)
-    return jax.tree.map(lambda stored: jax.numpy.asarray(stored.read()), tree)
+    return jax.tree.map(_load, tree)
+
+
+def _load(stored: Stored) -> jax.Array:
+    """A weight. A large one is memory-mapped: on a CPU its pages are read when they are used, and are in memory once."""
+    if stored.nbytes < MIN_MAPPED_BYTES:
+        return jax.numpy.asarray(stored.read())
+    array = stored.map()
+    check_finite(stored.path, stored.name, array)
+    return jax.device_put(array)
 
 
 def check_size(path: Path, size: int, min_bytes: int) -> None:
@@ -108,6 +111,11 @@ def check_size(path: Path, size: int, min_bytes: int) -> None:
 def save_model(folder: Path, params: model.Params, c: config.Model, facts: dict[str, Any]) -> None:
     """Writes ``weights.safetensors`` and ``model.json``: configuration, and facts about the training."""
     write_tree(folder / "weights.safetensors", params)
+    write_config(folder, c, facts)
+
+
+def write_config(folder: Path, c: config.Model, facts: dict[str, Any]) -> None:
+    """Writes ``model.json``."""
     write_json(folder / "model.json", {"config": asdict(c), "facts": facts})
 
 
@@ -123,17 +131,18 @@ def read_config(folder: Path) -> tuple[config.Model, dict[str, Any]]:
     """The configuration of a model folder and the facts stored with it. Raises ValueError that names file and field."""
     path = folder / "model.json"
     stored = parsed_whole(_ModelFile, read_settings(path), path)
-    audio = stored.config.get("audio")
-    c = parsed_whole(
-        config.Model, {**stored.config, "audio": None} if "audio" in stored.config else stored.config, path, "config"
-    )
+    vision, audio = stored.config.get("vision"), stored.config.get("audio")
+    rest = {name: None if name in ("vision", "audio") else value for name, value in stored.config.items()}
+    c = parsed_whole(config.Model, rest, path, "config")
+    if vision is not None:
+        c = replace(c, vision=parsed_whole(config.vision_class(vision), vision, path, "config.vision"))
     if audio is not None:
         c = replace(c, audio=parsed_whole(config.audio_class(audio), audio, path, "config.audio"))
     return c, stored.facts
 
 
 def load_model(folder: Path) -> tuple[model.Params, config.Model]:
-    """Reads the files of :func:`save_model`, with float32 or 4-bit weights. Raises ValueError that names the file."""
+    """Reads the files of :func:`save_model`, with weights in the dtypes that are stored. Raises ValueError that names the file."""
     c, _ = read_config(folder)
     weights = regular(folder / "weights.safetensors")
     check_size(weights, weights.stat().st_size, c.min_bytes)

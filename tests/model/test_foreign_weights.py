@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from alhena.model import config, model
-from alhena.model.families import gemma
+from alhena.model.families import export_weights
+from alhena.model.families.export_weights import write
+from alhena.model.families.open_weights import open_folder, read, read_all
 
 FAMILIES = ("gemma", "gemma2", "gemma3")
 
@@ -48,7 +49,7 @@ def folder(models, tmp_path: Path):
     """A function that writes a family's model with changed configuration and tensors."""
 
     def make(family: str, settings: dict[str, Any] | None = None, tensors: dict[str, Any] | None = None) -> Path:
-        gemma.write(tmp_path, *models[family])
+        write(tmp_path, *models[family])
         stored = json.loads((tmp_path / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps({**stored, **(settings or {})}))
         arrays = {**load_file(tmp_path / "model.safetensors"), **(tensors or {})}
@@ -60,7 +61,7 @@ def folder(models, tmp_path: Path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_written_models_read_back(models, folder, family):
-    params, c = gemma.read(folder(family), family)
+    params, c = read(folder(family))
     assert c.decoder == models[family][1].decoder
     jax.tree.map(np.testing.assert_array_equal, params, models[family][0])
 
@@ -100,7 +101,7 @@ def test_written_models_read_back(models, folder, family):
 )
 def test_a_key_that_changes_the_computation_is_refused_by_name(folder, family, settings, message):
     with pytest.raises(ValueError, match=rf"{message}"):
-        gemma.read(folder(family, settings), family)
+        read(folder(family, settings))
 
 
 def test_irrelevant_keys_are_ignored_and_gemma3_has_no_attention_softcap(folder):
@@ -110,7 +111,7 @@ def test_irrelevant_keys_are_ignored_and_gemma3_has_no_attention_softcap(folder)
         "attention_dropout": 0.0,
         "_name_or_path": "x",
     }
-    _, c = gemma.read(folder("gemma3", {**ignored, "attn_logit_softcapping": 50.0}), "gemma3")
+    _, c = read(folder("gemma3", {**ignored, "attn_logit_softcapping": 50.0}))
     assert (c.decoder.attention_softcap, c.decoder.final_logit_softcap) == (None, 3.0)
 
 
@@ -137,22 +138,22 @@ EMBEDDING = np.ones((12, 8), np.float32)
 )
 def test_a_tensor_that_is_not_understood_is_refused_by_name(folder, tensors, message):
     with pytest.raises(ValueError, match=rf"{message}"):
-        gemma.read(folder("gemma", None, tensors), "gemma")
+        read(folder("gemma", None, tensors))
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_copy_of_the_embedding_is_a_tied_head(models, folder, tied):
     head = np.asarray(models["gemma"][0].embedding)
-    gemma.read(folder("gemma", {"tie_word_embeddings": tied}, {"lm_head.weight": head}), "gemma")
+    read(folder("gemma", {"tie_word_embeddings": tied}, {"lm_head.weight": head}))
 
 
 def test_bfloat16_is_read_exactly(models, folder):
     norm = np.arange(8).astype(ml_dtypes.bfloat16) / 7
-    params, _ = gemma.read(folder("gemma", None, {"model.norm.weight": norm}), "gemma")
+    params, _ = read(folder("gemma", None, {"model.norm.weight": norm}))
     np.testing.assert_array_equal(params.norm, norm.astype(np.float32))
 
 
-def test_reading_the_decoder_of_an_image_model_logs_what_it_leaves_out(models, folder, caplog):
+def test_an_encoder_can_be_left_out_by_name(models, folder):
     path = folder("gemma3", {"final_logit_softcapping": 3.0})
     arrays = {f"language_{name.replace('model.', 'model.model.', 1)}": a for name, a in
               load_file(path / "model.safetensors").items()}  # fmt: skip
@@ -161,14 +162,39 @@ def test_reading_the_decoder_of_an_image_model_logs_what_it_leaves_out(models, f
     text = json.loads((path / "config.json").read_text())
     outer = {"model_type": "gemma3", "text_config": text, "vision_config": {}, "mm_tokens_per_image": 256}
     (path / "config.json").write_text(json.dumps(outer))
-    with caplog.at_level(logging.WARNING):
-        params, c = gemma.read(path, "gemma3")
-    assert "left out: 1 tensors of multi_modal_projector, 1 tensors of vision_tower" in caplog.text
-    assert c.decoder.final_logit_softcap is None  # the reference ignores it inside an image model
+    with pytest.raises(ValueError, match=r"multi_modal_projector\.weight': this model has no such weight"):
+        read(path)
+    opened = open_folder(path, ("image",))
+    tensors = [f"1 tensors of {name}: --without image" for name in ("multi_modal_projector", "vision_tower")]
+    assert sorted(opened.left_out) == tensors
+    params, c = read_all(opened)
+    # The reference ignores it inside an image model.
+    assert c.decoder.final_logit_softcap is None
     np.testing.assert_array_equal(params.embedding, models["gemma3"][0].embedding)
-    (path / "config.json").write_text(json.dumps({**outer, "model_type": "paligemma"}))
-    with pytest.raises(ValueError, match="a model of type 'paligemma' around 'gemma3_text', not gemma3"):
-        gemma.read(path, "gemma3")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"model_type": "paligemma"},
+            "a model of type 'paligemma'; models of type gemma3, gemma3n, gemma4, gemma4_unified",
+        ),
+        ({"model_type": "gemma4"}, "a model of type 'gemma4' around 'gemma3_text'; gemma4_text is needed inside"),
+        ({"text_config": 3}, r"text_config: input should be"),
+        ({"image_token_index": -2}, r"image_token is -2"),
+        ({"sinks": 4}, "sinks: unexpected field"),
+    ],
+)
+def test_another_model_around_a_decoder_is_refused_by_name(folder, settings, message):
+    path = folder("gemma3")
+    text = json.loads((path / "config.json").read_text())
+    siglip = {"model_type": "siglip_vision_model", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
+              "intermediate_size": 8, "image_size": 64, "patch_size": 4}  # fmt: skip
+    outer = {"model_type": "gemma3", "text_config": text, "vision_config": siglip}
+    (path / "config.json").write_text(json.dumps({**outer, **settings}))
+    with pytest.raises(ValueError, match=rf"config\.json: .*{message}"):
+        read(path)
 
 
 @pytest.mark.parametrize(
@@ -185,18 +211,18 @@ def test_a_decoder_that_its_family_cannot_express_is_not_exported(models, tmp_pa
     params, c = models[family]
     d = config.Decoder(**{**vars(c.decoder), **changes, "global_every": 2})
     with pytest.raises(ValueError, match=rf"this decoder has {field}"):
-        gemma.write(tmp_path, params, config.Model(12, -1, -1, d, None, None))
+        write(tmp_path, params, config.Model(12, -1, -1, d, None, None))
 
 
 def test_a_large_model_is_written_in_shards(models, tmp_path, monkeypatch):
-    monkeypatch.setattr(gemma, "MAX_SHARD_BYTES", 1000)
-    gemma.write(tmp_path, *models["gemma"])
+    monkeypatch.setattr(export_weights, "MAX_SHARD_BYTES", 1000)
+    write(tmp_path, *models["gemma"])
     assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 2
-    params, _ = gemma.read(tmp_path, "gemma")
+    params, _ = read(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, params, models["gemma"][0])
     monkeypatch.undo()
     with pytest.raises(ValueError, match="a file of another model; write to an empty folder"):
-        gemma.write(tmp_path, *models["gemma"])
+        write(tmp_path, *models["gemma"])
 
 
 def test_links_of_the_hub_cache_are_read_and_others_are_not(folder, tmp_path):
@@ -207,11 +233,11 @@ def test_links_of_the_hub_cache_are_read_and_others_are_not(folder, tmp_path):
     for name in ("config.json", "model.safetensors"):
         (path / name).rename(blobs / name)
         (snapshot / name).symlink_to(Path("../../blobs") / name)
-    gemma.read(snapshot, "gemma")
+    read(snapshot)
     (snapshot / "config.json").unlink()
     (snapshot / "config.json").symlink_to("/etc/hostname")
     with pytest.raises(ValueError, match=r"config\.json: a link to a file outside the folder"):
-        gemma.read(snapshot, "gemma")
+        read(snapshot)
 
 
 def test_a_git_lfs_pointer_is_named(folder):
@@ -219,4 +245,4 @@ def test_a_git_lfs_pointer_is_named(folder):
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n"
     (path / "model.safetensors").write_text(pointer)
     with pytest.raises(ValueError, match=r"model\.safetensors: a Git LFS pointer, not the file itself; fetch the file"):
-        gemma.read(path, "gemma")
+        read(path)

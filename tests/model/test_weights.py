@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from alhena.compress.quantize import quantize_model
 from alhena.files import read_json, write_json
-from alhena.model import config, image_tokenizer, model
+from alhena.model import config, image_tokenizer, model, weights
+from alhena.model.tensor_writer import Declared, write_arrays, write_tensors
 from alhena.model.tensors import open_file
-from alhena.model.weights import load_model, save_model, write_arrays
+from alhena.model.weights import load_model, save_model
 from alhena.tokens.encode import Encoder
 
 
@@ -72,6 +78,46 @@ def test_non_contiguous_arrays_are_written_in_their_logical_order(tmp_path):
     stored = open_file(tmp_path / "x.safetensors")
     np.testing.assert_array_equal(stored["t"].read(), array.T)
     assert (stored["b"].dtype, stored["b"].read().dtype) == ("BF16", ml_dtypes.bfloat16)
+
+
+def test_large_arrays_are_memory_mapped_where_they_are(tiny, tmp_path, monkeypatch):
+    """JAX uses the pages of the file itself: the array has the address of a mapping, and changes with the file."""
+    monkeypatch.setattr(weights, "MIN_MAPPED_BYTES", 64)
+    save_model(tmp_path, *tiny, {})
+    params, _ = load_model(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, params, tiny[0])
+    stored = open_file(tmp_path / "weights.safetensors")
+    assert all(s.offset % 64 == 0 for s in stored.values() if s.nbytes % 64 == 0)
+    with open(tmp_path / "weights.safetensors", "r+b") as file:
+        file.seek(stored["layers.gate"].offset)
+        file.write(np.float32(7).tobytes())
+    assert np.asarray(params.layers.gate).flat[0] == 7
+    doubled = jax.jit(lambda p: p * 2, donate_argnums=0)(params.layers.gate)
+    assert doubled[0, 0, 0] == 14
+    assert stored["layers.gate"].read().flat[0] == 7
+
+
+@given(shapes=st.lists(st.tuples(st.integers(0, 5), st.integers(1, 70)), min_size=1, max_size=6), dtypes=st.data())
+@settings(deadline=None, max_examples=30)
+def test_any_arrays_are_written_as_another_library_reads_them(shapes, dtypes):
+    kinds = st.sampled_from([np.float32, np.float16, ml_dtypes.bfloat16, np.uint8, np.int32])
+    arrays = {f"a.{i}": np.arange(math.prod(s)).reshape(s).astype(dtypes.draw(kinds)) for i, s in enumerate(shapes)}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.safetensors"
+        write_arrays(path, arrays)
+        stored, ours = load_file(path), open_file(path)
+        assert stored.keys() == arrays.keys() == ours.keys()
+        for name, array in arrays.items():
+            assert stored[name].dtype == ours[name].read().dtype == array.dtype
+            np.testing.assert_array_equal(stored[name], array)
+            np.testing.assert_array_equal(ours[name].read(), array)
+
+
+def test_a_full_disk_is_an_error_before_anything_is_written(tmp_path):
+    declared = {"a": Declared("F32", (2**20, 2**20, 2**10))}
+    with pytest.raises(OSError), write_tensors(tmp_path / "x.safetensors", declared):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 REMOVED = object()

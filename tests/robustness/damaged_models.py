@@ -28,8 +28,11 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from alhena.model import config, image_tokenizer, model
-from alhena.model.families import gemma
-from alhena.model.weights import save_model, write_arrays
+from alhena.model.families.export_weights import write
+from alhena.model.families.import_weights import import_weights
+from alhena.model.families.open_weights import open_folder as open_weights
+from alhena.model.tensor_writer import write_arrays
+from alhena.model.weights import save_model
 from alhena.serve.engine import Engine
 from alhena.tokens import tokenizer
 from alhena.tokens.encode import Encoder
@@ -66,7 +69,7 @@ def make_hugging_face(folder: Path) -> None:
     """Writes a tiny random Gemma 3 in Hugging Face's layout, in two shards."""
     decoder = config.Decoder(8, 2, 2, 4, 8, window=4, global_every=2, local_rope_base=1e4, rope_base=1e6)
     c = config.Model(40, -1, -1, decoder, None, None)
-    gemma.write(folder, model.init(jax.random.key(0), c), c)
+    write(folder, model.init(jax.random.key(0), c), c)
     arrays, names = load_file(folder / "model.safetensors"), ("model-00001-of-00002", "model-00002-of-00002")
     weight_map = {name: f"{names[i % 2]}.safetensors" for i, name in enumerate(sorted(arrays))}
     for shard in names:
@@ -76,12 +79,20 @@ def make_hugging_face(folder: Path) -> None:
     write_json(folder / "model.safetensors.index.json", {"weight_map": weight_map})
 
 
+def make_gemma4(folder: Path) -> None:
+    """Copies a tiny Gemma 4 with encoders."""
+    golden = Path(__file__).parents[1] / "model" / "golden" / "open" / "gemma4_small"
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(golden / name, folder)
+
+
 def open_alhena(folder: Path) -> None:
     Engine.load(folder)
 
 
 def open_hugging_face(folder: Path) -> None:
-    gemma.read(folder, "gemma3")
+    with tempfile.TemporaryDirectory() as out:
+        import_weights(open_weights(folder), Path(out))
 
 
 # ── damages ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -247,6 +258,9 @@ def damages(kind: str, folder: Path) -> list[Damage]:
         out += [d for f in ("weights.safetensors", "image_tokenizer.safetensors") for d in tensor_damages(f)]
         files = ("weights.safetensors", "image_tokenizer.safetensors", "text.model")
         return out + [d for f in files for d in byte_damages(f, 30)]
+    if kind == "gemma4":
+        file = "model.safetensors"
+        return [*json_damages(folder, "config.json"), *tensor_damages(file), *byte_damages(file, 30)]
     out = [*json_damages(folder, "config.json"), *index_damages()]
     shard = "model-00001-of-00002.safetensors"
     return [*out, *tensor_damages(shard), *byte_damages(shard, 30), *byte_damages("model.safetensors.index.json", 30)]
@@ -312,7 +326,8 @@ def main(few: int | None = None, show: bool = False) -> dict[str, str]:
     """Tries all damages, or ``few`` random ones of each kind of folder; returns the failures."""
     failures: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as parent:
-        for kind, make in (("alhena", make_alhena), ("hugging_face", make_hugging_face)):
+        makers = {"alhena": make_alhena, "hugging_face": make_hugging_face, "gemma4": make_gemma4}
+        for kind, make in makers.items():
             intact = Path(parent) / kind
             intact.mkdir()
             make(intact)

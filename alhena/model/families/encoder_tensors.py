@@ -1,4 +1,4 @@
-"""What the readers of open encoders share: configuration, tensors of stacked layers, convolution kernels.
+"""What the readers of open encoders share: configuration, clipped linear layers.
 
 An encoder is stored alone or inside a larger model; its tensors have the same names after a prefix. A linear map is ``[out, in]``
 in the file and ``[in, out]`` here; a convolution ``[out, in, height, width]`` is ``[height·width·in, out]`` here; a scale is stored
@@ -15,14 +15,15 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from alhena.model import config
+from alhena.model.clipped import BOUNDS, UNBOUNDED
 from alhena.model.families.hf_settings import parse_settings
-from alhena.model.tensors import Read, Tensors, read_settings
+from alhena.model.families.tensor_map import Source, matrix
+from alhena.model.tensors import Tensors, read_settings
 from alhena.model.weights import check_size
 from alhena.schema import shown
-from alhena.shapes import Array, Float
+from alhena.shapes import Float
 
 S = TypeVar("S")
-C = TypeVar("C", config.Vision, config.Usm)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Layout(Generic[S]):
         return settings, Tensors(folder, self.prefixes, self.probe)
 
 
-def encoder_config(tensors: Tensors, make: Callable[[], C]) -> C:
+def encoder_config(tensors: Tensors, make: Callable[[], config.Vision]) -> config.Vision:
     """The configuration that ``make`` returns. Raises ValueError naming the file if it is invalid or needs larger weights."""
     try:
         c = make()
@@ -58,29 +59,22 @@ def encoder_config(tensors: Tensors, make: Callable[[], C]) -> C:
     return c
 
 
-class StackedTensors:
-    """Reads tensors of all layers as stacked arrays. ``pattern`` is the prefix of a layer's tensors, with ``{}`` for its number.
-
-    Methods return Any: the arrays are NumPy's until the encoder is complete.
-    """
-
-    def __init__(self, read: Read, pattern: str, layers: int) -> None:
-        self._read, self._prefixes = read, [pattern.format(i) for i in range(layers)]
-
-    def stack(self, name: str, *shape: int) -> Any:
-        """``[layers, *shape]``."""
-        return np.stack([self._read(prefix + name, shape) for prefix in self._prefixes])
-
-    def scale(self, name: str, width: int) -> Any:
-        """``[layers, width]``, the scales of a norm."""
-        return self.stack(f"{name}.weight", width) - 1
-
-    def matrix(self, *names: str, inner: int, outer: int) -> Any:
-        """``[layers, inner, outer]``, of one linear map or of several concatenated along their outputs."""
-        each = outer // len(names)
-        return np.concatenate([self.stack(f"{name}.weight", each, inner) for name in names], 1).swapaxes(1, 2)
+def _joined_bounds(*bounds: Float[np.ndarray, ""]) -> Float[np.ndarray, " 4"]:
+    return np.clip(np.stack(bounds).astype(np.float32), -UNBOUNDED[1], UNBOUNDED[1])
 
 
-def conv_kernel(read: Callable[..., Any], name: str, outer: int, inner: int, side: int) -> Float[Array, "K O"]:
-    """A convolution of ``side`` × ``side`` as a matrix ``[side·side·inner, outer]``."""
-    return read(name, (outer, inner, side, side)).transpose(2, 3, 1, 0).reshape(-1, outer)
+def _split_bounds(bounds: Float[np.ndarray, " 4"]) -> tuple[Float[np.ndarray, ""], ...]:
+    bounds = bounds.astype(np.float32)
+    infinite = np.where(np.abs(bounds) == UNBOUNDED[1], np.sign(bounds) * np.float32(np.inf), bounds)
+    return tuple(bound.reshape(()) for bound in np.split(infinite, len(BOUNDS)))
+
+
+def bounds(name: str) -> Source:
+    """The four scalars beside the weight of a clipped linear layer, as one array; infinite ones are the largest float32 here."""
+    return Source(tuple(f"{name}.{bound}" for bound in BOUNDS), (), _joined_bounds, _split_bounds)
+
+
+def clipped_linear(field: str, name: str, inner: int, outer: int, clipped: bool) -> dict[str, Source]:
+    """Sources of a linear layer of Gemma 4's encoders, whose names have a part more than others, clipped or not."""
+    weight = matrix(f"{name}.linear.weight", inner=inner, outer=outer)
+    return {f"{field}.weight": weight, f"{field}.bounds": bounds(name)} if clipped else {field: weight}
