@@ -8,32 +8,28 @@ depends on the change (:mod:`alhena.stages`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
-from alhena.align import sft as tuning
 from alhena.compress.quantize import quantize_model
 from alhena.corpus import starter
 from alhena.corpus.curate import curate
-from alhena.files import content_fingerprint, copy_atomically, fingerprint, plain, seal_folder, write_json
-from alhena.model import config, image_tokenizer, model, sharding
-from alhena.model.weights import load_model, read_config, read_tree, save_model, write_tree
-from alhena.progress import progress_bar
+from alhena.files import content_fingerprint, copy_atomically, fingerprint, write_json
+from alhena.model import config, extend, image_tokenizer, model, sharding
+from alhena.model.folders import load_model
+from alhena.model.weights import read_config, read_tree, write_tree
 from alhena.recipe import Recipe
 from alhena.scaling import ladder
 from alhena.scaling.laws import ScalingLaw
 from alhena.stages import CONSOLE, Stage, check_inputs, fingerprint_of, finish_stage, run_stage, start_stage
-from alhena.tokens import tokenize, tokenizer
+from alhena.tokens import extension, tokenize, tokenizer
 from alhena.tokens.encode import Encoder
-from alhena.tokens.loader import BatchShape, left_out
-from alhena.tokens.store import Examples
+from alhena.tokens.encoders import IMAGE_FILES
 from alhena.tokens.vocabulary import Vocabulary
 from alhena.train import compare
 from alhena.train import image_tokenizer as image_training
@@ -42,10 +38,10 @@ from alhena.train.mixture import open_examples
 from alhena.train.replay import Replayed, replay
 from alhena.train.trainer import Folders, train
 from alhena.train.validation import validate
+from alhena.tuning import encode, report_left_out, tune_on, write_model_folder
 
 BASE, ASSISTANT, NANO = "base", "assistant", "nano"
 AUDIO_ENCODER = "audio_encoder"
-_TOKENIZER_FILES = ("text.model", "vocabulary.json", "image_tokenizer.json", "image_tokenizer.safetensors")
 _ADVICE_RAW = "your own documents need a recipe with corpus=None (docs/your-data.md); or choose another run folder"
 
 
@@ -71,6 +67,13 @@ def make_curated(run: Recipe, folder: Path) -> None:
     run_stage(stage, lambda: {"report": curate(raw, out, run.curate)})
 
 
+def _with_base(run: Recipe, print_: str, reads: tuple[Path, ...], names: Sequence[str]) -> tuple[str, tuple[Path, ...]]:
+    """Fingerprint and inputs of a stage that reads these files of the model that is extended, if the recipe has one."""
+    if run.base is None:
+        return print_, reads
+    return fingerprint(print_, extension.base_fingerprint(run.base, names)), (*reads, run.base)
+
+
 def _train_image_tokenizer(run: Recipe, curated: Path, out: Path) -> dict[str, Any]:
     generated, scenes = tokenize.sample_images(curated / "train")
     measured = image_training.train(generated + scenes, run.image_tokenizer, run.image_tokenizer_training, out)
@@ -81,16 +84,24 @@ def _train_image_tokenizer(run: Recipe, curated: Path, out: Path) -> dict[str, A
 
 
 def _train_text_tokenizer(run: Recipe, curated: Path, out: Path) -> None:
-    """Trains the text tokenizer and writes it with the other settings of the encoder; reports tokens per character by language."""
-    with CONSOLE.status("training the text tokenizer on a sample of the corpus"):
-        text = tokenize.train_text_tokenizer(curated / "train", run.text_vocabulary_size)
+    """Trains the text tokenizer (or takes that of the base), and writes it with the other settings of the encoder.
+
+    Reports tokens per character by language.
+    """
+    text: tokenizer.Tokenizer
+    if run.base is not None:
+        text = extension.base_tokenizer(run.base, run.text_vocabulary_size)
+    else:
+        with CONSOLE.status("training the text tokenizer on a sample of the corpus"):
+            text = tokenize.train_text_tokenizer(curated / "train", run.text_vocabulary_size)
     sample: dict[str, list[str]] = {}
     for language, line in tokenize.sample_texts(curated / "train", 500_000, seed=1):
         sample.setdefault(language, []).append(line)
     coverage = tokenizer.coverage(text, sample)
     write_json(out / "coverage.json", coverage)
     tokenize.plot_coverage(out / "coverage.png", coverage)
-    vocabulary = Vocabulary(text.size, run.image_tokenizer.num_codes)
+    size = text.size if run.base is None else run.text_vocabulary_size
+    vocabulary = Vocabulary(size, run.image_tokenizer.num_codes)
     Encoder(text, vocabulary, run.vision, run.audio, run.budget).save(out)
 
 
@@ -103,51 +114,23 @@ def make_tokens(run: Recipe, folder: Path) -> None:
 
     def work() -> dict[str, Any]:
         _train_text_tokenizer(run, curated, out)
-        for name in _TOKENIZER_FILES[2:]:
+        for name in IMAGE_FILES:
             copy_atomically(images / name, out / name)
         how = tokenize.Encoding(out, run.pretrain.shape.tokens, condition_dropout=run.condition_dropout)
         return {split: encode(curated / split, out / split, how, split) for split in ("train", "validation")}
 
     settings = (run.text_vocabulary_size, run.image_tokenizer, run.image_tokenizer_training, run.vision, run.audio)
     print_ = fingerprint(fingerprint_of(curated), *settings, run.budget, run.condition_dropout, run.pretrain.shape)
-    run_stage(Stage("tokenize", out, print_, (curated, images)), work)
-
-
-def encode(curated: Path, out: Path, how: tokenize.Encoding, title: str) -> dict[str, Any]:
-    """Encodes one split under a progress bar; returns the counts, and prints what was dropped with its reason."""
-    encode_images = partial(image_tokenizer.encode_images, *image_tokenizer.load(how.tokenizers))
-    with progress_bar(CONSOLE) as progress:
-        bar = progress.add_task(f"encode {title}", total=tokenize.count_documents(curated))
-        facts = tokenize.encode_split(curated, out, how, encode_images, lambda n: progress.update(bar, advance=n))
-    for reason, count in facts["dropped"].items():
-        CONSOLE.print(f"dropped {count:,} of {title}: {reason}", style="yellow", markup=False)
-    for note, count in facts["used_in_part"].items():
-        CONSOLE.print(f"used in part {count:,} of {title}: {note}", style="yellow", markup=False)
-    return facts
-
-
-def report_left_out(sources: Mapping[str, Examples], shape: BatchShape) -> dict[str, dict[str, int]]:
-    """Prints and returns how many examples do not fit into a sequence of a training, by source and reason."""
-    counts = left_out(sources, shape)
-    for name, reasons in counts.items():
-        for reason, count in reasons.items():
-            CONSOLE.print(f"left out {count:,} of {len(sources[name]):,} {name}: {reason}", style="yellow")
-    return counts
-
-
-def write_model_folder(params: model.Params, c: config.Model, tokens: Path, out: Path, facts: dict[str, Any]) -> None:
-    """Writes a self-contained model folder: weights, configuration, tokenizers."""
-    for name in _TOKENIZER_FILES:
-        copy_atomically(tokens / name, out / name)
-    save_model(out, params, c, facts)
-    seal_folder(out, (*_TOKENIZER_FILES, "weights.safetensors", "model.json"))
+    stage = Stage("tokenize", out, *_with_base(run, print_, (curated, images), extension.TEXT_FILES))
+    run_stage(stage, work)
 
 
 def _initial_model(run: Recipe, folder: Path) -> tuple[model.Params, config.Model]:
     """The model before its first training step."""
     c = run.model(Encoder.load(folder / "tokens").vocabulary)
     with sharding.use_mesh(run.pretrain.mesh):
-        params = model.init(jax.random.key(run.pretrain.seed), c)
+        key = jax.random.key(run.pretrain.seed)
+        params = model.init(key, c) if run.base is None else extend.extended(key, c, run.base)
         if run.audio_pretraining is None:
             return params, c
         return replace(params, audio=read_tree(folder / AUDIO_ENCODER / "audio.safetensors", model.weights(c).audio)), c
@@ -162,8 +145,8 @@ def make_audio_encoder(run: Recipe, folder: Path) -> None:
     def work() -> dict[str, Any]:
         c = run.model(Encoder.load(tokens).vocabulary)
         params = model.init(jax.random.key(run.pretrain.seed), c)
-        assert c.audio is not None and params.audio is not None
-        encoder, facts = pretrain_audio_encoder(params.audio, c.audio, t, open_examples(tokens / "train"), out)
+        assert params.audio is not None
+        encoder, facts = pretrain_audio_encoder(params.audio, run.audio, t, open_examples(tokens / "train"), out)
         write_tree(out / "audio.safetensors", encoder)
         return facts
 
@@ -179,8 +162,10 @@ def replay_base(run: Recipe, folder: Path, step: int) -> Replayed:
 def fit_scaling(run: Recipe, folder: Path, budgets: Sequence[float], factors: Sequence[float]) -> ScalingLaw:
     """Trains a ladder of smaller copies of the run's model on the run's tokens, and fits a scaling law to it.
 
-    Finished rungs are kept as long as tokens and settings are unchanged.
+    Finished rungs are kept as long as tokens and settings are unchanged. Raises ValueError where the run extends a model.
     """
+    if run.base is not None:
+        raise ValueError(f"{run.name} extends {run.base}: a ladder of smaller copies cannot start from its weights")
     tokens, out, t = folder / "tokens", folder / "scaling", run.pretrain
     check_inputs(tokens)
     c = run.model(Encoder.load(tokens).vocabulary)
@@ -221,7 +206,8 @@ def make_base(run: Recipe, folder: Path) -> None:
     settings = replace(run.pretrain, mesh=None, memory_checkpoint_every=0)
     print_ = fingerprint(fingerprint_of(tokens), settings, run.decoder, run.compute_dtype, run.audio_pretraining)
     reads = (tokens,) if run.audio_pretraining is None else (tokens, folder / AUDIO_ENCODER)
-    run_stage(Stage("pretrain", out, print_, reads, (folder / "models" / BASE,)), work)
+    stage = Stage("pretrain", out, *_with_base(run, print_, reads, extension.MODEL_FILES), (folder / "models" / BASE,))
+    run_stage(stage, work)
 
 
 def make_assistant(run: Recipe, folder: Path) -> None:
@@ -233,36 +219,6 @@ def make_assistant(run: Recipe, folder: Path) -> None:
 
     print_ = fingerprint(fingerprint_of(folder / "pretrain"), run.tune)
     run_stage(Stage("tune", out, print_, (models / BASE, tokens), (models / ASSISTANT,)), work)
-
-
-def tune_on(base: Path, examples: Path, work: Path, out: Path, t: tuning.Tune) -> dict[str, Any]:
-    """Tunes the model of folder ``base`` on encoded examples; checkpoints in ``work``, the new model in ``out``."""
-    params, c = load_model(base)
-    question_weight = Encoder.load(base).budget.question_weight
-    training = tuning.training(t, examples, question_weight)
-    opened = open_examples(examples)
-    sources = {name: opened[name] for name in opened if name in training.phases[0].weights}
-    missing = report_left_out(sources, training.shape)
-    params = train(params, c, training, Folders(examples, work), f"tune {out.name}")
-    facts = read_config(base)[1] | {"name": out.name, "tuned_steps": t.steps}
-    write_model_folder(params, c, base, out, facts)
-    compare.plot_losses(compare.find_runs([work]), work / compare.PLOT)
-    facts = _count_epochs(sources.values(), training.shape, t.steps)
-    return {"tuned_steps": t.steps, **facts, "shape": plain(training.shape), "left_out": missing}
-
-
-def _count_epochs(sources: Iterable[Examples], shape: BatchShape, steps: int) -> dict[str, Any]:
-    """How many examples fit into a sequence, and about how often training reads each.
-
-    The scarcest of a sequence's budgets (tokens, patches, audio chunks) limits how many examples it holds.
-    """
-    sizes = np.concatenate([np.stack([source.lengths(name) for name in shape.budgets], 1) for source in sources])
-    budgets = np.array([*shape.budgets.values()])
-    fitting = sizes[(sizes <= budgets).all(1)]
-    mean = fitting.mean(0) if len(fitting) else budgets
-    per_sequence = (budgets[mean > 0] / mean[mean > 0]).min()
-    epochs = float(steps * shape.batch_size * per_sequence / max(len(fitting), 1))
-    return {"examples": len(fitting), "epochs": round(epochs, 1)}
 
 
 def make_nano(run: Recipe, folder: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from alhena.align.sft import Tune
 from alhena.corpus.curate import Curate
@@ -23,7 +24,7 @@ class Recipe:
     # None: the user's own documents, under RUN/raw.
     corpus: Starter | None
     curate: Curate
-    # Tokens requested of SentencePiece; a small corpus may yield fewer.
+    # Tokens requested of SentencePiece; a small corpus may yield fewer. With a base: the ids of its vocabulary.
     text_vocabulary_size: int
     budget: Budget
     decoder: config.Decoder
@@ -40,11 +41,14 @@ class Recipe:
     # Weights that share a scale when quantized to 4 bits.
     quantization_group: int = 32
     compute_dtype: str = "float32"
+    # The folder of an imported text model that is extended; its decoder is ``decoder``. None: all is trained from random weights.
+    base: Path | None = None
 
     def model(self, vocabulary: Vocabulary) -> config.Model:
         """The model's configuration; its vocabulary size is known once the text tokenizer is trained."""
         image, audio = vocabulary.control("<img>"), vocabulary.control("<aud>")
         factors = self.image_tokenizer.factors
-        return config.Model(
+        c = config.Model(
             vocabulary.size, image, audio, self.decoder, self.vision, self.audio, factors, self.compute_dtype
         )
+        return replace(c, frozen_rows=vocabulary.num_text) if self.base else c
