@@ -11,27 +11,31 @@ less; those of a question little; placeholders and the tokens that open a turn n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from alhena.batch import Example, Modality
-from alhena.content import Audio, Content, Document, Image, Part, Text, Video
+from alhena.content import Audio, Content, Document, Image, Part, Text, Tool, Video, kind_of
 from alhena.files import write_atomically, write_json
 from alhena.media import SAMPLE_RATE, decode_audio, decode_image, decode_video
 from alhena.model import config
-from alhena.model.tensors import read_settings, regular
+from alhena.model.tensors import read_settings
 from alhena.schema import bounded, parsed_whole
 from alhena.shapes import Float, Int
-from alhena.tokens.audio_features import HOP, chunk, log_mel
+from alhena.tokens.audio_features import HOP, count_tokens, features
+from alhena.tokens.example_builder import ExampleBuilder, empty_frames
 from alhena.tokens.images import Pixels, code_grid, patchify, resize
-from alhena.tokens.tokenizer import TextTokenizer
+from alhena.tokens.text_file import load_tokenizer, tokenizer_file
+from alhena.tokens.tokenizer import Tokenizer
 from alhena.tokens.vocabulary import Vocabulary
 
 # Integers [rows, columns]; images of a document differ in size.
 Codes = Int[np.ndarray, "_ _"]
+# Roles that open a turn by a control token.
+ROLES = ("user", "model", "document")
 ImageCodeEncoder = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 
 
@@ -68,76 +72,52 @@ class _Settings:
     budget: dict[str, Any]
 
 
-@dataclass
-class _Stream:
-    """An Example under construction: lists of what its fields are made of."""
-
-    tokens: list[int] = field(default_factory=list)
-    # The loss weight of each token as a target.
-    weights: list[float] = field(default_factory=list)
-    patches: list[np.ndarray] = field(default_factory=list)
-    patch_positions: list[np.ndarray] = field(default_factory=list)
-    patch_images: list[np.ndarray] = field(default_factory=list)
-    frames: list[np.ndarray] = field(default_factory=list)
-    frame_lengths: list[np.ndarray] = field(default_factory=list)
-    # Parts of its media that could not be read.
-    notes: list[str] = field(default_factory=list)
-    modality: Modality = Modality.TEXT
-
-    def add(self, tokens: Sequence[int], weight: float) -> None:
-        self.tokens.extend(tokens)
-        self.weights.extend([weight] * len(tokens))
-
-    def raise_modality(self, modality: Modality) -> None:
-        """The modality of an Example is the highest of its parts."""
-        self.modality = max(self.modality, modality)
-
-
-def _join(arrays: Sequence[np.ndarray], empty: np.ndarray) -> np.ndarray:
-    return np.concatenate(arrays) if arrays else empty
+def _without_system(contents: Sequence[Content]) -> list[Content]:
+    """Turns in which a system instruction, which must come first, stands before the parts of the first user turn."""
+    if not contents or contents[0].role != "system":
+        return list(contents)
+    system, *turns = contents
+    if turns and turns[0].role == "user":
+        return [Content("user", (*system.parts, Text("\n"), *turns[0].parts)), *turns[1:]]
+    return [Content("user", system.parts), *turns]
 
 
 @dataclass(frozen=True)
 class Encoder:
     """Documents and prompts to Examples. ``encode_image_codes`` gives the codes of images that the model is to generate."""
 
-    tokenizer: TextTokenizer
+    tokenizer: Tokenizer
     vocabulary: Vocabulary
     vision: config.Vision
     audio: config.Conformer
     budget: Budget = Budget()
     encode_image_codes: ImageCodeEncoder | None = None
 
+    # Whether the model can think before it answers.
+    thinks: ClassVar[bool] = False
+
     # ── media ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _input_image(self, out: _Stream, pixels: Pixels, max_tokens: int) -> None:
+    def _input_image(self, out: ExampleBuilder, pixels: Pixels, max_tokens: int) -> None:
         v = self.vocabulary
         patches, positions = patchify(pixels, self.vision, max_tokens)
         out.add(
             [v.control("<boi>"), *[v.control("<img>")] * (len(patches) // self.vision.pool**2), v.control("<eoi>")], 0
         )
-        out.patch_images.append(np.full(len(patches), len(out.patch_images) + 1, np.int32))
-        out.patches.append(patches)
-        out.patch_positions.append(positions)
+        out.add_image(patches, positions)
 
-    def _audio(self, out: _Stream, samples: Float[np.ndarray, " samples"]) -> None:
+    def _audio(self, out: ExampleBuilder, samples: Float[np.ndarray, " samples"]) -> None:
         v, max_seconds = self.vocabulary, self.budget.audio_seconds
         # Resampling may add a few samples.
         if len(samples) > max_seconds * SAMPLE_RATE + HOP:
             seconds = len(samples) / SAMPLE_RATE
             raise ValueError(f"the audio lasts {seconds:.1f} s; this model reads at most {max_seconds:g} s")
-        frames, lengths = chunk(log_mel(samples, self.audio), self.audio)
-        count = self._audio_tokens(int(lengths.sum()))
+        frames, lengths = features(samples, self.audio)
+        count = count_tokens(len(samples), self.audio)
         out.add([v.control("<boa>"), *[v.control("<aud>")] * count, v.control("<eoa>")], 0)
-        out.frames.append(frames)
-        out.frame_lengths.append(lengths)
+        out.add_audio(frames, lengths)
 
-    def _audio_tokens(self, frames: int) -> int:
-        """Soft tokens of ``frames`` frames, chunk by chunk."""
-        chunks, rest = divmod(frames, self.audio.chunk)
-        return chunks * self.audio.tokens(self.audio.chunk) + self.audio.tokens(rest)
-
-    def _video(self, out: _Stream, data: bytes) -> None:
+    def _video(self, out: ExampleBuilder, data: bytes) -> None:
         v, clip = self.vocabulary, decode_video(data, self.budget.clip_frames)
         out.notes.extend(clip.notes)
         out.add([v.control("<bov>")], 0)
@@ -160,7 +140,7 @@ class Encoder:
             raise ValueError("an image in a model turn, but no image tokenizer to encode it")
         return self.encode_image_codes([pixels])[0]
 
-    def _output_image(self, out: _Stream, codes: Codes) -> None:
+    def _output_image(self, out: ExampleBuilder, codes: Codes) -> None:
         v, (rows, columns) = self.vocabulary, codes.shape
         grid = [v.code(int(k)) for k in codes.reshape(-1)]
         out.add([v.control("<boi_out>"), v.rows(rows), v.columns(columns)], 1)
@@ -170,7 +150,7 @@ class Encoder:
 
     # ── documents ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def _part(self, out: _Stream, part: Part, role: str, weight: float, codes: Mapping[bytes, Codes]) -> None:
+    def _part(self, out: ExampleBuilder, part: Part, role: str, weight: float, codes: Mapping[bytes, Codes]) -> None:
         if isinstance(part, Text):
             out.add(self.tokenizer.encode(part.text), weight)
         elif isinstance(part, Image) and role == "model":
@@ -184,26 +164,29 @@ class Encoder:
         elif isinstance(part, Video):
             self._video(out, part.data)
             out.raise_modality(Modality.VIDEO)
+        else:
+            raise ValueError(f"a {kind_of(part)}: this model reads text, images, audio and video only")
 
-    def _content(self, out: _Stream, content: Content, weight: float, codes: Mapping[bytes, Codes]) -> None:
+    def _content(self, out: ExampleBuilder, content: Content, weight: float, codes: Mapping[bytes, Codes]) -> None:
+        if content.role not in ROLES:
+            raise ValueError(f"a turn of the role {content.role!r}: this model knows {', '.join(ROLES)}")
         out.add([self.vocabulary.control(f"<{content.role}>")], 0)
         for part in content.parts:
             self._part(out, part, content.role, weight, codes)
         out.add([self.vocabulary.end], weight if content.role != "user" else 0)
 
-    def _example(self, out: _Stream) -> Example:
-        c, length = self.vision, len(out.tokens)
-        return Example(
-            tokens=np.array(out.tokens, np.int32),
-            targets=np.array([*out.tokens[1:], self.vocabulary.pad], np.int32),
-            weights=np.array([*out.weights[1:], 0], np.float32),
-            modality=np.full(length, int(out.modality), np.int32),
-            patches=_join(out.patches, np.zeros((0, c.patch_values), np.uint8)),
-            patch_positions=_join(out.patch_positions, np.zeros((0, 2), np.int32)),
-            patch_images=_join(out.patch_images, np.zeros(0, np.int32)),
-            frames=_join(out.frames, np.zeros((0, self.audio.chunk, self.audio.mels), np.float16)),
-            frame_lengths=_join(out.frame_lengths, np.zeros(0, np.int32)),
-        )
+    def _example(self, out: ExampleBuilder) -> Example:
+        return out.example(self.vocabulary.pad, self.patch_values, self.no_frames)
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers of a patch in Examples."""
+        return self.vision.patch_values
+
+    @property
+    def no_frames(self) -> Float[np.ndarray, "0 T M"]:
+        """The frames of an Example without audio."""
+        return empty_frames(self.audio)
 
     def encode(
         self,
@@ -225,11 +208,11 @@ class Encoder:
                 return list(self._running_text(document, window or max_tokens))
             if len(parts) == 1 and isinstance(parts[0], Audio):
                 return list(self._running_audio(parts[0], max_tokens))
-        out = _Stream()
+        out = ExampleBuilder()
         out.add([self.vocabulary.bos], 0)
         weights = {"model": 1.0, "document": self.budget.text_weight, "user": self.budget.question_weight}
-        for content in document.contents:
-            self._content(out, content, weights[content.role], codes or {})
+        for content in _without_system(document.contents):
+            self._content(out, content, weights.get(content.role, 0.0), codes or {})
         if len(out.tokens) > max_tokens:
             raise ValueError(f"it takes {len(out.tokens)} tokens; at most {max_tokens} fit")
         if notes is not None:
@@ -245,7 +228,7 @@ class Encoder:
             texts = (part.text for part in content.parts if isinstance(part, Text))
             ids = [token for text in texts for token in self.tokenizer.encode(text)]
             for start in range(0, max(len(ids), 1), step):
-                out = _Stream()
+                out = ExampleBuilder()
                 out.add([v.bos, v.control("<document>")], 0)
                 out.add(ids[start : start + step], self.budget.text_weight)
                 if start + step >= len(ids):
@@ -257,7 +240,7 @@ class Encoder:
         v, samples = self.vocabulary, decode_audio(part.data)
         step = self._samples_per_example(len(samples), max_tokens)
         for start in range(0, len(samples), step):
-            out = _Stream()
+            out = ExampleBuilder()
             out.add([v.bos, v.control("<document>")], 0)
             self._audio(out, samples[start : start + step])
             out.raise_modality(Modality.AUDIO)
@@ -270,7 +253,7 @@ class Encoder:
         c, frames, seconds = self.audio, -(-samples // HOP), self.budget.audio_seconds
         # Beside the audio's own there are <bos>, <document>, <boa>, <eoa> and <end>.
         available = max_tokens - 5
-        if frames * HOP <= seconds * SAMPLE_RATE and self._audio_tokens(frames) <= available:
+        if frames * HOP <= seconds * SAMPLE_RATE and count_tokens(samples, c) <= available:
             return samples
         chunks, max_frames = available // c.tokens(c.chunk), int(seconds * SAMPLE_RATE / HOP)
         if chunks < 1:
@@ -279,11 +262,18 @@ class Encoder:
         aligned = min(chunks, max_frames // c.chunk) * c.chunk
         return (aligned or max_frames) * HOP
 
-    def prompt(self, contents: Sequence[Content]) -> Example:
-        """A conversation up to the model's next turn: the sequence ends with ``<model>``, and generation continues from there."""
-        out = _Stream()
+    def prompt(self, contents: Sequence[Content], tools: Sequence[Tool] = (), thinking: bool = False) -> Example:
+        """A conversation up to the model's next turn: the sequence ends with ``<model>``, and generation continues from there.
+
+        Raises ValueError for tools and for thinking: this format has neither.
+        """
+        if tools:
+            raise ValueError(f"this model calls no tools, such as {tools[0].name!r}")
+        if thinking:
+            raise ValueError("this model does not think before it answers")
+        out = ExampleBuilder()
         out.add([self.vocabulary.bos], 0)
-        for content in contents:
+        for content in _without_system(contents):
             self._content(out, content, 0.0, {})
         out.add([self.vocabulary.control("<model>")], 0)
         return self._example(out)
@@ -291,14 +281,17 @@ class Encoder:
     def check(self, c: config.Model) -> None:
         """Raises ValueError when the ids, patches or chunks of a model differ from these."""
         v = self.vocabulary
-        pairs = {"ids": (v.size, c.vocabulary), "<img>": (v.control("<img>"), c.image_token)}
+        pairs: dict[str, tuple[Any, Any]] = {
+            "ids": (v.size, c.vocabulary),
+            "<img>": (v.control("<img>"), c.image_token),
+        }
         pairs["<aud>"] = v.control("<aud>"), c.audio_token
         for name, fields, ours, theirs in (
-            ("vision", ("patch", "pool", "side", "plain"), self.vision, c.vision),
+            ("vision", ("patch", "pool", "side", "plain", "mean_pool"), self.vision, c.vision),
             ("audio", ("mels", "chunk", "stack"), self.audio, c.audio),
         ):
             if theirs is not None:
-                pairs |= {f"{name}.{field}": (getattr(ours, field), getattr(theirs, field)) for field in fields}
+                pairs |= {f"{name}.{field}": (getattr(ours, field), getattr(theirs, field, None)) for field in fields}
         if wrong := next((name for name, (ours, theirs) in pairs.items() if ours != theirs), None):
             raise ValueError(
                 f"files of two models: {wrong} is {pairs[wrong][0]} in vocabulary.json, {pairs[wrong][1]} in model.json"
@@ -307,8 +300,8 @@ class Encoder:
     # ── stored ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def save(self, folder: Path) -> None:
-        """Writes ``text.model`` and ``vocabulary.json``."""
-        write_atomically(folder / "text.model", self.tokenizer.to_bytes())
+        """Writes ``vocabulary.json`` and the text tokenizer (alhena/tokens/text_file.py)."""
+        write_atomically(folder / tokenizer_file(self.tokenizer), self.tokenizer.to_bytes())
         settings = {"num_text": self.vocabulary.num_text, "num_codes": self.vocabulary.num_codes}
         parts = {"vision": asdict(self.vision), "audio": asdict(self.audio), "budget": asdict(self.budget)}
         write_json(folder / "vocabulary.json", settings | parts)
@@ -321,14 +314,8 @@ class Encoder:
         vocabulary = parsed_whole(Vocabulary, {"num_text": stored.num_text, "num_codes": stored.num_codes}, path)
         vision = parsed_whole(config.Vision, stored.vision, path, "vision")
         audio = parsed_whole(config.audio_class(stored.audio), stored.audio, path, "audio")
+        if not isinstance(audio, config.Conformer):
+            raise ValueError(f"{path}: audio: an encoder of log-mel frames is needed")
         budget = parsed_whole(Budget, stored.budget, path, "budget")
-        model = regular(folder / "text.model")
-        try:
-            tokenizer = TextTokenizer.from_bytes(model.read_bytes())
-        except ValueError as error:
-            raise ValueError(f"{model}: {error}") from None
-        if tokenizer.size != vocabulary.num_text:
-            raise ValueError(
-                f"{folder}: text.model has {tokenizer.size} tokens but vocabulary.json says {vocabulary.num_text}"
-            )
+        tokenizer = load_tokenizer(folder, vocabulary.num_text)
         return cls(tokenizer, vocabulary, vision, audio, budget, encode_image_codes)

@@ -24,12 +24,14 @@ import pyarrow.parquet as pq
 
 from alhena import plots
 from alhena.batch import Example
-from alhena.content import Document, Image, Text, read_documents
+from alhena.content import Document, Image, Text, part_size, read_documents
 from alhena.media import decode_image, limit_memory
 from alhena.pools import map_bounded
 from alhena.processes import end_with_parent
 from alhena.tokens import tokenizer
 from alhena.tokens.encode import Codes, Encoder, ImageCodeEncoder
+from alhena.tokens.encoders import load_encoder
+from alhena.tokens.gemma_encoder import GemmaEncoder
 from alhena.tokens.images import Pixels, resize
 from alhena.tokens.store import ExampleWriter
 
@@ -149,7 +151,7 @@ def _output_images(document: Document) -> list[bytes]:
 
 def _size(document: Document) -> int:
     """Approximate bytes of a document."""
-    return 1000 + sum(len(part.text) if isinstance(part, Text) else len(part.data) for part in document.parts)
+    return 1000 + sum(map(part_size, document.parts))
 
 
 def _without_condition(document: Document) -> Document:
@@ -220,11 +222,14 @@ class _Job:
 
 
 def _jobs(
-    curated: Path, how: Encoding, encoder: Encoder, encode_image_codes: ImageCodeEncoder | None
+    curated: Path, how: Encoding, encoder: Encoder | GemmaEncoder, encode_image_codes: ImageCodeEncoder | None
 ) -> Iterator[_Job]:
     rng = np.random.default_rng(0)
     for window in _windows(read_documents(curated)):
-        codes = _image_codes(window, encoder, encode_image_codes) if encode_image_codes else {}
+        codes: dict[bytes, Codes] = {}
+        # Imported models generate no images.
+        if encode_image_codes and isinstance(encoder, Encoder):
+            codes = _image_codes(window, encoder, encode_image_codes)
         documents = (
             _without_condition(d) if _output_images(d) and rng.random() < how.condition_dropout else d for d in window
         )
@@ -233,7 +238,7 @@ def _jobs(
             yield _Job(how, group, {data: codes[data] for data in images if data in codes})
 
 
-_encoders: dict[Path, Encoder] = {}
+_encoders: dict[Path, Encoder | GemmaEncoder] = {}
 
 
 @dataclass(frozen=True)
@@ -254,7 +259,7 @@ def _start_worker() -> None:
 def _encode(job: _Job) -> list[_Result]:
     folder, out = job.how.tokenizers, list[_Result]()
     if folder not in _encoders:
-        _encoders[folder] = Encoder.load(folder)
+        _encoders[folder] = load_encoder(folder)
     for document in job.documents:
         notes: list[str] = []
         examples: list[Example] | str
@@ -283,6 +288,7 @@ class _Files:
 
     folder: Path
     inner_shapes: dict[str, tuple[int, ...]]
+    frame_dtype: str
     stack: ExitStack
     writers: dict[str, ExampleWriter] = field(default_factory=dict)
     dropped: Counter[str] = field(default_factory=Counter)
@@ -298,7 +304,8 @@ class _Files:
         for note in result.notes:
             _count(self.notes, f"{source}: {note}")
         if source not in self.writers:
-            writer = ExampleWriter(self.folder / f"{source}.arrow", self.inner_shapes)
+            path = self.folder / f"{source}.arrow"
+            writer = ExampleWriter(path, self.inner_shapes, frame_dtype=self.frame_dtype)
             self.writers[source] = self.stack.enter_context(writer)
         for example in examples:
             self.writers[source].add(example)
@@ -325,11 +332,11 @@ def encode_split(
     Returns the number of examples and tokens by source, and the number of documents dropped or used in part by reason. ``advance``
     is called with the number of documents encoded since its last call.
     """
-    encoder = Encoder.load(how.tokenizers)
-    inner_shapes = {"patches": (encoder.vision.patch_values,), "frames": (encoder.audio.chunk, encoder.audio.mels)}
+    encoder = load_encoder(how.tokenizers)
+    inner_shapes = {"patches": (encoder.patch_values,), "frames": encoder.no_frames.shape[1:]}
     context = multiprocessing.get_context("forkserver")
     with ExitStack() as stack, ProcessPoolExecutor(how.workers, context, initializer=_start_worker) as pool:
-        files = _Files(out, inner_shapes, stack)
+        files = _Files(out, inner_shapes, encoder.no_frames.dtype.name, stack)
         for results in map_bounded(pool, _encode, _jobs(curated, how, encoder, encode_image_codes), 4 * how.workers):
             for result in results:
                 files.add(result)

@@ -12,12 +12,29 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import sentencepiece
 
 # SentencePiece reads line by line: a line end is replaced by U+2028 before encoding.
 LINE_END = "\u2028"
 MAX_SENTENCE_BYTES = 4000
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What every tokenizer of text does: this one, and that of imported models (alhena/tokens/hf_tokenizer.py)."""
+
+    @property
+    def size(self) -> int: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def byte(self, token: int) -> int | None: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def to_bytes(self) -> bytes: ...
 
 
 def train(texts: Iterable[str], size: int) -> bytes:
@@ -91,7 +108,7 @@ class TextTokenizer:
         return self._processor.decode(list(ids)).replace(LINE_END, "\n")
 
 
-def coverage(tokenizer: TextTokenizer, texts: Mapping[str, Sequence[str]]) -> dict[str, float]:
+def coverage(tokenizer: Tokenizer, texts: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """Tokens per character of the texts of each language: lower values mean shorter sequences."""
     return {
         language: sum(len(tokenizer.encode(text)) for text in group) / max(sum(map(len, group)), 1)
