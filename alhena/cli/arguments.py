@@ -53,6 +53,18 @@ def model_folder(folder: Path, name: str) -> Path:
     raise ValueError(f"{folder}: no model {name!r}; {available}")
 
 
+def check_name(name: str, base: Path) -> None:
+    """Raises ValueError when ``name`` cannot be that of a new model beside ``base``."""
+    from alhena.pipeline import ASSISTANT, BASE, NANO
+
+    reserved = (BASE, ASSISTANT, NANO, base.name)
+    if not re.fullmatch(r"[\w-]+", name) or name in reserved:
+        raise ValueError(
+            f"--name {name!r}: give the new model a name of its own, of letters, digits and dashes "
+            f"(not {', '.join(dict.fromkeys(reserved))})"
+        )
+
+
 @dataclass(frozen=True)
 class StageCommand:
     """Arguments of a command that writes in a run folder."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from alhena.cli.arguments import Folder, StageCommand
+from alhena.cli.arguments import Folder, StageCommand, check_name, model_folder
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,31 @@ class Pretrain(StageCommand):
 
 @dataclass(frozen=True)
 class Compress(StageCommand):
-    """Quantize the assistant's decoder to 4 bits as RUN/models/nano, and report size and validation loss of both."""
+    """Quantize a decoder to 4 bits. Without --name: the assistant's, as RUN/models/nano, with size and validation loss of both.
+
+    With --name: that of any finished model, as a model folder NAME beside it; FOLDER is then a run folder or a model folder, such as
+    an imported one. The flags below need --name.
+    """
+
+    name: str | None = None  # name of the new model
+    base: str = "assistant"  # name of the model to start from, in a run folder
+    group: int = 32  # values that share a scale
+    data: Path | None = None  # held-out documents: bits per byte and perplexity of their running text, before and after
 
     def __call__(self) -> None:
-        from alhena.pipeline import make_nano
+        if self.name is None:
+            from alhena.pipeline import make_nano
 
-        with self.open_run() as run:
-            make_nano(run, self.folder)
+            if self.data is not None:
+                raise ValueError("--data needs --name, the name of the new model")
+            with self.open_run() as run:
+                make_nano(run, self.folder)
+            return
+        from alhena.compress_folder import compress_folder
+        from alhena.own_data import run_of
+        from alhena.stages import locked
+
+        base = model_folder(self.folder, self.base)
+        check_name(self.name, base)
+        with locked(run_of(base)):
+            compress_folder(base, self.name, self.group, self.data)

@@ -18,13 +18,15 @@ class Chat:
     folder: Folder = DEFAULT_RUN  # a run folder or a model folder
     name: str = "assistant"  # name of the model, in a run folder
     ask: str | None = None  # answer this one question and exit
+    system: str | None = None  # an instruction to the model, before the first turn
+    think: bool = False  # let the model think before it answers, where it can
 
     def __call__(self) -> None:
         from alhena.serve.chat import chat
 
         # An interrupt that ends an answer does not end the chat.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        chat(model_folder(self.folder, self.name), ask=self.ask)
+        chat(model_folder(self.folder, self.name), self.ask, self.system, self.think)
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rich.progress import TaskID
 
-from alhena.content import Document, Image, Text
+from alhena.content import Document, Image, Text, Thought, ToolCall, call_text
 from alhena.evaluate.results import AnsweredQuestion, AnswerSet
 from alhena.evaluate.tasks import predicted_answer, reference, task_of
 from alhena.media import decode_image
 from alhena.progress import progress_bar
-from alhena.serve.engine import OUTPUT_BUCKETS, Answer, Engine
+from alhena.serve.buckets import OUTPUTS
+from alhena.serve.engine import Answer, Engine, Prompt
 from alhena.serve.sampler import IMAGE_GUIDANCE, Sampling
 from alhena.tokens.encode import Encoder
+from alhena.tokens.encoders import AnyEncoder
+from alhena.tokens.gemma_encoder import declared_tools, thinks
 from alhena.tokens.images import code_grid
 
 BATCH_SIZE = 32
@@ -31,13 +34,15 @@ def is_question(document: Document) -> bool:
     return len(document.contents) > 1 and document.contents[-1].role == "model"
 
 
-def _token_limit(encoder: Encoder, document: Document) -> int:
+def _token_limit(encoder: AnyEncoder, document: Document) -> int:
     """Tokens that a correct answer may take."""
     text_tokens, image_tokens = 0, 0
     for part in document.contents[-1].parts:
-        if isinstance(part, Text):
+        if isinstance(part, Text | Thought):
             text_tokens += len(encoder.tokenizer.encode(part.text))
-        elif isinstance(part, Image):
+        elif isinstance(part, ToolCall):
+            text_tokens += len(encoder.tokenizer.encode(call_text(part)))
+        elif isinstance(part, Image) and isinstance(encoder, Encoder):
             try:
                 height, width = decode_image(part.data).shape[:2]
             except ValueError:
@@ -47,12 +52,12 @@ def _token_limit(encoder: Encoder, document: Document) -> int:
     return math.ceil(FACTOR * text_tokens) + image_tokens + MARGIN
 
 
-def answer_limits(encoder: Encoder, documents: Sequence[Document]) -> dict[str, int]:
+def answer_limits(encoder: AnyEncoder, documents: Sequence[Document]) -> dict[str, int]:
     """Maximum tokens of an answer by task: one limit for a whole task, so that it reveals nothing about a single answer."""
     limits: dict[str, int] = {}
     for document in documents:
         task = task_of(document)
-        limits[task] = min(max(limits.get(task, MIN_TOKENS), _token_limit(encoder, document)), OUTPUT_BUCKETS[-1])
+        limits[task] = min(max(limits.get(task, MIN_TOKENS), _token_limit(encoder, document)), OUTPUTS[-1])
     return limits
 
 
@@ -62,10 +67,16 @@ def _sampling(document: Document, seed: int, limits: Mapping[str, int]) -> Sampl
     return Sampling(max_tokens=limits[task_of(document)], seed=seed, guidance=IMAGE_GUIDANCE if has_image else 1.0)
 
 
+def _prompt(engine: Engine, document: Document) -> Prompt:
+    """The turns before the answer, with the tools that the document declares; thinking where its answer has a thought."""
+    thinking = engine.encoder.thinks and thinks(document.contents)
+    return Prompt(document.contents[:-1], tuple(declared_tools(document)), thinking)
+
+
 def _generate(engine: Engine, documents: Sequence[Document], samplings: Sequence[Sampling]) -> list[Answer | str]:
     """The answer to each question, or the error message. A batch that fails is bisected until the bad document is isolated."""
     try:
-        return list(engine.generate([document.contents[:-1] for document in documents], samplings))
+        return list(engine.generate([_prompt(engine, document) for document in documents], samplings))
     except ValueError as error:
         if len(documents) == 1:
             return [str(error)]
@@ -84,7 +95,7 @@ def generate_answers(
     """
     limits = answer_limits(engine.encoder, documents)
     tasks = [task_of(document) for document in documents]
-    order = sorted(range(len(documents)), key=lambda i: (limits[tasks[i]] > OUTPUT_BUCKETS[0], tasks[i]))
+    order = sorted(range(len(documents)), key=lambda i: (limits[tasks[i]] > OUTPUTS[0], tasks[i]))
     out: dict[int, Answer | str] = {}
     for start in range(0, len(order), BATCH_SIZE):
         batch = order[start : start + BATCH_SIZE]

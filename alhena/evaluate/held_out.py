@@ -49,6 +49,11 @@ def _kind(document: Document) -> str:
     return "text" if text_of(document.contents).strip() else "it has no text"
 
 
+def is_running_text(document: Document) -> bool:
+    """Whether a document is text without turns and media."""
+    return _kind(document) == "text"
+
+
 def _answer_rows(answered: Sequence[AnsweredQuestion]) -> list[ReportRow]:
     rows = []
     for name in _row_names([question.document for question in answered]):

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from alhena import plots
-from alhena.content import Audio, Image, Text, Video
+from alhena.content import Audio, Image, Part, Text, Video, kind_of
 from alhena.evaluate.metrics import matches
 from alhena.evaluate.results import AnsweredQuestion, Evaluation, ReportRow
 from alhena.evaluate.tasks import BITS_PER_BYTE, task_of
@@ -112,7 +112,7 @@ def _waveform(samples: Float[np.ndarray, " samples"]) -> bytes:
     return plots.as_png(figure, transparent=True)
 
 
-def _part(part: object) -> str:
+def _part(part: Part) -> str:
     if isinstance(part, Image):
         return f'<img class="pixels" src="{_data_url(part.mime, part.data)}" alt="image">'
     if isinstance(part, Video):
@@ -121,7 +121,9 @@ def _part(part: object) -> str:
     if isinstance(part, Audio):
         player = f'<audio controls src="{_data_url(part.mime, part.data)}"></audio>'
         return _img(_waveform(decode_audio(part.data)), "wave", "waveform") + player
-    return f"<p>{html.escape(part.text[-160:])}</p>" if isinstance(part, Text) else ""
+    if isinstance(part, Text):
+        return f"<p>{html.escape(part.text[-160:])}</p>"
+    raise ValueError(f"the report cannot show a {kind_of(part)}")
 
 
 def _item(question: AnsweredQuestion) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from alhena.content import Document, Image, Text
+from alhena.content import Document, Image, Part, Text, ToolCall, call_text
 from alhena.corpus.starter.splits import COLORS, SHAPES
 from alhena.evaluate import metrics
 from alhena.evaluate.judges import colour_of, digit_judge, shape_of
@@ -93,18 +93,27 @@ def _judged_task(document: Document) -> str | None:
 
 
 def reference(document: Document) -> str:
-    """The reference answer as text: the text of the last turn, or the label of the image to be generated."""
+    """The reference answer as text: texts and tool calls of the last turn, or the label of the image to be generated."""
     task = _judged_task(document)
     if task is not None:
         return " ".join(str(document.facts[name]) for name in _TARGET_FACTS[task])
-    return " ".join(part.text for part in document.contents[-1].parts if isinstance(part, Text))
+    return " ".join(_written(document.contents[-1].parts))
 
 
-def predicted_answer(document: Document, parts: Sequence[object]) -> str:
-    """An answer as text to compare with the reference: its text, or the label that a judge gives to its first image."""
+def _written(parts: Sequence[Part]) -> list[str]:
+    """Texts, and tool calls as texts; thoughts are not part of what is compared."""
+    return [
+        call_text(part) if isinstance(part, ToolCall) else part.text
+        for part in parts
+        if isinstance(part, Text | ToolCall)
+    ]
+
+
+def predicted_answer(document: Document, parts: Sequence[Part]) -> str:
+    """An answer as text to compare with the reference: its texts and calls, or the label that a judge gives to its first image."""
     task = _judged_task(document)
     if task is None:
-        return "".join(part.text for part in parts if isinstance(part, Text))
+        return " ".join(_written(parts))
     images = [part for part in parts if isinstance(part, Image)]
     if not images:
         return "(no image)"

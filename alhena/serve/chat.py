@@ -10,22 +10,26 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.text import Text as Line
 
-from alhena.content import MEDIA, MIME_OF_SUFFIX, Content, Image, Part, Text
+from alhena.content import MEDIA, MIME_OF_SUFFIX, Content, Image, Part, Text, Thought, ToolCall, call_text
 from alhena.files import write_atomically
 from alhena.media import LIMITS, check, decode_image
-from alhena.serve.engine import Answer, Engine
+from alhena.serve.engine import Answer, Engine, Prompt
 from alhena.serve.sampler import IMAGE_GUIDANCE, Sampling
 from alhena.shapes import UInt8
 
 HELP = """Write a question. Paths of files in it are sent with it (png, jpg, webp, wav, flac, mp3, ogg, mp4, webm).
 /reset begins a new conversation   /help shows this   /quit ends the chat"""
+
+# Of one answer.
+MAX_TOKENS = 1024
 
 KINDS = {suffix: (mime.split("/")[0], mime) for suffix, mime in MIME_OF_SUFFIX.items()}
 
@@ -131,73 +135,102 @@ def save(data: bytes, folder: Path) -> Path:
     return path
 
 
-def stream_answer(
-    engine: Engine, contents: list[Content], console: Console, folder: Path, sampling: Sampling
-) -> Content:
-    """Streams one answer to the console; images are saved in ``folder``."""
-    answer: Answer | None = None
-    for item in engine.stream(contents, sampling):
-        if isinstance(item, Answer):
-            answer = item
-        elif isinstance(item, Text):
-            console.print(item.text, end="", markup=False, highlight=False, soft_wrap=True)
-        elif isinstance(item, Image):
-            path = save(item.data, folder)
-            if console.is_terminal:
-                console.print(half_blocks(decode_image(item.data)))
-            console.print(f"saved as {path}", highlight=False)
-    # A stream ends with its answer.
-    assert answer is not None
-    console.print("" if answer.finish == "stop" else " …")
-    return answer.content
+@dataclass(frozen=True)
+class Chat:
+    """A chat in the terminal: the engine, where its answers are printed and its images saved, and how they are sampled."""
 
+    engine: Engine
+    console: Console
+    sampling: Sampling
+    image_folder: Path = Path(".")
+    system: str | None = None
+    thinking: bool = False
 
-def chat(
-    folder: Path,
-    ask: str | None = None,
-    image_folder: Path = Path("."),
-    sampling: Sampling = Sampling(max_tokens=128, guidance=IMAGE_GUIDANCE),
-) -> None:
-    """Reads and answers lines until ``/quit`` or the end of input; with ``ask``, answers that question only."""
-    console, engine = Console(), Engine.load(folder)
-    contents: list[Content] = []
-    if ask is not None:
-        stream_answer(engine, [Content("user", read_line(ask))], console, image_folder, sampling)
-        return
-    if sys.stdin.isatty():
-        console.print(f"[bold]{engine.name}[/bold] of {folder}. {HELP}")
-    while True:
+    def prompt(self, contents: Sequence[Content]) -> Prompt:
+        system = (Content("system", (Text(self.system),)),) if self.system else ()
+        return Prompt((*system, *contents), thinking=self.thinking)
+
+    def stream_answer(self, contents: Sequence[Content]) -> Content:
+        """Streams one answer to the console; images are saved. Returns the turn of the model."""
+        answer: Answer | None = None
+        previous: Part | None = None
+        for item in self.engine.stream(self.prompt(contents), self.sampling):
+            if isinstance(item, Answer):
+                answer = item
+                continue
+            if previous is not None and type(previous) is not type(item):
+                self.console.print()
+            self._print(item)
+            previous = item
+        # A stream ends with its answer.
+        assert answer is not None
+        self.console.print("" if answer.finish == "stop" else " …")
+        return answer.content
+
+    def _print(self, part: Part) -> None:
+        if isinstance(part, Text | Thought):
+            style = "dim" if isinstance(part, Thought) else None
+            self.console.print(part.text, end="", style=style, markup=False, highlight=False, soft_wrap=True)
+        elif isinstance(part, Image):
+            path = save(part.data, self.image_folder)
+            if self.console.is_terminal:
+                self.console.print(half_blocks(decode_image(part.data)))
+            self.console.print(f"saved as {path}", highlight=False)
+        elif isinstance(part, ToolCall):
+            self.console.print(f"calls {call_text(part)}", style="cyan", markup=False, highlight=False, end="")
+
+    def reply(self, contents: list[Content], line: str) -> list[Content]:
+        """The conversation with one more turn; unchanged when the line cannot be read or answered."""
         try:
-            line = console.input("[bold]you[/bold]    " if sys.stdin.isatty() else "").strip()
-        except EOFError:
-            return
-        except UnicodeDecodeError as error:
-            _print_error(console, f"the line is not text: {error}")
-            continue
-        if line == "/quit":
-            return
-        if line in ("/help", "/reset"):
-            contents = [] if line == "/reset" else contents
-            console.print(HELP if line == "/help" else "A new conversation.")
-        elif line:
-            contents = _reply(engine, contents, line, console, image_folder, sampling)
+            conversation = [*contents, Content("user", read_line(line))]
+            self.console.print("[bold]model[/bold]  ", end="")
+            answer = self.stream_answer(conversation)
+            if any(isinstance(part, ToolCall) for part in answer.parts):
+                raise ValueError("this chat runs no tools: the turn is left out of the conversation")
+            return [*conversation, answer]
+        except (ValueError, OSError, RuntimeError) as error:
+            hint = "; /reset begins a new conversation" if contents and "at most" in str(error) else ""
+            _print_error(self.console, f"{error}{hint}")
+        except KeyboardInterrupt:
+            _print_error(self.console, " (stopped)")
+        return contents
+
+    def run(self, folder: Path) -> None:
+        """Reads and answers lines until ``/quit`` or the end of input."""
+        contents: list[Content] = []
+        if sys.stdin.isatty():
+            self.console.print(f"[bold]{self.engine.name}[/bold] of {folder}. {HELP}")
+        while True:
+            try:
+                line = self.console.input("[bold]you[/bold]    " if sys.stdin.isatty() else "").strip()
+            except EOFError:
+                return
+            except UnicodeDecodeError as error:
+                _print_error(self.console, f"the line is not text: {error}")
+                continue
+            if line == "/quit":
+                return
+            if line in ("/help", "/reset"):
+                contents = [] if line == "/reset" else contents
+                self.console.print(HELP if line == "/help" else "A new conversation.")
+            elif line:
+                contents = self.reply(contents, line)
+
+
+def chat(folder: Path, ask: str | None = None, system: str | None = None, thinking: bool = False) -> None:
+    """Chats with the model of a folder; with ``ask``, answers that question only.
+
+    ``system`` is the instruction before the first turn; with ``thinking`` the model thinks before it answers.
+    """
+    engine = Engine.load(folder)
+    guidance = 1.0 if engine.image_decoder is None else IMAGE_GUIDANCE
+    sampling = replace(engine.default_sampling, max_tokens=MAX_TOKENS, guidance=guidance)
+    session = Chat(engine, Console(), sampling, system=system, thinking=thinking)
+    if ask is not None:
+        session.stream_answer([Content("user", read_line(ask))])
+    else:
+        session.run(folder)
 
 
 def _print_error(console: Console, message: str) -> None:
     console.print(message.encode("utf-8", "backslashreplace").decode(), style="red", markup=False, highlight=False)
-
-
-def _reply(
-    engine: Engine, contents: list[Content], line: str, console: Console, image_folder: Path, sampling: Sampling
-) -> list[Content]:
-    """The conversation with one more turn; unchanged when the line cannot be read or answered."""
-    try:
-        conversation = [*contents, Content("user", read_line(line))]
-        console.print("[bold]model[/bold]  ", end="")
-        return [*conversation, stream_answer(engine, conversation, console, image_folder, sampling)]
-    except (ValueError, OSError, RuntimeError) as error:
-        hint = "; /reset begins a new conversation" if contents and "at most" in str(error) else ""
-        _print_error(console, f"{error}{hint}")
-    except KeyboardInterrupt:
-        _print_error(console, " (stopped)")
-    return contents

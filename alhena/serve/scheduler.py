@@ -11,16 +11,16 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from typing import Protocol, runtime_checkable
 
 from alhena.batch import Example
-from alhena.content import Content, Part
-from alhena.serve.engine import Answer
+from alhena.content import Part
+from alhena.serve.engine import Answer, Prompt
 from alhena.serve.gemini.fields import WireError, overloaded
 from alhena.serve.sampler import Sampling
-from alhena.tokens.encode import Encoder
+from alhena.tokens.encoders import AnyEncoder
 
 MAX_WAITING = 64
 # Tokens generated between two checks for cancellation, where the answer is not streamed.
@@ -35,9 +35,15 @@ class StreamingEngine(Protocol):
     """What the server needs of an engine: to encode prompts and to stream answers."""
 
     @property
-    def encoder(self) -> Encoder: ...
+    def encoder(self) -> AnyEncoder: ...
 
-    def encode(self, contents: Sequence[Content], sequences: int = 1) -> Example: ...
+    @property
+    def default_sampling(self) -> Sampling: ...
+
+    @property
+    def max_prompt_tokens(self) -> int: ...
+
+    def encode(self, prompt: Prompt, sampling: Sampling) -> Example: ...
 
     def stream(
         self, prompt: Example, sampling: Sampling, stride: int, cancelled: Callable[[], bool]

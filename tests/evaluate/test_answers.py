@@ -17,7 +17,8 @@ from alhena.evaluate.results import ReportRow
 from alhena.files import read_json
 from alhena.model import config, image_tokenizer
 from alhena.model.weights import save_model
-from alhena.serve.engine import OUTPUT_BUCKETS, Engine
+from alhena.serve import buckets
+from alhena.serve.engine import Engine
 from tests.conftest import random_audio, random_image
 
 
@@ -48,7 +49,7 @@ def test_the_limit_follows_from_the_longest_reference_of_a_task(encoder):
     limits = answer_limits(encoder, documents)
     assert limits["one"] == MIN_TOKENS
     assert limits["poem"] > len(encoder.tokenizer.encode(poem)) > 100
-    assert answer_limits(encoder, [question("x" * 50_000)])["one"] == OUTPUT_BUCKETS[-1]
+    assert answer_limits(encoder, [question("x" * 50_000)])["one"] == buckets.OUTPUTS[-1]
     image = Document((Content("user", (Text("Draw."),)), Content("model", (random_image(0, 64, 64),))), "d", "drawing")
     assert answer_limits(encoder, [image])["drawing"] >= 64 + 4
 

@@ -12,7 +12,7 @@ import pytest
 from alhena.content import Content, Document, Text
 from alhena.evaluate.scoring import WINDOW_TOKENS, text_nats
 from alhena.model import config, image_tokenizer, model
-from alhena.serve.engine import Engine
+from alhena.serve.engine import Engine, ImageDecoder
 from alhena.tokens.loader import padded_batch
 
 
@@ -20,7 +20,7 @@ def test_nats_are_those_of_the_capped_logits(tiny, encoder):
     params, c = tiny
     c = replace(c, decoder=replace(c.decoder, final_logit_softcap=0.5))
     image = config.ImageTokenizer((16,), (4,), 8)
-    engine = Engine(params, c, encoder, image_tokenizer.init(jax.random.key(0), image), image, "tiny")
+    engine = Engine(params, c, encoder, ImageDecoder(image_tokenizer.init(jax.random.key(0), image), image), "tiny")
     document = Document((Content("document", (Text("Draw a blue star. x 12 y 34"),)),), "0", "mine")
     nats, _, _ = text_nats(engine, [document])
     batch = padded_batch(encoder.encode(document, WINDOW_TOKENS), WINDOW_TOKENS, 0, 0)

@@ -6,10 +6,11 @@ import io
 import sys
 
 import pytest
+from rich.console import Console
 
-from alhena.content import Image, Text
+from alhena.content import Content, Image, Text
 from alhena.media import decode_image
-from alhena.serve.chat import chat, read_line
+from alhena.serve.chat import Chat, chat, read_line
 from alhena.serve.sampler import Sampling
 from tests.conftest import random_image
 
@@ -66,17 +67,26 @@ def test_a_path_that_cannot_be_read_is_an_error(here, line, error):
         read_line(line)
 
 
-def test_chat_continues_after_images_and_bad_lines(tiny_folder, here, capsys, monkeypatch):
+def session(engine, folder):
+    return Chat(engine, Console(), Sampling(max_tokens=80, image_first=True), folder)
+
+
+def test_chat_continues_after_images_and_bad_lines(tiny_engine, here, capsys, monkeypatch):
     lines = "Draw a red circle.\nWhat is gone.png?\n[/red] [bold x.png\n\ud800\nAnother.\n/reset\n/quit\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
-    chat(tiny_folder, image_folder=here, sampling=Sampling(max_tokens=80, image_first=True))
+    session(tiny_engine, here).run(here)
     out = capsys.readouterr().out
     assert out.count("saved as") == 2
     assert out.count("there is no such file") == 2
     assert decode_image((here / "alhena-002.png").read_bytes()).ndim == 3
 
 
-def test_one_question_is_answered(tiny_folder, here, capsys):
-    chat(tiny_folder, "Draw a red circle.", here, Sampling(max_tokens=80, image_first=True))
+def test_an_answer_is_printed_and_its_image_saved(tiny_engine, here, capsys):
+    session(tiny_engine, here).stream_answer([Content("user", (Text("Draw a red circle."),))])
     assert decode_image((here / "alhena-001.png").read_bytes()).ndim == 3
     assert "saved as" in capsys.readouterr().out
+
+
+def test_what_the_model_cannot_do_is_an_error(tiny_folder):
+    with pytest.raises(ValueError, match="does not think"):
+        chat(tiny_folder, "Draw a red circle.", thinking=True)

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alhena.content import Image, Part, Text
-from alhena.serve.detokenize import Detokenizer, join
+from alhena.serve.detokenize import Detokenizer
+from alhena.tokens.text_stream import join
 
 
 def decode_codes(codes: np.ndarray) -> Image:

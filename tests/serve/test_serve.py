@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import httpx
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,9 @@ from alhena.content import Content, Image, Text
 from alhena.media import decode_image
 from alhena.model import model
 from alhena.serve import image_grammar
-from alhena.serve.engine import MAX_OUTPUT_TOKENS, Answer, Engine, _decode
+from alhena.serve.buckets import MAX_OUTPUT_TOKENS
+from alhena.serve.engine import Answer, Engine, _decode
+from alhena.serve.gemini.app import example_request
 from alhena.serve.sampler import Sampling, sample, stack
 from alhena.tokens.loader import padded_batch
 from alhena.tokens.vocabulary import Vocabulary
@@ -118,7 +122,9 @@ def test_guided_codes_are_those_of_the_guided_logits_of_the_full_forward_pass(en
     state, options = engine._start(
         prompts[:1], [Sampling(max_tokens=70, image_first=True, guidance=strength, aspect=2.0)]
     )
-    tokens = np.asarray(_decode(engine.params, engine.config, v, state, options, MAX_OUTPUT_TOKENS).tokens[0])
+    tokens = np.asarray(
+        _decode(engine.params, engine.config, engine.constraints, state, options, MAX_OUTPUT_TOKENS).tokens[0]
+    )
     codes = np.flatnonzero([v.is_code(t) for t in tokens.tolist()])
     assert len(codes) == 60
     tokens = tokens[: codes[-1] + 1]
@@ -186,6 +192,11 @@ def test_the_sdk_receives_an_image(client):
     blob = answer.candidates[0].content.parts[0].inline_data
     assert blob.mime_type == "image/png"
     assert decode_image(blob.data).shape[:2] == (48, 80)
+
+
+def test_the_example_of_the_start_is_one_that_the_model_can_answer(engine):
+    assert "Draw" in example_request(engine)
+    assert "Draw" not in example_request(replace(engine, image_decoder=None))
 
 
 def test_the_sdk_lists_the_model(client):

@@ -14,7 +14,8 @@ from google import genai
 from google.genai import types
 
 from alhena.content import Content, Text
-from alhena.serve.engine import MAX_OUTPUT_TOKENS, Answer, sequences_per_answer
+from alhena.serve.buckets import MAX_OUTPUT_TOKENS
+from alhena.serve.engine import Answer
 from alhena.serve.gemini import connections
 from alhena.serve.gemini.app import listen
 from alhena.serve.gemini.connections import Hosts
@@ -37,6 +38,7 @@ class Endless:
 
     def __init__(self, engine) -> None:
         self.encode, self.encoder, self.begun, self.cancelled = engine.encode, engine.encoder, 0, 0
+        self.default_sampling, self.max_prompt_tokens = engine.default_sampling, engine.max_prompt_tokens
 
     def stream(self, prompt, sampling, stride, cancelled):
         self.begun += 1
@@ -231,7 +233,7 @@ def test_images_that_take_too_much_memory_together_are_refused(tiny_engine):
     with pytest.raises(ValueError, match=r"10,240 patches; at most 4,096"):
         tiny_engine.encode(
             [Content("user", tuple(random_image(i, 128, 128) for i in range(40)))],
-            sequences_per_answer(Sampling(guidance=3)),
+            Sampling(guidance=3),
         )
 
 

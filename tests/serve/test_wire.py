@@ -7,9 +7,11 @@ import json
 
 import pytest
 
-from alhena.content import Audio, Content, Image, Text
+from alhena.content import Audio, Content, Image, Text, Thought, Tool, ToolCall, ToolResult
 from alhena.serve.engine import Answer
 from alhena.serve.gemini.fields import MAX_STRUCTURE, WireError, parse_json
+from alhena.serve.gemini.generation_config import Thinking
+from alhena.serve.gemini.parts import write_part
 from alhena.serve.gemini.wire import read_count_request, read_request, write_response
 from alhena.serve.sampler import IMAGE_GUIDANCE, Sampling
 from tests.conftest import random_image
@@ -17,6 +19,9 @@ from tests.conftest import random_image
 DEFAULT = Sampling(max_tokens=256)
 PNG = random_image(1).data
 DATA = base64.b64encode(PNG).decode()
+
+
+HI = Content("user", (Text("hi"),))
 
 
 def read(body):
@@ -48,14 +53,14 @@ def image_request(mime="image/png", data=DATA, **more):
     ],
 )  # fmt: skip
 def test_every_encoding_of_an_image_is_read(body):
-    assert read(body).contents == (Content("user", (Image(PNG, "image/png"),)),)
+    assert read(body).prompt.contents == (Content("user", (Image(PNG, "image/png"),)),)
 
 
 @pytest.mark.parametrize(
     "contents", ["hi", {"parts": "hi"}, ["hi"], [{"parts": {"text": "hi"}}], [{"role": "user", "parts": ["hi"]}]]
 )
 def test_a_single_object_or_string_is_read_as_a_list(contents):
-    assert read({"contents": contents}).contents == (Content("user", (Text("hi"),)),)
+    assert read({"contents": contents}).prompt.contents == (Content("user", (Text("hi"),)),)
 
 
 def test_consecutive_turns_of_one_role_are_merged():
@@ -68,17 +73,17 @@ def test_consecutive_turns_of_one_role_are_merged():
     ]
     model = Content("model", (Text("Hello"), Image(PNG)))
     merged = (Content("user", (Text("a"), Text("b"))), model, Content("user", (Text("c"),)))
-    assert read({"contents": turns}).contents == merged
-    assert read_count_request({"contents": turns[:-1]}, "tiny", DEFAULT).contents == merged[:-1]
+    assert read({"contents": turns}).prompt.contents == merged
+    assert read_count_request({"contents": turns[:-1]}, "tiny", DEFAULT).prompt.contents == merged[:-1]
     whole = {"generateContentRequest": {"model": "models/tiny", "contents": turns}}
-    assert read_count_request(whole, "tiny", DEFAULT).contents == merged
+    assert read_count_request(whole, "tiny", DEFAULT).prompt.contents == merged
 
 
 @pytest.mark.parametrize("role", ["user", "system", None])
-def test_a_system_instruction_goes_before_the_first_turn(role):
+def test_a_system_instruction_is_the_first_turn(role):
     body = request(systemInstruction={"role": role, "parts": [{"text": "Be brief."}]})
-    assert read(body).contents == (Content("user", (Text("Be brief."), Text("\n"), Text("hi"))),)
-    assert read(request(system_instruction="Be brief.")).contents == read(body).contents
+    assert read(body).prompt.contents == (Content("system", (Text("Be brief."),)), HI)
+    assert read(request(system_instruction="Be brief.")).prompt.contents == read(body).prompt.contents
 
 
 @pytest.mark.parametrize(
@@ -109,8 +114,12 @@ FUNCTION = {"functionDeclarations": [{"name": "f"}]}
 @pytest.mark.parametrize(
     ("body", "named"),
     [
-        (request(tools=[FUNCTION]), "tools"),
-        (request(tool_config={"functionCallingConfig": {"mode": "ANY"}}), "toolConfig"),
+        (request(tools=[{"googleSearch": {}}]), "tools[0].googleSearch"),
+        (request(tools=[FUNCTION, FUNCTION]), "twice"),
+        (request(tools=[{"functionDeclarations": [{"name": "no name"}]}]), "tools[0].functionDeclarations[0].name"),
+        (request(tools=[{"functionDeclarations": [{"name": "f", "response": 3}]}]), "response must be"),
+        (request(tool_config={"functionCallingConfig": {"mode": "ANY"}}), "toolConfig.functionCallingConfig.mode"),
+        (request(tool_config={"functionCallingConfig": {"allowedFunctionNames": ["f"]}}), "allowedFunctionNames"),
         (request(cachedContent="cachedContents/x"), "cachedContent"),
         (request(safetySettings=[{"category": "X", "threshold": "BLOCK_LOW_AND_ABOVE"}]), "safetySettings[0].threshold"),
         (request(fly=1), "'fly'"),
@@ -131,7 +140,10 @@ FUNCTION = {"functionDeclarations": [{"name": "f"}]}
         (image_request(data="AAAAA"), "contents[0].parts[0].inlineData.data"),
         (image_request(data="AA*A"), "contents[0].parts[0].inlineData.data"),
         (image_request(data="é"), "contents[0].parts[0].inlineData.data"),
-        (request(contents=[{"parts": [{"functionCall": {"name": "f"}}]}]), "contents[0].parts[0].functionCall"),
+        (request(contents=[{"parts": [{"functionCall": {"name": "f"}}]}]), "contents[0]: a functionCall"),
+        (request(contents=[{"parts": [{"text": "x", "thought": True}]}]), "contents[0]: a functionCall or a thought"),
+        (request(contents=[{"role": "model", "parts": [{"functionResponse": {"name": "f"}}]}]), "contents[0]: a functionResponse"),
+        (request(contents=[{"parts": [{"functionResponse": {"name": "f", "response": 3}}]}]), "functionResponse.response"),
         (request(contents=[{"parts": [{"fileData": {"fileUri": "x"}}]}]), "contents[0].parts[0].fileData"),
         (request(contents=[{"parts": [{"text": "\ud800"}]}]), "contents[0].parts[0].text"),
         (request(contents=[{"parts": [{"\ud800": 1}]}]), "contents[0].parts[0]"),
@@ -158,7 +170,9 @@ def test_unsupported_fields_are_refused_by_name(body, named):
         ({"presencePenalty": 0.5}, "presencePenalty"),
         ({"responseModalities": ["AUDIO"]}, "AUDIO"),
         ({"speechConfig": {"voiceConfig": {}}}, "speechConfig"),
-        ({"thinkingConfig": {"includeThoughts": True}}, "includeThoughts"),
+        ({"thinkingConfig": {"thinkingBudget": -2}}, "thinkingBudget"),
+        ({"thinkingConfig": {"thinkingLevel": "DEEP"}}, "thinkingLevel"),
+        ({"thinkingConfig": {"thinkingLevel": "HIGH", "thinkingBudget": -1}}, "exclude each other"),
         ({"thinkingConfig": {"depth": 1}}, "depth"),
         ({"mediaResolution": "MEDIA_RESOLUTION_LOW"}, "mediaResolution"),
         ({"imageConfig": {"imageSize": "4K"}}, "imageSize"),
@@ -196,6 +210,50 @@ def test_invalid_json_is_refused(data):
     assert len(error.value.message) < 2000
 
 
+def test_functions_calls_and_results_are_read():
+    schema = {"type": "OBJECT", "properties": {"city": {"type": "STRING"}}}
+    call = {"functionCall": {"name": "weather", "args": {"city": "Bern"}, "id": "7"}}
+    result = {"functionResponse": {"name": "weather", "response": {"temp": 21}, "id": "7"}}
+    body = {
+        "tools": [{"functionDeclarations": [{"name": "weather", "description": "d", "parameters": schema}]}],
+        "contents": [
+            {"role": "user", "parts": [{"text": "hi"}]},
+            {"role": "model", "parts": [{"text": "hm", "thought": True}, call]},
+            {"role": "user", "parts": [result, {"text": "and?"}]},
+        ],
+    }
+    prompt = read(body).prompt
+    assert prompt.tools == (Tool("weather", "d", schema),)
+    assert prompt.contents == (
+        HI,
+        Content("model", (Thought("hm"), ToolCall("weather", {"city": "Bern"}, "7"))),
+        Content("tool", (ToolResult("weather", {"temp": 21}, id="7"),)),
+        Content("user", (Text("and?"),)),
+    )
+    assert read({**body, "toolConfig": {"functionCallingConfig": {"mode": "NONE"}}}).prompt.tools == ()
+    assert [write_part(part) for part in prompt.contents[1].parts] == body["contents"][1]["parts"]
+
+
+@pytest.mark.parametrize(
+    ("thinking", "expected"),
+    [
+        ({}, Thinking.OFF),
+        ({"thinkingBudget": 0}, Thinking.OFF),
+        ({"thinkingLevel": "MINIMAL"}, Thinking.OFF),
+        ({"thinkingBudget": 512, "includeThoughts": True}, Thinking.LIMITED),
+        ({"thinkingBudget": -1}, Thinking.HIDDEN),
+        ({"thinkingLevel": "high"}, Thinking.HIDDEN),
+        ({"includeThoughts": True, "thinkingBudget": -1}, Thinking.INCLUDED),
+        ({"includeThoughts": True}, Thinking.IF_ANY),
+        ({"includeThoughts": True, "thinkingBudget": 0}, Thinking.OFF),
+    ],
+)
+def test_thinking_is_read(thinking, expected):
+    parsed = read(request(generationConfig={"thinkingConfig": thinking}))
+    assert parsed.thinking is expected
+    assert parsed.prompt.thinking is (expected not in (Thinking.OFF, Thinking.LIMITED))
+
+
 def test_every_response_has_a_part():
     answer = Answer(Content("model", ()), "stop", 3, 1)
     last = write_response((), "tiny", answer)["candidates"][0]
@@ -204,7 +262,7 @@ def test_every_response_has_a_part():
 
 
 def part(mime, data):
-    return read(image_request(mime, base64.b64encode(data).decode())).contents[0].parts[0]
+    return read(image_request(mime, base64.b64encode(data).decode())).prompt.contents[0].parts[0]
 
 
 WAV = b"RIFF\0\0\0\0WAVEfmt "

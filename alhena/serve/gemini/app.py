@@ -16,10 +16,10 @@ import json
 import os
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -33,16 +33,18 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from alhena.batch import Example
-from alhena.content import Part
+from alhena.content import Part, Thought
 from alhena.media import limit_memory, machine_memory
-from alhena.serve.engine import MAX_OUTPUT_TOKENS, TOKEN_BUCKETS, Answer, Engine, sequences_per_answer
+from alhena.serve.buckets import MAX_OUTPUT_TOKENS
+from alhena.serve.engine import Answer, Engine
 from alhena.serve.gemini.connections import Bodies, Guard, Hosts, Protocol
-from alhena.serve.gemini.fields import WireError, overloaded, parse_json
-from alhena.serve.gemini.wire import GenerateRequest, count_modalities, read_count_request, read_request, write_response
+from alhena.serve.gemini.fields import WireError, not_offered, overloaded, parse_json
+from alhena.serve.gemini.generation_config import Thinking
+from alhena.serve.gemini.wire import GenerateRequest, read_count_request, read_request, write_response
 from alhena.serve.sampler import Sampling
 from alhena.serve.scheduler import STRIDE, Generation, Scheduler, StreamingEngine
+from alhena.serve.usage import count_modalities
 
-DEFAULT = Sampling(temperature=0.0, max_tokens=256)
 METHODS = ("generateContent", "streamGenerateContent", "countTokens")
 # Requests that wait to be parsed and encoded.
 MAX_PARSING = 64
@@ -54,15 +56,26 @@ STATUSES = {404: "NOT_FOUND", 405: "UNIMPLEMENTED", 500: "INTERNAL"}
 Parse = Callable[[Any, str, Sampling], GenerateRequest]
 
 
-def _model_info(name: str) -> dict[str, Any]:
+def _model_info(name: str, engine: StreamingEngine) -> dict[str, Any]:
+    default = engine.default_sampling
     return {
         "name": f"models/{name}",
         "displayName": f"Alhena {name}",
         "version": "1",
         "supportedGenerationMethods": list(METHODS),
-        "inputTokenLimit": TOKEN_BUCKETS[-1],
+        "inputTokenLimit": engine.max_prompt_tokens,
         "outputTokenLimit": MAX_OUTPUT_TOKENS,
+        "temperature": default.temperature,
+        "topP": default.top_p,
+        "topK": default.top_k,
+        "thinking": engine.encoder.thinks,
     }
+
+
+def _visible(parts: Sequence[Part], request: GenerateRequest) -> tuple[Part, ...]:
+    """The parts that a response has: thoughts only where they are requested."""
+    is_included = request.thinking in (Thinking.INCLUDED, Thinking.IF_ANY)
+    return tuple(p for p in parts if is_included or not isinstance(p, Thought))
 
 
 class _Calls:
@@ -84,9 +97,13 @@ class _Calls:
             self._parsing -= 1
 
     def _read(self, data: bytearray, parse: Parse) -> tuple[GenerateRequest, Example]:
-        request = parse(parse_json(data), self.name, DEFAULT)
+        request, thinks = parse(parse_json(data), self.name, self.engine.default_sampling), self.engine.encoder.thinks
+        if request.thinking is Thinking.IF_ANY and not thinks:
+            request = replace(request, prompt=replace(request.prompt, thinking=False))
+        if request.thinking is Thinking.LIMITED and thinks:
+            raise not_offered("generationConfig.thinkingConfig.thinkingBudget", " but as 0 (off) or -1 (unlimited)")
         try:
-            return request, self.engine.encode(request.contents, sequences_per_answer(request.sampling))
+            return request, self.engine.encode(request.prompt, request.sampling)
         except ValueError as error:
             raise request.locate_error(error) from None
 
@@ -95,7 +112,7 @@ class _Calls:
         return JSONResponse({"totalTokens": len(example.tokens)})
 
     def modalities(self, example: Example) -> dict[str, int]:
-        return count_modalities(example.tokens.tolist(), self.engine.encoder.vocabulary)
+        return count_modalities(example.tokens, self.engine.encoder)
 
     async def generate(self, data: bytearray) -> Response:
         request, example = await self.read(data, read_request)
@@ -104,20 +121,23 @@ class _Calls:
             answer = await generation.answer()
         finally:
             generation.cancel()
-        return JSONResponse(write_response(answer.content.parts, self.name, answer, self.modalities(example)))
+        parts = _visible(answer.content.parts, request)
+        return JSONResponse(write_response(parts, self.name, answer, self.modalities(example)))
 
     async def stream(self, data: bytearray, sse: bool) -> Response:
         """Parses and queues before the stream begins, so that a refused request gets an HTTP status of its own."""
         request, example = await self.read(data, read_request)
         generation = self.scheduler.submit(example, request.sampling)
-        return _Stream(generation, _events(generation, self.name, self.modalities(example)), sse)
+        return _Stream(generation, _events(generation, request, self.name, self.modalities(example)), sse)
 
     def stop(self) -> None:
         self._parser.shutdown(wait=False, cancel_futures=True)
         self.scheduler.stop()
 
 
-async def _events(generation: Generation, name: str, prompt: Mapping[str, int]) -> AsyncIterator[dict[str, Any]]:
+async def _events(
+    generation: Generation, request: GenerateRequest, name: str, prompt: Mapping[str, int]
+) -> AsyncIterator[dict[str, Any]]:
     """Events of a generation, each one behind: the last one then has a part, the finish reason and the token counts."""
     pending: Part | None = None
     try:
@@ -125,6 +145,8 @@ async def _events(generation: Generation, name: str, prompt: Mapping[str, int]) 
             if isinstance(item, Answer):
                 yield write_response((pending,) if pending else (), name, item, prompt)
                 return
+            if not _visible((item,), request):
+                continue
             if pending:
                 yield write_response((pending,), name, None)
             pending = item
@@ -222,12 +244,12 @@ def create_app(engine: StreamingEngine, name: str, hosts: Hosts = Hosts(), max_r
     @app.get("/{version}/models")
     async def models(version: str) -> dict[str, Any]:
         check(version, name)
-        return {"models": [_model_info(name)]}
+        return {"models": [_model_info(name, engine)]}
 
     @app.get("/{version}/models/{model}")
     async def model_card(version: str, model: str) -> dict[str, Any]:
         check(version, model)
-        return _model_info(name)
+        return _model_info(name, engine)
 
     @app.post("/{version}/models/{call}", response_model=None)
     async def call(version: str, call: str, request: Request) -> Response:
@@ -293,7 +315,7 @@ def serve(folder: Path, where: Listening = Listening()) -> None:
             f"{engine.name} answers at {url}\n"
             "  from google import genai\n"
             f'  client = genai.Client(api_key="any", http_options={{"base_url": "{url}"}})\n'
-            f'  client.models.generate_content(model="{engine.name}", contents="Draw a red circle.")',
+            f'  client.models.generate_content(model="{engine.name}", contents="{example_request(engine)}")',
             flush=True,
         )
         hosts = Hosts.serving(where.host, where.allow_hosts)
@@ -301,6 +323,11 @@ def serve(folder: Path, where: Listening = Listening()) -> None:
             make_server(create_app(engine, engine.name, hosts, where.limit_concurrency)).run([listener])
         finally:
             _end_process()
+
+
+def example_request(engine: Engine) -> str:
+    """A request that the model can answer."""
+    return "Write a short poem." if engine.image_decoder is None else "Draw a red circle."
 
 
 def _limit_process_memory() -> None:

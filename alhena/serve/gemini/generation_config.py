@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from enum import Enum
 from typing import Any
 
 from alhena.serve.gemini.fields import (
@@ -35,6 +36,7 @@ KNOWN = (
 # This server blocks nothing: these thresholds are the only ones it supports.
 NEVER_BLOCK = ("BLOCK_NONE", "OFF")
 MAX_TOKENS = 1 << 20
+UNSPECIFIED_LEVEL = "THINKING_LEVEL_UNSPECIFIED"
 
 
 def _aspect(config: Fields, default: float | None) -> float | None:
@@ -63,19 +65,41 @@ def _modalities(config: Fields) -> list[str]:
     return values
 
 
-def _thinking(config: Fields) -> None:
-    """Accepts every thinking budget, since the model does not think; refuses a request for its thoughts."""
+class Thinking(Enum):
+    """Whether the model thinks before it answers, and whether its thoughts are part of the response."""
+
+    OFF = "off"
+    # Up to a number of tokens: that holds for a model that does not think.
+    LIMITED = "limited"
+    HIDDEN = "hidden"
+    INCLUDED = "included"
+    # Where the model can think: clients ask for thoughts without knowing whether there are any.
+    IF_ANY = "if any"
+
+
+def read_thinking(value: Any) -> Thinking:
+    """The thinkingConfig of a generationConfig: off by default. Raises WireError for a budget or level that cannot be kept."""
     where = f"{WHERE}.thinkingConfig"
+    config = read_object({} if value is None else value, WHERE, KNOWN)
     thinking = read_object(
         config.get("thinkingConfig", {}), where, ("includeThoughts", "thinkingBudget", "thinkingLevel")
     )
-    if read_flag(thinking, where, "includeThoughts"):
-        raise not_offered(f"{where}.includeThoughts", ": the model does not think")
-    if read_integer(thinking, where, "thinkingBudget", 0) < -1:
+    budget = read_integer(thinking, where, "thinkingBudget", 0)
+    has_budget = thinking.get("thinkingBudget") is not None
+    if budget < -1:
         raise WireError(400, f"{where}.thinkingBudget must be -1 or more")
-    level = read_string(thinking.get("thinkingLevel", "MINIMAL"), f"{where}.thinkingLevel", 64).upper()
-    if level not in ("MINIMAL", "THINKING_LEVEL_UNSPECIFIED"):
-        raise not_offered(f"{where}.thinkingLevel", f" as {level}: the model does not think")
+    level = read_string(thinking.get("thinkingLevel", UNSPECIFIED_LEVEL), f"{where}.thinkingLevel", 64).upper()
+    if level not in (UNSPECIFIED_LEVEL, "MINIMAL", "LOW", "MEDIUM", "HIGH"):
+        raise WireError(400, f"{where}.thinkingLevel is {level}; there are MINIMAL, LOW, MEDIUM and HIGH")
+    if has_budget and level != UNSPECIFIED_LEVEL:
+        raise WireError(400, f"{where}: thinkingBudget and thinkingLevel exclude each other")
+    is_included = read_flag(thinking, where, "includeThoughts")
+    if budget > 0:
+        return Thinking.LIMITED
+    if budget == -1 or level in ("LOW", "MEDIUM", "HIGH"):
+        return Thinking.INCLUDED if is_included else Thinking.HIDDEN
+    is_off = has_budget or level == "MINIMAL"
+    return Thinking.IF_ANY if is_included and not is_off else Thinking.OFF
 
 
 def _check_trivial(config: Fields) -> None:
@@ -95,7 +119,6 @@ def read_sampling(value: Any, default: Sampling) -> Sampling:
     """The generationConfig of a request. Raises WireError for what is out of range, unknown, or not offered."""
     config = read_object({} if value is None else value, WHERE, KNOWN)
     _check_trivial(config)
-    _thinking(config)
     where = f"{WHERE}.stopSequences"
     stop = tuple(
         read_string(s, where, MAX_STOP_LENGTH) for s in read_list(config.get("stopSequences", []), where, MAX_STOPS)

@@ -8,59 +8,40 @@ All sizes are bounded, unknown fields are refused, and every error names its fie
 
 from __future__ import annotations
 
-import base64
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from alhena.content import MEDIA, Content, Part, Role, Text
-from alhena.media import check, sniff
-from alhena.serve.detokenize import join
-from alhena.serve.engine import Answer
-from alhena.serve.gemini.fields import (
-    Fields,
-    WireError,
-    not_offered,
-    path,
-    read_flag,
-    read_list,
-    read_object,
-    read_string,
-    refuse,
-)
-from alhena.serve.gemini.generation_config import check_safety, read_sampling
+from alhena.content import Content, Part, Role, Text, Thought, ToolCall, ToolResult, part_size
+from alhena.media import check
+from alhena.serve.engine import Answer, Prompt
+from alhena.serve.gemini.fields import Fields, WireError, path, read_list, read_object, read_string, refuse
+from alhena.serve.gemini.generation_config import Thinking, check_safety, read_sampling, read_thinking
+from alhena.serve.gemini.parts import MAX_TEXT, read_part, write_part
+from alhena.serve.gemini.tools import read_tools
 from alhena.serve.sampler import Sampling
-from alhena.tokens.vocabulary import Vocabulary
+from alhena.tokens.text_stream import join
 
-MAX_CONTENTS, MAX_PARTS, MAX_TEXT, MAX_MEDIA = 512, 256, 1 << 20, 256
-MAX_DATA_BYTES = 64 << 20
-# The control tokens that open and close a media item, and the API's name of its modality.
-MEDIA_MARKS = (
-    ("bov", "eov", "VIDEO"),
-    ("boi", "eoi", "IMAGE"),
-    ("boa", "eoa", "AUDIO"),
-    ("boi_out", "eoi_out", "IMAGE"),
-)
+MAX_CONTENTS, MAX_PARTS, MAX_MEDIA = 512, 256, 256
 FINISH_REASONS = {"stop": "STOP", "length": "MAX_TOKENS"}
-REQUEST = ("contents", "systemInstruction", "generationConfig", "safetySettings", "model")
-# Refused unless they are empty.
-NOT_OFFERED = ("tools", "toolConfig", "cachedContent", "labels", "store", "serviceTier")
-PART = ("text", "inlineData", "thought")
-PARTS_NOT_OFFERED = (
-    "functionCall", "functionResponse", "fileData", "executableCode", "codeExecutionResult", "videoMetadata", "thoughtSignature",
-    "mediaResolution", "toolCall", "toolResponse", "partMetadata",
+REQUEST = (
+    "contents", "systemInstruction", "generationConfig", "safetySettings", "model", "tools", "toolConfig",
 )  # fmt: skip
+# Refused unless they are empty.
+NOT_OFFERED = ("cachedContent", "labels", "store", "serviceTier")
+# Roles of the API; a result of a function may come in a turn of its own role or of the user.
+ROLES = ("user", "model", "function", "tool")
 
 
 @dataclass(frozen=True)
 class GenerateRequest:
     """A parsed request. ``media`` holds the field and the part of each media item, in order."""
 
-    contents: tuple[Content, ...]
+    prompt: Prompt
     sampling: Sampling
     media: tuple[tuple[str, Part], ...]
+    thinking: Thinking = Thinking.OFF
 
     def locate_error(self, error: ValueError) -> WireError:
         """An error of encoding these contents as a WireError, with the field whose media do not decode."""
@@ -70,73 +51,6 @@ class GenerateRequest:
             except ValueError as reason:
                 return WireError(400, f"{where}: {reason}")
         return WireError(400, str(error))
-
-
-# ── Parts ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _split_data_uri(data: str, mime: str | None, where: str) -> tuple[str, str | None]:
-    """Payload and MIME type of ``data:image/png;base64,…``; anything else is all payload."""
-    if not data.startswith("data:"):
-        return data, mime
-    head, comma, payload = data[5:].partition(",")
-    named, *options = head.split(";")
-    if not comma or "base64" not in options:
-        raise WireError(400, f"{where}.data is a data: URI without base64")
-    if mime is not None and named and named.lower() != mime.lower():
-        raise WireError(400, f"{where}: mimeType is {mime!r}, but its data: URI says {named!r}")
-    return payload, mime or named
-
-
-def _decode_base64(data: str, where: str) -> bytes:
-    """The bytes of base64 in either alphabet, with or without line ends and padding."""
-    data = re.sub(r"[ \t\r\n]+", "", data).replace("-", "+").replace("_", "/").rstrip("=")
-    try:
-        return base64.b64decode(data + "=" * (-len(data) % 4), validate=True)
-    except ValueError as error:
-        raise WireError(400, f"{where}.data is not base64: {error}") from None
-
-
-def _blob(value: Any, where: str) -> Part:
-    blob = read_object(value, where, ("mimeType", "data", "displayName"))
-    if "data" not in blob:
-        raise WireError(400, f"{where} needs mimeType and base64 data")
-    read_string(blob.get("displayName", ""), f"{where}.displayName", 1024)
-    declared = read_string(blob["mimeType"], f"{where}.mimeType", 256) if "mimeType" in blob else None
-    data, mime = _split_data_uri(read_string(blob["data"], f"{where}.data", 2 * MAX_DATA_BYTES), declared, where)
-    mime = (mime or "").split(";")[0].strip().lower()
-    match = re.fullmatch(r"(image|audio|video)/[a-z0-9.+-]+", mime)
-    if match is None:
-        raise WireError(400, f"{where}.mimeType is {mime!r}; image/*, audio/* and video/* can be read")
-    content = _decode_base64(data, where)
-    return MEDIA[match[1]](content, _actual_mime(content, mime, where))
-
-
-def _actual_mime(data: bytes, declared: str, where: str) -> str:
-    """The MIME type of the bytes. Raises WireError when they are another kind of media than declared.
-
-    Bytes of no known format keep the declared type: the decoder then says what is wrong with them.
-    """
-    actual = sniff(data) or declared
-    if actual.split("/")[0] != declared.split("/")[0]:
-        raise WireError(400, f"{where}.mimeType is {declared!r}, but the data are {actual}; declare that type")
-    return actual
-
-
-def _part(value: Any, where: str) -> Part:
-    if isinstance(value, str):
-        value = {"text": value}
-    part = read_object(value, where, (*PART, *PARTS_NOT_OFFERED))
-    for name in PARTS_NOT_OFFERED:
-        if name in part:
-            raise not_offered(path(where, name))
-    if read_flag(part, where, "thought"):
-        raise not_offered(path(where, "thought"), ": the model does not think")
-    if ("text" in part) == ("inlineData" in part):
-        raise WireError(400, f"{where} must have either text or inlineData; it has {', '.join(part) or 'nothing'}")
-    if "text" in part:
-        return Text(read_string(part["text"], f"{where}.text", MAX_TEXT))
-    return _blob(part["inlineData"], f"{where}.inlineData")
 
 
 # ── Contents ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -163,9 +77,13 @@ class _Reader:
         return Content(named, tuple(read))
 
     def _part(self, value: Any, where: str) -> Part:
-        part = _part(value, where)
-        if isinstance(part, Text):
+        part = read_part(value, where)
+        if isinstance(part, Text | Thought):
             self._characters += len(part.text)
+        elif isinstance(part, ToolCall | ToolResult):
+            self._characters += part_size(part)
+            media = part.parts if isinstance(part, ToolResult) else ()
+            self.media += [(f"{where}.functionResponse.parts[{i}]", medium) for i, medium in enumerate(media)]
         else:
             self.media.append((where + ".inlineData", part))
         if self._characters > MAX_TEXT or len(self.media) > MAX_MEDIA:
@@ -173,6 +91,19 @@ class _Reader:
                 400, f"{where}: a request has at most {MAX_TEXT:,} characters of text and {MAX_MEDIA} images, audio and video items"
             )  # fmt: skip
         return part
+
+
+def _split_results(content: Content, where: str) -> list[Content]:
+    """A turn as one of the role ``tool`` with its function responses, and one with the rest. Raises WireError for a misplaced part."""
+    results = tuple(part for part in content.parts if isinstance(part, ToolResult))
+    rest = tuple(part for part in content.parts if not isinstance(part, ToolResult))
+    if content.role == "model" and results:
+        raise WireError(400, f"{where}: a functionResponse stands in a turn of the user, not of the model")
+    if content.role == "user" and any(isinstance(part, ToolCall | Thought) for part in rest):
+        raise WireError(400, f"{where}: a functionCall or a thought stands in a turn of the model, not of the user")
+    if not results:
+        return [content]
+    return [Content("tool", results), *([Content("user", rest)] if rest else [])]
 
 
 def _merge(contents: Sequence[Content]) -> list[Content]:
@@ -186,15 +117,14 @@ def _merge(contents: Sequence[Content]) -> list[Content]:
 
 
 def _conversation(request: Fields, reader: _Reader) -> tuple[Content, ...]:
-    """All turns; a system instruction is put before the parts of the first user turn."""
+    """All turns, after the system instruction."""
     if "contents" not in request:
         raise WireError(400, "contents is missing: it must hold at least one turn with parts")
-    contents = _merge(
-        [
-            reader.content(c, f"contents[{i}]", ("user", "model"))
-            for i, c in enumerate(read_list(request["contents"], "contents", MAX_CONTENTS))
-        ]
-    )
+    turns: list[Content] = []
+    for i, content in enumerate(read_list(request["contents"], "contents", MAX_CONTENTS)):
+        where = f"contents[{i}]"
+        turns += _split_results(reader.content(content, where, ROLES), where)
+    contents = _merge(turns)
     if not contents or not contents[-1].parts:
         raise WireError(400, "contents must hold at least one turn with parts; the last one has none")
     if "systemInstruction" in request:
@@ -202,10 +132,8 @@ def _conversation(request: Fields, reader: _Reader) -> tuple[Content, ...]:
         system = reader.content(request[where], where, ("user", "system", "model"))
         if not all(isinstance(part, Text) for part in system.parts):
             raise WireError(400, f"{where} must be text")
-        if system.parts and contents[0].role == "user":
-            contents[0] = Content("user", (*system.parts, Text("\n"), *contents[0].parts))
-        elif system.parts:
-            contents.insert(0, Content("user", system.parts))
+        if system.parts:
+            contents.insert(0, Content("system", system.parts))
     return tuple(contents)
 
 
@@ -219,14 +147,20 @@ def _request(value: Any, where: str, model: str) -> Fields:
     return request
 
 
+def _generate_request(request: Fields, default: Sampling) -> GenerateRequest:
+    reader, config = _Reader(), request.get("generationConfig")
+    contents = _conversation(request, reader)
+    thinking = read_thinking(config)
+    prompt = Prompt(contents, read_tools(request), thinking not in (Thinking.OFF, Thinking.LIMITED))
+    return GenerateRequest(prompt, read_sampling(config, default), tuple(reader.media), thinking)
+
+
 def read_request(body: Any, model: str, default: Sampling) -> GenerateRequest:
     """A request to generate. Raises WireError."""
-    request, reader = _request(body, "", model), _Reader()
-    contents = _conversation(request, reader)
-    if contents[-1].role != "user":
+    request = _generate_request(_request(body, "", model), default)
+    if request.prompt.contents[-1].role == "model":
         raise WireError(400, "contents ends with a turn of the model; the last turn must be one of the user")
-    sampling = read_sampling(request.get("generationConfig"), default)
-    return GenerateRequest(contents, sampling, tuple(reader.media))
+    return request
 
 
 def read_count_request(body: Any, model: str, default: Sampling) -> GenerateRequest:
@@ -235,37 +169,10 @@ def read_count_request(body: Any, model: str, default: Sampling) -> GenerateRequ
     outer = read_object(body, "", (name, *REQUEST, *NOT_OFFERED))
     if name in outer and len(outer) > 1:
         raise WireError(400, f"{name} and {next(field for field in outer if field != name)} exclude each other")
-    request, reader = _request(outer.get(name, body), name if name in outer else "", model), _Reader()
-    contents = _conversation(request, reader)
-    return GenerateRequest(contents, read_sampling(request.get("generationConfig"), default), tuple(reader.media))
+    return _generate_request(_request(outer.get(name, body), name if name in outer else "", model), default)
 
 
 # ── Responses ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def write_part(part: Part) -> dict[str, Any]:
-    if isinstance(part, Text):
-        return {"text": part.text}
-    return {"inlineData": {"mimeType": part.mime, "data": base64.b64encode(part.data).decode()}}
-
-
-def count_modalities(tokens: Sequence[int], v: Vocabulary) -> dict[str, int]:
-    """Number of prompt tokens by modality: those between the marks of a media item are of its modality, the rest is text.
-
-    >>> v = Vocabulary(10, 4)
-    >>> names = "<bos> <user> <bov> <boi> <img> <eoi> <eov> <boa> <aud> <eoa> <end>".split()
-    >>> count_modalities([v.control(name) for name in names], v)
-    {'TEXT': 3, 'VIDEO': 5, 'AUDIO': 3}
-    """
-    opening = {v.control(f"<{a}>"): (kind, v.control(f"<{b}>")) for a, b, kind in MEDIA_MARKS}
-    counts: dict[str, int] = {}
-    inside: tuple[str, int] | None = None
-    for token in tokens:
-        inside = inside or opening.get(token)
-        kind = inside[0] if inside else "TEXT"
-        counts[kind] = counts.get(kind, 0) + 1
-        inside = None if inside and token == inside[1] else inside
-    return counts
 
 
 def write_response(
@@ -281,11 +188,11 @@ def write_response(
     response: dict[str, Any] = {"candidates": [candidate], "modelVersion": model}
     if answer:
         candidate["finishReason"] = FINISH_REASONS[answer.finish]
-        counts = answer.prompt_tokens, answer.answer_tokens
         response["usageMetadata"] = {
-            "promptTokenCount": counts[0],
-            "candidatesTokenCount": counts[1],
-            "totalTokenCount": sum(counts),
+            "promptTokenCount": answer.prompt_tokens,
+            "candidatesTokenCount": answer.answer_tokens - answer.thought_tokens,
+            **({"thoughtsTokenCount": answer.thought_tokens} if answer.thought_tokens else {}),
+            "totalTokenCount": answer.prompt_tokens + answer.answer_tokens,
             "promptTokensDetails": [{"modality": kind, "tokenCount": count} for kind, count in prompt.items()],
         }
     return response

@@ -1,0 +1,105 @@
+"""Imported model folders in evaluate and compress: perplexity, answers with tool calls, 4 bits beside the weights."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alhena.cli.build import Compress
+from alhena.cli.tuning import Evaluate
+from alhena.cli.weights import Check, Export
+from alhena.content import Content, Document, Text, Thought, ToolCall, write_documents
+from alhena.evaluate.answers import answer_questions
+from alhena.evaluate.scoring import text_nats, window_tokens
+from alhena.files import read_json
+from alhena.serve.engine import Engine
+from tests.serve.imported_models import Scripted, write_imported
+from tests.serve.test_imported import script
+
+QUESTION = Content("user", (Text("the"),))
+CALL = ToolCall("see", {"y": 2, "x": "is"})
+TOOLS = {"tools": [{"name": "see", "description": "See.", "parameters": {}}]}
+
+
+def running(text: str, number: int) -> Document:
+    return Document((Content("document", (Text(text),)),), f"t{number}", "book")
+
+
+TEXTS = [running("the lambs is here. " * 8, 0), running("so it is. " * 60, 1)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder; beside it ``held_out``: two texts, one longer than a window of our own models, and two questions."""
+    root = tmp_path_factory.mktemp("imported")
+    model = write_imported("gemma3_text", root)
+    answers = [(Text("the lambs"),), (Text("so"),)]
+    questions = [Document((QUESTION, Content("model", parts)), f"q{i}", "ask") for i, parts in enumerate(answers)]
+    declared = Document((QUESTION, Content("model", (CALL,))), "call", "ask", facts=TOOLS)
+    write_documents(root / "held_out" / "part-00000.parquet", [*TEXTS, *questions, declared])
+    return model
+
+
+def test_running_text_and_answers_of_an_imported_model_are_measured(folder):
+    data = folder.parents[1] / "held_out"
+    Evaluate(folder, data=data)()
+    results = read_json(folder.parents[1] / "held_out" / folder.name / "results.json")
+    assert (results["questions"], results["texts"]) == (2, 2)
+    assert 10 < results["perplexity"] < 1e4
+    # Gemma 3 has no tools: a question with them is counted, not left out in silence.
+    assert results["not_measured_reasons"] == {"gemma3 has no tools; Gemma 4 has": 1}
+
+
+def test_running_text_is_scored_in_windows_as_large_as_the_context_allows(folder):
+    engine = Engine.load(folder)
+    assert window_tokens(engine.encoder) == 1024
+    settings = engine.encoder.settings
+    assert window_tokens(replace(engine.encoder, settings=replace(settings, context=131_072))) == 2048
+    together, alone = text_nats(engine, TEXTS), [text_nats(engine, [text]) for text in TEXTS]
+    assert together[1:] == tuple(np.add(alone[0][1:], alone[1][1:]))
+    assert together[0] == pytest.approx(alone[0][0] + alone[1][0], rel=1e-5)
+    # One window: each token of the text, and its end, once.
+    assert alone[1][2] == len(engine.encoder.tokenizer.encode("so it is. " * 60)) + 1 > 256
+
+
+def test_a_model_folder_is_quantized_beside_it(folder, capsys):
+    data, small = folder.parents[1] / "held_out", folder.parent / "small"
+    Compress(folder, name="small", group=8, data=data)()
+    out = capsys.readouterr().out
+    facts = read_json(folder.parents[1] / "compressed" / "small" / "stage.json")["measures"]
+    before, after = facts["bits_per_byte"]
+    assert 0 < abs(before - after) < 0.2 * before
+    assert facts["bytes"][1] < 0.6 * facts["bytes"][0]
+    assert f"bits_per_byte: {before} → {after}" in out
+    nats, size, _ = text_nats(Engine.load(small), TEXTS)
+    assert after == pytest.approx(nats / math.log(2) / size, abs=1e-4)
+    stamp = (small / "weights.safetensors").stat().st_mtime_ns
+    Compress(folder, name="small", group=8, data=data)()
+    assert (small / "weights.safetensors").stat().st_mtime_ns == stamp
+    Check(folder.parents[1])()
+    # What an export writes beside the weights came along.
+    Export(small, out=folder.parents[1] / "exported")()
+    assert (folder.parents[1] / "exported" / "generation_config.json").exists()
+    with pytest.raises(ValueError, match="quantized already"):
+        Compress(small, name="smaller", group=8)()
+    with pytest.raises(ValueError, match="a name of its own"):
+        Compress(folder, name=folder.name)()
+    with pytest.raises(ValueError, match="--data needs --name"):
+        Compress(folder, data=data)()
+
+
+def test_calls_are_compared_and_thoughts_are_not(tmp_path):
+    engine = Engine.load(write_imported("gemma4_small", tmp_path))
+    answer = Scripted.of(engine, script(engine, Thought("is"), CALL, "response"))
+    question = Document((QUESTION, Content("model", (Thought("so"), CALL))), "call", "ask", facts=TOOLS)
+    answered = answer_questions({"open": answer}, [question]).questions[0]
+    assert answered.reference == answered.answers["open"] == 'see{"x": "is", "y": 2}'
+    assert json.loads(answered.to_json())["correct"] == {"open": True}
+    other = Scripted.of(engine, script(engine, ToolCall("see", {"x": "so", "y": 2}), "response"))
+    wrong = answer_questions({"open": other}, [question]).questions[0]
+    assert json.loads(wrong.to_json())["correct"] == {"open": False}
