@@ -34,7 +34,7 @@ LEVELS = (
     ("train",),
     ("align", "planning", "scaling", "compress", "serve"),
     ("evaluate",),
-    ("recipe", "pipeline", "own_data"),
+    ("recipe", "pipeline", "own_data", "tuning", "compress_folder"),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
