@@ -15,8 +15,8 @@ from alhena.evaluate.held_out import is_running_text
 from alhena.evaluate.scoring import text_nats
 from alhena.files import content_fingerprint, fingerprint
 from alhena.model import model
-from alhena.model.folders import WEIGHTS, is_adapter, load_model
-from alhena.model.weights import read_config
+from alhena.model.folders import is_adapter, load_model
+from alhena.model.weights import WEIGHTS, read_config
 from alhena.own_data import is_quantized, run_of
 from alhena.serve.engine import Engine
 from alhena.stages import CONSOLE, Stage, check_inputs, run_stage

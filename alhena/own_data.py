@@ -24,6 +24,7 @@ from alhena.files import (
     write_json,
 )
 from alhena.model.folders import is_adapter
+from alhena.model.weights import WEIGHTS
 from alhena.pipeline import evaluation_stage
 from alhena.stages import Stage, check_inputs, fingerprint_of, run_stage
 from alhena.tokens.tokenize import Encoding
@@ -88,7 +89,7 @@ def _encode_once(curated: Path, examples: Path, how: Encoding) -> dict[str, Any]
 
 def is_quantized(folder: Path) -> bool:
     """Whether a model folder holds 4-bit weights, by the names of its tensors."""
-    path = folder / "weights.safetensors"
+    path = folder / WEIGHTS
     try:
         with safe_open(path, framework="numpy") as file:
             return any(name.endswith(".packed") for name in file.keys())  # noqa: SIM118

@@ -22,7 +22,7 @@ from alhena.corpus.curate import curate
 from alhena.files import content_fingerprint, copy_atomically, fingerprint, write_json
 from alhena.model import config, extend, image_tokenizer, model, sharding
 from alhena.model.folders import load_model
-from alhena.model.weights import read_config, read_tree, write_tree
+from alhena.model.weights import WEIGHTS, read_config, read_tree, write_tree
 from alhena.recipe import Recipe
 from alhena.scaling import ladder
 from alhena.scaling.laws import ScalingLaw
@@ -234,7 +234,7 @@ def make_nano(run: Recipe, folder: Path) -> None:
         }
         facts = read_config(assistant)[1] | {"name": NANO, "group": run.quantization_group}
         write_model_folder(quantized, c, assistant, nano, facts)
-        sizes = {n: (folder / "models" / n / "weights.safetensors").stat().st_size for n in (ASSISTANT, NANO)}
+        sizes = {n: (folder / "models" / n / WEIGHTS).stat().st_size for n in (ASSISTANT, NANO)}
         write_json(out / "report.json", {"bytes": sizes, "validation_nats": losses})
         CONSOLE.print(f"{sizes[ASSISTANT]:,} bytes → {sizes[NANO]:,} bytes")
         return {"bytes": sizes}

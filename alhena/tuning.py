@@ -20,7 +20,7 @@ from alhena.files import SOURCE, copy_atomically, plain, seal_folder
 from alhena.model import config, folders, image_tokenizer, lora, model, spec
 from alhena.model.families import peft
 from alhena.model.folders import load_model
-from alhena.model.weights import read_config, save_model, write_config
+from alhena.model.weights import WEIGHTS, read_config, save_model, write_config
 from alhena.progress import progress_bar
 from alhena.stages import CONSOLE
 from alhena.tokens import tokenize
@@ -62,7 +62,7 @@ def write_model_folder(params: model.Params, c: config.Model, source: Path, out:
     """Writes a self-contained model folder: weights, configuration, and the other files of the folder ``source``."""
     files = _copy_files(source, out)
     save_model(out, params, c, facts)
-    seal_folder(out, (*files, folders.WEIGHTS, "model.json"))
+    seal_folder(out, (*files, WEIGHTS, "model.json"))
 
 
 def _copy_files(folder: Path, out: Path) -> tuple[str, ...]:

@@ -50,10 +50,10 @@ class Tune(StageCommand):
         """Settings of the fine-tuning of a model folder."""
         from alhena.align import sft
         from alhena.model.weights import read_config
-        from alhena.tokens.gemma_encoder import PROMPT
+        from alhena.tokens.encoders import is_own
         from alhena.train.optimizer import Optimizer
 
-        is_imported = (base / PROMPT).exists()
+        is_imported = not is_own(base)
         if self.lora is None and self.lora_alpha is not None:
             raise ValueError("--lora-alpha needs --lora")
         lora = None if self.lora is None else sft.LoraOptions(self.lora, self.lora_alpha or 2.0 * self.lora)

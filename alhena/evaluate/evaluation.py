@@ -23,7 +23,7 @@ from alhena.evaluate.results import AnsweredQuestion, Evaluation, ReportRow
 from alhena.evaluate.scoring import bits_per_byte
 from alhena.evaluate.tasks import BITS_PER_BYTE, TASK_METRICS, TaskMetric, chance_level
 from alhena.files import write_atomically, write_json
-from alhena.model.weights import read_config
+from alhena.model.weights import WEIGHTS, read_config
 from alhena.serve.engine import Engine
 
 NOT_ABOVE_CHANCE = "✗"
@@ -112,7 +112,7 @@ def evaluate_models(test: Path, models: Mapping[str, Path], out: Path) -> dict[s
         )
     results = {
         "model": read_config(next(iter(models.values())))[1],
-        "bytes": {name: (folder / "weights.safetensors").stat().st_size for name, folder in models.items()},
+        "bytes": {name: (folder / WEIGHTS).stat().st_size for name, folder in models.items()},
         "digit_judge_accuracy": round(digit_judge()[1], 1),
         "rows": [asdict(row) for row in rows],
         "skipped": answers.skipped,

@@ -12,9 +12,8 @@ from pathlib import Path
 from alhena.files import FILES, check_sealed, read_entries
 from alhena.model import config, lora, model, weights
 from alhena.model.families import peft
+from alhena.model.weights import WEIGHTS
 from alhena.schema import shown
-
-WEIGHTS = "weights.safetensors"
 
 
 def is_adapter(folder: Path) -> bool:
@@ -51,7 +50,8 @@ def load_model(folder: Path) -> tuple[model.Params, config.Model]:
     """The weights of a model folder, with its adapters beside them, and its configuration. Raises ValueError that names the file."""
     if not is_adapter(folder):
         return weights.load_model(folder)
-    params, c = weights.load_model(base_of(folder))
+    base = base_of(folder)
+    params, c = weights.load_model(base)
     if weights.read_config(folder)[0] != c:
-        raise ValueError(f"{folder / 'model.json'}: another configuration than that of {base_of(folder)}")
+        raise ValueError(f"{folder / 'model.json'}: another configuration than that of {base}")
     return lora.attach(params, peft.read(folder, c)), c

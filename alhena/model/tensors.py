@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -204,6 +204,18 @@ def open_folder(folder: Path) -> dict[str, Stored]:
     return out
 
 
+def checked(stored: Mapping[str, Stored], name: str, shape: tuple[int, ...], path: Path) -> Stored:
+    """A tensor of a model in ``path``. Raises ValueError unless it exists, with this shape, in a float dtype."""
+    tensor = stored.get(name)
+    if tensor is None:
+        raise ValueError(f"{path}: it has no tensor {name}")
+    if tensor.shape != shape:
+        raise ValueError(f"{tensor.path}: {tensor.name} is {shown(tensor.shape)}, expected {shape}")
+    if tensor.dtype not in FLOATS:
+        raise ValueError(f"{tensor.path}: {tensor.name} is of dtype {tensor.dtype}: quantized weights cannot be read")
+    return tensor
+
+
 class Tensors:
     """The tensors of a folder, each of which has to be read or listed as unused.
 
@@ -226,16 +238,7 @@ class Tensors:
 
     def check(self, name: str, shape: tuple[int, ...]) -> Stored:
         """A tensor by its name without the prefix. Raises ValueError unless it has this shape and can be read as float32."""
-        stored = self._stored.get(self.prefix + name)
-        if stored is None:
-            raise ValueError(f"{self.folder}: it has no tensor {self.prefix + name}")
-        if stored.shape != shape:
-            raise ValueError(f"{stored.path}: {stored.name} is {shown(stored.shape)}, expected {shape}")
-        if stored.dtype not in FLOATS:
-            raise ValueError(
-                f"{stored.path}: {stored.name} is of dtype {stored.dtype}: quantized weights cannot be read"
-            )
-        return stored
+        return checked(self._stored, self.prefix + name, shape, self.folder)
 
     def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """The values of a tensor by its name without the prefix, as float32."""
@@ -243,20 +246,11 @@ class Tensors:
         self._unread.pop(stored.name, None)
         return stored.read().astype(np.float32, copy=False)
 
-    def take(self, name: str) -> Stored | None:
-        """A tensor by its complete name, which counts as read; None when it does not exist."""
-        self._unread.pop(name, None)
-        return self._stored.get(name)
-
-    def finish(self, unused: Collection[str] = ()) -> dict[str, int]:
-        """Number of unread tensors by their prefix, one of ``unused``. Raises ValueError for any other unread tensor."""
-        counts: dict[str, int] = {}
+    def finish(self, unused: Collection[str] = ()) -> None:
+        """Raises ValueError for an unread tensor whose name begins with none of ``unused``."""
         for name, stored in sorted(self._unread.items()):
-            prefix = next((prefix for prefix in unused if name.startswith(prefix)), None)
-            if prefix is None:
+            if not name.startswith(tuple(unused)):
                 raise ValueError(f"{stored.path}: unknown tensor {shown(name)}: this model has no such weight")
-            counts[prefix] = counts.get(prefix, 0) + 1
-        return counts
 
     def finish_part(self, unused: Collection[str] = ()) -> None:
         """:meth:`finish` for one part of a larger model, where other parts may have other prefixes."""

@@ -25,6 +25,7 @@ from alhena.model.tensors import FLOATS, Stored, check_finite, open_file, read_s
 from alhena.schema import parsed_whole, shown
 
 Tree = TypeVar("Tree")
+WEIGHTS = "weights.safetensors"
 # Smaller arrays are read.
 MIN_MAPPED_BYTES = 2**20
 
@@ -110,7 +111,7 @@ def check_size(path: Path, size: int, min_bytes: int) -> None:
 
 def save_model(folder: Path, params: model.Params, c: config.Model, facts: dict[str, Any]) -> None:
     """Writes ``weights.safetensors`` and ``model.json``: configuration, and facts about the training."""
-    write_tree(folder / "weights.safetensors", params)
+    write_tree(folder / WEIGHTS, params)
     write_config(folder, c, facts)
 
 
@@ -144,6 +145,6 @@ def read_config(folder: Path) -> tuple[config.Model, dict[str, Any]]:
 def load_model(folder: Path) -> tuple[model.Params, config.Model]:
     """Reads the files of :func:`save_model`, with weights in the dtypes that are stored. Raises ValueError that names the file."""
     c, _ = read_config(folder)
-    weights = regular(folder / "weights.safetensors")
+    weights = regular(folder / WEIGHTS)
     check_size(weights, weights.stat().st_size, c.min_bytes)
     return read_tree(weights, model.weights(c)), c

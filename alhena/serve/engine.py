@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -37,7 +37,7 @@ from alhena.serve.sampler import Sampling, SamplingArrays, sample, stack
 from alhena.shapes import Array, Bool, Float, Int, pytree
 from alhena.tokens.answers import AnswerParser
 from alhena.tokens.encode import Encoder
-from alhena.tokens.encoders import AnyEncoder, load_encoder
+from alhena.tokens.encoders import AnyEncoder, is_own, load_encoder
 from alhena.tokens.images import code_grid
 from alhena.tokens.text_stream import join
 
@@ -204,9 +204,7 @@ class Engine:
     def load(cls, folder: Path) -> Engine:
         """Raises ValueError that names the file when the folder is no complete model."""
         params, c = load_model(folder)
-        encoder, image_decoder = load_encoder(folder), None
-        if isinstance(encoder, Encoder):
-            encoder, image_decoder = _load_own(folder)
+        encoder, image_decoder = _load_own(folder) if is_own(folder) else (load_encoder(folder), None)
         try:
             encoder.check(c)
         except ValueError as error:
@@ -214,7 +212,7 @@ class Engine:
         name = str(read_config(folder)[1].get("name", folder.name))
         return cls(params, c, encoder, image_decoder, name)
 
-    @property
+    @cached_property
     def constraints(self) -> Constraints:
         return Constraints.of(self.encoder, self.config)
 

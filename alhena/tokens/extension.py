@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alhena.files import FILES, fingerprint, read_entries
+from alhena.model.weights import WEIGHTS
 from alhena.tokens.encoders import load_encoder
 from alhena.tokens.gemma_encoder import PROMPT, GemmaEncoder
 from alhena.tokens.hf_tokenizer import TOKENIZER, HfTokenizer
@@ -13,7 +14,7 @@ from alhena.tokens.text_file import check_ids
 
 # Files of an imported model on which its tokenizer, and on which all of it depends.
 TEXT_FILES = (TOKENIZER, PROMPT)
-MODEL_FILES = (*TEXT_FILES, "model.json", "weights.safetensors")
+MODEL_FILES = (*TEXT_FILES, "model.json", WEIGHTS)
 
 
 def base_fingerprint(base: Path, names: Sequence[str]) -> str:

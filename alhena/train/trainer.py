@@ -183,7 +183,7 @@ def train_on_next_batch(
         state = replace(state, recent=reset_for_new_phase(state.recent))
     sharded = sharding.shard_batch(batch)
     batch_checksums = checksums(sharded)
-    state, measured = train_step(state, sharded, c, transform, parts, *([] if frozen is None else [frozen]))
+    state, measured = train_step(state, sharded, c, transform, parts, frozen)
     return state, Step(batch, batch_checksums, measured)
 
 

@@ -123,8 +123,8 @@ def test_a_bit_flipped_in_a_gradient_is_found(tiny, data, tmp_path, monkeypatch)
         scale = flip_in_gradient(params.layers.mlp_norm, mask)
         return batch_loss(replace(params, layers=replace(params.layers, mlp_norm=scale)), c, batch)
 
-    def faulty_step(state, batch, c, transform, parts):
-        return step.train_step.__wrapped__(state, batch, c, transform, parts)
+    def faulty_step(state, batch, c, transform, parts, frozen):
+        return step.train_step.__wrapped__(state, batch, c, transform, parts, frozen)
 
     with monkeypatch.context() as patch:
         patch.setattr(step, "batch_loss", faulty)
@@ -145,12 +145,12 @@ def nan_steps(times: dict[int, int]):
     """A training step whose batch has NaN weights; ``times``: how often, by step."""
     train_step = trainer.train_step
 
-    def nan_step(state, batch, c, transform, parts):
+    def nan_step(state, batch, c, transform, parts, frozen):
         number = int(state.step) + 1
         if times.get(number, 0) > 0:
             times[number] -= 1
             batch = replace(batch, weights=batch.weights * np.float32(np.nan))
-        return train_step(state, batch, c, transform, parts)
+        return train_step(state, batch, c, transform, parts, frozen)
 
     return nan_step
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +79,7 @@ class Scripted(Engine):
 
     @classmethod
     def of(cls, engine: Engine, script: Sequence[int]) -> Scripted:
-        return cls(**vars(engine), script=tuple(script))
+        return cls(**{f.name: getattr(engine, f.name) for f in fields(Engine)}, script=tuple(script))
 
     def _parser(self, prompt: Example, sampling: Sampling) -> AnswerParser:
         parser = _ScriptedParser.__new__(_ScriptedParser)

@@ -16,7 +16,7 @@ import numpy as np
 
 from alhena.model import config
 from alhena.model.clipped import BOUNDS, UNBOUNDED
-from alhena.model.families.hf_settings import parse_settings
+from alhena.model.families.hf_settings import located, parse_settings
 from alhena.model.families.tensor_map import Source, matrix
 from alhena.model.tensors import Tensors, read_settings
 from alhena.model.weights import check_size
@@ -51,10 +51,8 @@ class Layout(Generic[S]):
 
 def encoder_config(tensors: Tensors, make: Callable[[], config.Vision]) -> config.Vision:
     """The configuration that ``make`` returns. Raises ValueError naming the file if it is invalid or needs larger weights."""
-    try:
+    with located(tensors.folder / "config.json"):
         c = make()
-    except ValueError as error:
-        raise ValueError(f"{tensors.folder / 'config.json'}: {error}") from None
     check_size(tensors.folder, tensors.nbytes, c.layers * c.width * (3 * c.width + 2 * c.hidden))
     return c
 

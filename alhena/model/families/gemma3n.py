@@ -16,7 +16,7 @@ import numpy as np
 
 from alhena.model import config
 from alhena.model.encoders import usm
-from alhena.model.families.hf_settings import parse_settings
+from alhena.model.families.hf_settings import located, parse_settings
 from alhena.model.families.tensor_map import Source, Table, convolution, depthwise, matrix, of_layers, plain, scale
 from alhena.model.layers import EPSILON
 from alhena.model.tensors import Read
@@ -85,7 +85,7 @@ def read_config(stored: Any, path: Path) -> config.Usm:
     if kind not in _FIXED["model_type"]:
         raise ValueError(f"{path}: audio_config.model_type is {shown(kind)}; gemma3n_audio can be read")
     s = parse_settings(_Audio, stored, _FIXED, path, "audio_config")
-    try:
+    with located(path, "audio_config"):
         return config.Usm(
             width=s.hidden_size,
             layers=s.conf_num_hidden_layers,
@@ -102,8 +102,6 @@ def read_config(stored: Any, path: Path) -> config.Usm:
             cap=s.conf_attention_logit_cap,
             variant="gemma3n",
         )
-    except ValueError as error:
-        raise ValueError(f"{path}: audio_config: {error}") from None
 
 
 def settings(c: config.Usm) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from alhena.model import config
 from alhena.model.families.encoder_tensors import clipped_linear
-from alhena.model.families.hf_settings import parse_settings
+from alhena.model.families.hf_settings import located, parse_settings
 from alhena.model.families.tensor_map import Source, Table, convolution, depthwise, matrix, of_layers, plain, scale
 from alhena.schema import shown
 
@@ -59,11 +59,8 @@ def read_config(stored: Any, path: Path) -> Encoder:
     kind = stored.get("model_type") if isinstance(stored, Mapping) else stored
     if kind not in _KINDS:
         raise ValueError(f"{path}: audio_config.model_type is {shown(kind)}; {' or '.join(_KINDS)} can be read")
-    try:
+    with located(path, "audio_config"):
         return _read_audio(stored, path) if kind == "gemma4_audio" else _read_unified(stored, path)
-    except ValueError as error:
-        message = str(error)
-        raise ValueError(message if message.startswith(str(path)) else f"{path}: audio_config: {message}") from None
 
 
 def _read_audio(stored: Any, path: Path) -> config.Usm:

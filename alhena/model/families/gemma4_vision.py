@@ -13,7 +13,7 @@ from typing import Any
 
 from alhena.model import config
 from alhena.model.families.encoder_tensors import clipped_linear
-from alhena.model.families.hf_settings import parse_settings
+from alhena.model.families.hf_settings import located, parse_settings
 from alhena.model.families.tensor_map import Source, Table, matrix, of_layers, plain, scale
 from alhena.schema import shown
 
@@ -94,11 +94,8 @@ def read_config(stored: Any, path: Path) -> Encoder:
     if kind not in ("gemma4_vision", "gemma4_unified_vision"):
         known = "gemma4_vision or gemma4_unified_vision"
         raise ValueError(f"{path}: vision_config.model_type is {shown(kind)}; {known} can be read")
-    try:
+    with located(path, "vision_config"):
         return _read_vision(stored, path) if kind == "gemma4_vision" else _read_unified(stored, path)
-    except ValueError as error:
-        message = str(error)
-        raise ValueError(message if message.startswith(str(path)) else f"{path}: vision_config: {message}") from None
 
 
 def _read_vision(stored: Any, path: Path) -> config.GemmaVision:

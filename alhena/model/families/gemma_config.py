@@ -181,19 +181,6 @@ def family_of(c: config.Decoder) -> Family:
     return kinds[c.qk_norm, c.post_norm]
 
 
-def _normalized(d: config.Decoder) -> config.Decoder:
-    """An equivalent decoder in which derived values are explicit: equal decoders compare equal."""
-    all_global = d.window is None or d.global_every == 1
-    return replace(
-        d,
-        window=None if all_global else d.window,
-        global_every=1 if all_global else min(d.global_every, d.layers + 1),
-        local_rope_base=None if all_global else d.local_rope_base or d.rope_base,
-        query_pre_attn_scalar=float(d.query_pre_attn_scalar or d.head_dim),
-        remat=False,
-    )
-
-
 def write_text(c: config.Model) -> dict[str, Any]:
     """The ``config.json`` of a text model, or the ``text_config`` of a larger one."""
     d, family = c.decoder, family_of(c.decoder)

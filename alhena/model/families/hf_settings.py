@@ -6,7 +6,8 @@ parse_settings(Siglip, stored["vision_config"], FIXED, path, "vision_config")   
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -64,6 +65,16 @@ def parse_settings(kind: type[T], stored: Any, fixed: Mapping[str, Sequence[Any]
 def _json_types(value: Any) -> tuple[type, ...]:
     """The types of JSON values equal to this one: 1 equals 1.0, but not true."""
     return (int, float) if type(value) in (int, float) else (type(value),)
+
+
+@contextmanager
+def located(path: Path, field: str = "") -> Iterator[None]:
+    """A ValueError raised in the block names the file, and the section ``field`` of it, unless it names the file already."""
+    try:
+        yield
+    except ValueError as error:
+        message, where = str(error), f"{path}: {field}: " if field else f"{path}: "
+        raise ValueError(message if message.startswith(str(path)) else where + message) from None
 
 
 def common(path: Path, values: Mapping[str, Any]) -> Any:

@@ -25,7 +25,7 @@ from alhena.model.int4 import quantize
 from alhena.model.spec import WeightSpec, named
 from alhena.model.tensor_writer import Declared, TensorFile, write_tensors
 from alhena.model.tensors import Stored, blocks, check_finite
-from alhena.model.weights import write_config
+from alhena.model.weights import WEIGHTS, write_config
 from alhena.progress import progress_bar
 
 Weights = Literal["bfloat16", "float32", "int4"]
@@ -164,7 +164,7 @@ def import_weights(source: OpenWeights, out: Path, weights: Weights | None = Non
     """Writes ``weights.safetensors`` and ``model.json``; without ``weights`` matrices keep the dtype of the files. Returns the configuration."""
     chosen: Weights = weights or source.dtype
     c = replace(source.c, compute_dtype=compute_dtype(chosen))
-    write_weights(out / "weights.safetensors", source, chosen)
+    write_weights(out / WEIGHTS, source, chosen)
     name = source.path.name.removesuffix(".gguf")
     facts = {"name": name, "imported": source.model_type, "weights": chosen}
     write_config(out, c, facts)

@@ -14,7 +14,7 @@ from typing import Any
 
 from alhena.model import config
 from alhena.model.families import gemma3n, gemma4_audio, gemma4_config, gemma4_vision, gemma_config, siglip
-from alhena.model.families.hf_settings import parse_settings
+from alhena.model.families.hf_settings import located, parse_settings
 from alhena.model.families.tensor_map import Table, under
 from alhena.schema import parsed, shown
 
@@ -148,10 +148,8 @@ def read_config(stored: Mapping[str, Any], path: Path, without: Collection[str] 
     known = TEXT_TYPES if "text_config" not in stored else tuple(WRAPPED_TYPES)
     if kind not in (*known, "gemma3"):
         raise ValueError(f"{path}: a model of type {shown(kind)}; models of type {', '.join(known)} can be imported")
-    try:
+    with located(path):
         return _read_wrapped(stored, path, without) if "text_config" in stored else _read_text(stored, path)
-    except ValueError as error:
-        raise ValueError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
 
 
 def _text_module(kind: str) -> ModuleType:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,18 +67,6 @@ def tensor_table(described: Described) -> Table:
     return {**under(described.decoder_prefix, decoder_tensors.table(described.c)), **described.encoders()}
 
 
-def _check(stored: Mapping[str, Stored], name: str, shape: tuple[int, ...], path: Path) -> Stored:
-    """A tensor. Raises ValueError unless it exists, with this shape, in a float dtype."""
-    tensor = stored.get(name)
-    if tensor is None:
-        raise ValueError(f"{path}: it has no tensor {name}")
-    if tensor.shape != shape:
-        raise ValueError(f"{tensor.path}: {tensor.name} is {shown(tensor.shape)}, expected {shape}")
-    if tensor.dtype not in tensors.FLOATS:
-        raise ValueError(f"{tensor.path}: {tensor.name} is of dtype {tensor.dtype}: quantized weights cannot be read")
-    return tensor
-
-
 def _check_tied(stored: Mapping[str, Stored], described: Described, path: Path) -> None:
     """Raises ValueError when the output matrix is not the embedding."""
     name = described.output_matrix
@@ -99,7 +87,7 @@ def _special_rows(stored: Mapping[str, Stored], described: Described, path: Path
     """Gemma 3n's embeddings of the ids after those of text."""
 
     def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        return _read(_check(stored, "model." + name, shape, path))
+        return _read(tensors.checked(stored, "model." + name, shape, path))
 
     assert described.embedders is not None
     return gemma3n.finished_rows(read, *described.embedders, described.c.decoder.width)
@@ -111,7 +99,7 @@ def _derived(
     """Weights that are computed from several tensors, and the names of these tensors."""
     if not described.embedders:
         return {}, set()
-    rows = partial(_special_rows, stored, described, path)
+    rows = cache(partial(_special_rows, stored, described, path))
     # Now, so that damaged tensors are found before anything is written.
     rows()
     out: dict[str, Callable[[], np.ndarray]] = {"special": rows}
@@ -130,8 +118,8 @@ def _account(
     """
     prefix = described.decoder_prefix
     unused = [replace(u, name=prefix + u.name) for u in decoder_tensors.unused(described.c.decoder)]
-    used = {name: _check(stored, name, s.shape, path) for s in sources(table) for name in s.names}
-    present = [_check(stored, u.name, u.shape, path) for u in unused if u.name in stored]
+    used = {name: tensors.checked(stored, name, s.shape, path) for s in sources(table) for name in s.names}
+    present = [tensors.checked(stored, u.name, u.shape, path) for u in unused if u.name in stored]
     counts = {"keys and values of layers that share those of others": len(present)} if present else {}
     for name in sorted(set(stored) - known - {described.output_matrix, *used, *(u.name for u in unused)}):
         part = next((part for part in described.left_out if name.startswith(part)), None)

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from alhena.model import config
 from alhena.model.encoders import vision
 from alhena.model.families.encoder_tensors import Layout, encoder_config
-from alhena.model.families.hf_settings import parse_settings
+from alhena.model.families.hf_settings import located, parse_settings
 from alhena.model.families.tensor_map import (
     Source,
     Table,
@@ -86,10 +86,8 @@ def read_config(stored: Any, tokens: int, path: Path) -> config.Vision:
         raise ValueError(
             f"{path}: mm_tokens_per_image is {tokens}; a square of a divisor of {side}, the side in patches"
         )
-    try:
+    with located(path, LAYOUT.section):
         return _config(s, side // tokens_side, mean_pool=True)
-    except ValueError as error:
-        raise ValueError(f"{path}: {LAYOUT.section}: {error}") from None
 
 
 def settings(c: config.Vision) -> dict[str, Any]:

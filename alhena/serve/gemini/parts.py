@@ -13,7 +13,16 @@ from typing import Any
 
 from alhena.content import MEDIA, Media, Part, Text, Thought, ToolCall, ToolResult
 from alhena.media import sniff
-from alhena.serve.gemini.fields import WireError, not_offered, path, read_flag, read_list, read_object, read_string
+from alhena.serve.gemini.fields import (
+    WireError,
+    not_offered,
+    path,
+    read_flag,
+    read_list,
+    read_object,
+    read_string,
+    refuse,
+)
 
 MAX_TEXT = 1 << 20
 MAX_DATA_BYTES = 64 << 20
@@ -89,9 +98,7 @@ def _json_object(value: Any, where: str) -> Mapping[str, Any]:
 
 def _call(value: Any, where: str) -> ToolCall:
     call = read_object(value, where, ("name", "args", "id", "partialArgs", "willContinue"))
-    for name in ("partialArgs", "willContinue"):
-        if call.get(name):
-            raise not_offered(path(where, name))
+    refuse(call, where, ("partialArgs", "willContinue"))
     identity = read_string(call["id"], f"{where}.id", 256) if "id" in call else None
     return ToolCall(
         read_name(call.get("name", ""), f"{where}.name"), _json_object(call.get("args", {}), f"{where}.args"), identity
@@ -100,9 +107,7 @@ def _call(value: Any, where: str) -> ToolCall:
 
 def _result(value: Any, where: str) -> ToolResult:
     result = read_object(value, where, ("name", "response", "id", "parts", "willContinue", "scheduling"))
-    for name in ("willContinue", "scheduling"):
-        if result.get(name):
-            raise not_offered(path(where, name))
+    refuse(result, where, ("willContinue", "scheduling"))
     identity = read_string(result["id"], f"{where}.id", 256) if "id" in result else None
     media = []
     for i, item in enumerate(read_list(result.get("parts", []), f"{where}.parts", MAX_RESULT_PARTS)):
