@@ -52,6 +52,15 @@ def sequences_per_answer(sampling: Sampling) -> int:
 
 
 @dataclass(frozen=True)
+class TokenLogprobs:
+    """The log-probability of a token of an answer, and those of the most likely tokens at its position, best first."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Answer:
     """A complete answer: its parts, why it ended, and token counts; ``thought_tokens`` are part of ``answer_tokens``."""
 
@@ -60,6 +69,8 @@ class Answer:
     prompt_tokens: int
     answer_tokens: int
     thought_tokens: int = 0
+    # Of each token, where the request asks for them.
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True)

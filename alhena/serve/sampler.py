@@ -17,6 +17,20 @@ MAX_SORTED = 2**14
 CANDIDATES = 1024
 # Classifier-free guidance where an image is requested.
 IMAGE_GUIDANCE = 3.0
+MAX_LOGPROBS = 20
+
+
+@dataclass(frozen=True)
+class OutputFormat:
+    """What an answer must be, enforced token by token (alhena/serve/structured.py).
+
+    ``json_schema`` is a JSON Schema as JSON text; "{}" is any JSON. ``calls`` names the declared functions of which at least one must
+    be called (mode ANY); with ``text_allowed`` the answer may also be text (mode VALIDATED).
+    """
+
+    json_schema: str | None = None
+    calls: tuple[str, ...] = ()
+    text_allowed: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,15 @@ class Sampling:
     image_first: bool = False
     aspect: float | None = None
     stop: tuple[str, ...] = ()
+    # Subtracted from the logit of a token that the answer has, and once more for each time that it has it.
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    # Log-probabilities of the answer's tokens: None: none; n: of the chosen tokens and of the n most likely.
+    logprobs: int | None = None
+    # Tokens of thoughts, after which the thought is closed; None: no limit.
+    thinking_budget: int | None = None
+    # What the answer must be: JSON of a schema, or calls of functions.
+    output: OutputFormat | None = None
 
     def __post_init__(self) -> None:
         bounds = {
@@ -44,6 +67,10 @@ class Sampling:
             "top_p": 0 < self.top_p <= 1,
             "max_tokens": 1 <= self.max_tokens <= 1 << 20,
             "guidance": 0 <= self.guidance <= 20,
+            "presence_penalty": -2 <= self.presence_penalty <= 2,
+            "frequency_penalty": -2 <= self.frequency_penalty <= 2,
+            "logprobs": self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS,
+            "thinking_budget": self.thinking_budget is None or self.thinking_budget >= 0,
             "aspect": self.aspect is None or 1 / 8 <= self.aspect <= 8,
         }
         for name, good in bounds.items():
