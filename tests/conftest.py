@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import gc
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,15 +27,35 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# A process may have 65,530 memory maps; a compiled function takes several.
+MAX_MAPS = 20_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _bounded_memory_maps() -> Iterator[None]:
+    """Frees compiled functions before the process runs out of memory maps: LLVM then crashes."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MAX_MAPS:
+        jax.clear_caches()
+        gc.collect()
+
+
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run folder of the smoke recipe: every stage, from raw documents to the report."""
+    """A finished run folder of the smoke recipe: every stage, from raw documents to the report.
+
+    The processes of one test run share it: the first one makes it while the others wait. The stages skip what is finished.
+    """
     from alhena.pipeline import run_pipeline
     from recipes import starter
 
-    folder = tmp_path_factory.mktemp("runs") / "smoke"
-    run_pipeline(starter.smoke(), folder)
-    return folder
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with (shared / "smoke.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run_pipeline(starter.smoke(), shared / "smoke")
+    return shared / "smoke"
 
 
 @pytest.fixture(scope="session")
