@@ -41,6 +41,13 @@ def run(base: Path = BASE) -> Recipe:
     return _extending(replace(full, name="gemma_multimodal", pretrain=pretrain), base)
 
 
+def gpu(base: Path = BASE) -> Recipe:
+    """The same on one GPU: bfloat16, as many steps as the starter has."""
+    cpu = run(base)
+    pretrain = replace(cpu.pretrain, phases=(Phase(400, starter.PARTS), Phase(1400, starter.TASKS)))
+    return replace(cpu, pretrain=pretrain, compute_dtype="bfloat16")
+
+
 def smoke(base: Path = BASE) -> Recipe:
     """The same stages at the size of the starter's smoke recipe, for a tiny imported model."""
     return _extending(replace(starter.smoke(), name="gemma_smoke"), base)
