@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alhena.model import altup, config, kv_cache, moe, per_layer, sharding, spec
+from alhena.model import altup, config, kv_cache, moe, paged_cache, per_layer, sharding, spec
 from alhena.model.attention import Visibility, causal_attention
 from alhena.model.attention_kernels import AttentionOptions
 from alhena.model.layer_kinds import LayerKind, Segment, is_global, is_uniform, segments
@@ -260,7 +260,8 @@ def _segment(
     constant = segment.kinds[0].shares_kv
 
     unroll = segment.repeats if segment.layers <= common.max_unrolled else 1
-    sliced = [Stack.of(stack, unroll == segment.repeats, common.differentiable) for stack in stacks]
+    unrolled = unroll == segment.repeats
+    sliced = [Stack.of(stack, unrolled, common.differentiable, segment.repeats) for stack in stacks]
 
     def layer(j: int, carry: tuple[Array, Any], inputs: Any) -> tuple[Array, Any]:
         (x, carried), (scanned, vectors, is_global, index, repeat) = carry, inputs
@@ -356,6 +357,23 @@ def step(
         if kv is not None:
             cache = kv_cache.write_token(cache, entries, info.index, kv, positions)
         attend = [partial(kv_cache.attend_cached, cache[i], info.index[i], q, positions, c) for i in entries]
+        return attend[0]() if len(attend) == 1 else jax.lax.cond(info.is_global, *attend), cache
+
+    return _all_layers(layers, inputs, cache, Common(c, dtype, attend))
+
+
+def extend(
+    layers: Stacks, inputs: Inputs, at: paged_cache.Tokens, cache: paged_cache.PagedCache, c: config.Decoder, dtype: str
+) -> tuple[Float[Array, "*streams B L D"], paged_cache.PagedCache]:
+    """All layers over the next tokens of sequences, which are written to their pages and attend to them."""
+    tables = _rope_tables(at.positions, c)
+
+    def attend(w: Layers, x: Array, info: LayerInfo, cache: Any) -> tuple[Array, Any]:
+        q, kv = _projections(w, x, info.choose(*tables), c, info.kind, dtype)
+        entries = kv_cache.entries(c, info.kind.is_global)
+        if kv is not None:
+            cache = paged_cache.write(cache, entries, info.index, kv, at)
+        attend = [partial(paged_cache.attend, cache, i, info.index[i], q, at, c) for i in entries]
         return attend[0]() if len(attend) == 1 else jax.lax.cond(info.is_global, *attend), cache
 
     return _all_layers(layers, inputs, cache, Common(c, dtype, attend))

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from alhena.batch import Batch
-from alhena.model import altup, config, decoder, per_layer, sharding, spec
+from alhena.model import altup, config, decoder, paged_cache, per_layer, sharding, spec
 from alhena.model.embedding import Table, embedding_rows, expand_logits, lookup, lookup_on_mesh, whole
 from alhena.model.encoders import conformer, gemma_vision, unified, unified_audio, usm, vision
 from alhena.model.kv_cache import Cache
@@ -125,7 +125,7 @@ def _whole_windows(patches: tuple[Array, ...], window: int) -> tuple[Array, ...]
     return tuple(jnp.pad(a, ((0, 0), (0, missing), *((0, 0),) * (a.ndim - 2))) for a in patches)
 
 
-def _is_image(c: config.Model, tokens: Int[Array, "B L"]) -> Bool[Array, "B L"]:
+def is_image(c: config.Model, tokens: Int[Array, "B L"]) -> Bool[Array, "B L"]:
     """Placeholders of images and video frames."""
     return (tokens == c.image_token) | (tokens == c.video_token)
 
@@ -144,17 +144,27 @@ def embed_tokens(params: Params, c: config.Model, tokens: Int[Array, "B L"]) -> 
     return jnp.where(index[..., None] < 0, x, params.special[jnp.maximum(index, 0)])
 
 
+def image_vectors(params: Params, c: config.Model, batch: Batch) -> Float[Array, "B W D"]:
+    """Outputs of the vision encoder, in the order of the placeholders. The model must have one, and the batch patches."""
+    assert c.vision and params.vision
+    patches = _whole_windows((batch.patches, batch.patch_positions, batch.patch_images), c.vision.pool**2)
+    return vision_encoder(c.vision).encode(params.vision, *patches, c.vision, c.compute_dtype)
+
+
+def audio_vectors(params: Params, c: config.Model, batch: Batch) -> tuple[Float[Array, "B A D"], Bool[Array, "B A"]]:
+    """Outputs of the audio encoder, and which of them have a placeholder. The model must have one, and the batch frames."""
+    assert c.audio and params.audio
+    return audio_encoder(c.audio).encode(params.audio, batch.frames, batch.frame_lengths, c.audio, c.compute_dtype)
+
+
 def embed(params: Params, c: config.Model, batch: Batch) -> Float[Array, "B L D"]:
     """Token embeddings, with encoder outputs, which are not scaled, at their placeholders."""
     x = embed_tokens(params, c, batch.tokens)
     if c.vision and params.vision and batch.patches.shape[1]:
-        patches = _whole_windows((batch.patches, batch.patch_positions, batch.patch_images), c.vision.pool**2)
-        vectors = vision_encoder(c.vision).encode(params.vision, *patches, c.vision, c.compute_dtype)
-        x = _at_placeholders(x, _is_image(c, batch.tokens), vectors, c.replace_placeholders)
+        vectors = image_vectors(params, c, batch)
+        x = _at_placeholders(x, is_image(c, batch.tokens), vectors, c.replace_placeholders)
     if c.audio and params.audio and batch.frames.shape[1]:
-        vectors, valid = audio_encoder(c.audio).encode(
-            params.audio, batch.frames, batch.frame_lengths, c.audio, c.compute_dtype
-        )
+        vectors, valid = audio_vectors(params, c, batch)
         # Valid vectors first, in order.
         order = jnp.argsort(~valid, axis=1, stable=True)
         vectors = jnp.take_along_axis(vectors, order[..., None], 1)
@@ -168,7 +178,7 @@ def _decoder_inputs(
     """The decoder's inputs for tokens with these embeddings."""
     vectors, settings = None, c.decoder.per_layer_inputs
     if settings and params.per_layer:
-        placeholders = _is_image(c, tokens) | (tokens == c.audio_token)
+        placeholders = is_image(c, tokens) | (tokens == c.audio_token)
         ids = jnp.where(placeholders, 0, tokens)
         vectors = per_layer.inputs(params.per_layer, ids, x, settings, c.compute_dtype)
     return decoder.Inputs(altup.enter(params.altup, x, c.compute_dtype) if params.altup else x, vectors)
@@ -183,7 +193,7 @@ def packing(c: config.Model, batch: Batch) -> decoder.Packing:
     """Segments, positions and, where they matter, the images of a batch: maximal runs of placeholders inside a segment."""
     blocks = None
     if c.decoder.image_attention != "causal":
-        image = _is_image(c, batch.tokens) & (batch.segments > 0)
+        image = is_image(c, batch.tokens) & (batch.segments > 0)
         same = (batch.segments[:, 1:] == batch.segments[:, :-1]) & image[:, :-1]
         starts = image & ~jnp.pad(same, ((0, 0), (1, 0)))
         blocks = jnp.where(image, jnp.cumsum(starts, 1), 0)
@@ -229,6 +239,33 @@ def decode(
     inputs = _decoder_inputs(params, c, tokens[:, None], embed_tokens(params, c, tokens[:, None]))
     x, cache = decoder.step(params.layers, inputs, positions, cache, c.decoder, c.compute_dtype)
     return rms_norm(_decoder_result(params, c, x)[:, 0], params.norm), cache
+
+
+@pytree
+@dataclass(frozen=True)
+class Media:
+    """Encoder outputs at the placeholders among the next tokens."""
+
+    vectors: Float[Array, "B L D"]
+    placeholders: Bool[Array, "B L"]
+
+
+def extend(
+    params: Params,
+    c: config.Model,
+    tokens: Int[Array, "B L"],
+    at: paged_cache.Tokens,
+    cache: paged_cache.PagedCache,
+    media: Media | None = None,
+) -> tuple[Float[Array, "B L D"], paged_cache.PagedCache]:
+    """Final hidden states of the next tokens of sequences, and the cache with these tokens written."""
+    x = embed_tokens(params, c, tokens)
+    if media is not None:
+        added = media.vectors if c.replace_placeholders else x + media.vectors
+        x = jnp.where(media.placeholders[..., None], added, x)
+    inputs = _decoder_inputs(params, c, tokens, x)
+    x, cache = decoder.extend(params.layers, inputs, at, cache, c.decoder, c.compute_dtype)
+    return rms_norm(_decoder_result(params, c, x), params.norm), cache
 
 
 def logits(params: Params, c: config.Model, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:

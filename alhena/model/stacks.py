@@ -30,9 +30,16 @@ class Stack:
     how: list[int]
 
     @classmethod
-    def of(cls, layers: Any, unrolled: bool, differentiable: bool) -> Stack:
-        """In an unrolled scan every slice is static. The gradient of one layer's experts must not be as large as that of all."""
-        how = jax.tree.map(lambda a: IN_LOOP if a.dtype == jnp.bfloat16 and not unrolled else BY_SCAN, layers)
+    def of(cls, layers: Any, unrolled: bool, differentiable: bool, repeats: int) -> Stack:
+        """In an unrolled scan every slice is static. The gradient of one layer's experts must not be as large as that of all.
+
+        A stack of more layers than the ``repeats`` of the scan is not copied: the loop slices it.
+        """
+
+        def how_sliced(a: Array) -> int:
+            return IN_LOOP if (a.dtype == jnp.bfloat16 and not unrolled) or a.shape[0] != repeats else BY_SCAN
+
+        how = jax.tree.map(how_sliced, layers)
         if layers.experts is not None and not differentiable:
             whole = {name: jax.tree.map(lambda _: WHOLE, getattr(how.experts, name)) for name in ("gate", "up", "down")}
             how = replace(how, experts=replace(how.experts, **whole))

@@ -1,0 +1,139 @@
+"""Paged KV cache: keys and values of many sequences in pages of 128 tokens, in one array for each kind of layer that writes some.
+
+    sequence   table of the global layers   table of the local ones       page 7 holds positions 0–127 of A and of B,
+    A          7  2  5                      ·  ·  4                       page 2 positions 128–255, page 5 256–383 of A
+    B          7  2  9                      ·  3  1
+
+Sequences with the same beginning share its pages. A local layer needs those of its window; earlier ones are free for others
+(alhena/serve/decoding/pages.py). Attention iterates over the pages of a sequence with an online softmax: pages that a sequence does not have
+contribute exact zeros, so that its result is the same, bitwise, whatever other sequences it is computed with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from alhena.model import config
+from alhena.model.attention import MASKED
+from alhena.model.kv_cache import KeysValues, Rings, rings
+from alhena.model.layers import softcap
+from alhena.shapes import Array, Bool, Float, Int, Shaped, pytree
+
+# Tokens of a page.
+PAGE = 128
+
+
+@pytree
+@dataclass(frozen=True)
+class Pages:
+    """Keys and values of all layers of one kind; bfloat16 is stored as uint16, which XLA's CPU backend does not convert to float32."""
+
+    keys: Shaped[Array, "layers pages K page H"]
+    values: Shaped[Array, "layers pages K page H"]
+
+
+# One for each entry of kv_cache.rings.
+PagedCache = tuple[Pages, ...]
+
+
+@pytree
+@dataclass(frozen=True)
+class Tokens:
+    """Where the next L tokens of B sequences are, and what they attend to."""
+
+    # Of each entry of the cache: the page of every 128 positions.
+    tables: tuple[Int[Array, "B T"], ...]
+    positions: Int[Array, "B L"]
+    # The last position that a token attends to: its own, or the end of its image.
+    limits: Int[Array, "B L"]
+    # False: padding, which is not written.
+    valid: Bool[Array, "B L"]
+
+
+def kinds(c: config.Decoder) -> list[Rings]:
+    """The kinds of layers with pages: the entries of a cache."""
+    return rings(c, 1)
+
+
+def page_bytes(kind: Rings, dtype: str) -> int:
+    """Bytes of a page of one kind."""
+    return kind.writers * PAGE * 2 * kind.kv_heads * kind.head_dim * jnp.dtype(dtype).itemsize
+
+
+def empty(c: config.Decoder, counts: tuple[int, ...], dtype: str) -> PagedCache:
+    """Zeros: that many pages of each kind."""
+    stored = "uint16" if dtype == "bfloat16" else dtype
+    shapes = [(k.writers, n, k.kv_heads, PAGE, k.head_dim) for k, n in zip(kinds(c), counts, strict=True)]
+    return tuple(Pages(jnp.zeros(shape, stored), jnp.zeros(shape, stored)) for shape in shapes)
+
+
+def write(
+    cache: PagedCache, entries: tuple[int, ...], index: Int[Array, " kinds"], kv: KeysValues, at: Tokens
+) -> PagedCache:
+    """The cache with the keys and values of tokens written to one layer.
+
+    ``entries`` are those that the layer may use, ``index`` its index in each.
+    """
+
+    def one(i: int, pages: Pages) -> Pages:
+        if i not in entries:
+            return pages
+        numbers = jnp.take_along_axis(at.tables[i], at.positions // PAGE, 1)
+        where = (index[i], jnp.where(at.valid, numbers, pages.keys.shape[1]), slice(None), at.positions % PAGE)
+        return Pages(*(_set(a, where, new) for a, new in zip((pages.keys, pages.values), kv, strict=True)))
+
+    return tuple(one(i, pages) for i, pages in enumerate(cache))
+
+
+def _set(stored: Shaped[Array, "layers pages K page H"], where: tuple, new: Float[Array, "B L K H"]) -> Array:  # type: ignore[type-arg]
+    if stored.dtype == jnp.uint16:
+        new = jax.lax.bitcast_convert_type(new.astype(jnp.bfloat16), jnp.uint16)
+    return stored.at[where].set(new.astype(stored.dtype), mode="drop")
+
+
+def _get(
+    stored: Shaped[Array, "layers pages K page H"], layer: Int[Array, ""], numbers: Int[Array, " B"]
+) -> Float[Array, "B K page H"]:
+    read = stored.at[layer, numbers].get(mode="clip")
+    return jax.lax.bitcast_convert_type(read, jnp.bfloat16) if read.dtype == jnp.uint16 else read
+
+
+def _mask(at: Tokens, number: Int[Array, " B"], is_causal: bool, window: int | None) -> Bool[Array, "B L page"]:
+    """Which keys of a page each token attends to."""
+    keys, positions = number[:, None, None] * PAGE + jnp.arange(PAGE), at.positions[..., None]
+    mask = keys <= (positions if is_causal else at.limits[..., None])
+    return mask if window is None else mask & (keys > positions - window)
+
+
+def attend(
+    cache: PagedCache, i: int, layer: Int[Array, ""], q: Float[Array, "B L N H"], at: Tokens, c: config.Decoder
+) -> Float[Array, "B L N H"]:
+    """Attention of tokens to the pages of their sequences in one layer of entry ``i``, their own keys and values included."""
+    (B, L, N, H), pages, is_global = q.shape, cache[i], kinds(c)[i].is_global
+    K, scale = pages.keys.shape[2], c.attention_scale(H)
+    dtype = jnp.bfloat16 if pages.keys.dtype == jnp.uint16 else pages.keys.dtype
+    q = q.astype(dtype).reshape(B, L, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, K, (N // K) * L, H)
+    is_causal, window = is_global and c.image_attention != "all", None if is_global else c.window
+    first = jnp.zeros(B, jnp.int32) if window is None else jnp.maximum(at.positions[:, 0] - window + 1, 0) // PAGE
+    last = at.limits.max(1) // PAGE
+
+    def page(r: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        out, total, maximum = carry
+        numbers = jnp.take_along_axis(at.tables[i], (first + r)[:, None], 1, mode="clip")[:, 0]
+        k, v = (_get(a, layer, numbers) for a in (pages.keys, pages.values))
+        scores = jnp.einsum("bkrh,bksh->bkrs", q, k, preferred_element_type=jnp.float32)
+        scores = softcap(scores * scale, c.attention_softcap).reshape(B, K, N // K, L, PAGE)
+        mask = _mask(at, first + r, is_causal, window)[:, None, None]
+        scores = jnp.where(mask, scores, MASKED).reshape(B, K, -1, PAGE)
+        new_maximum = jnp.maximum(maximum, scores.max(-1, keepdims=True))
+        weights, correction = jnp.exp(scores - new_maximum), jnp.exp(maximum - new_maximum)
+        read = jnp.einsum("bkrs,bksh->bkrh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        return out * correction + read, total * correction + weights.sum(-1, keepdims=True), new_maximum
+
+    zero = jnp.zeros((B, K, (N // K) * L, 1), jnp.float32)
+    start = jnp.zeros((B, K, (N // K) * L, H), jnp.float32), zero, zero + MASKED
+    out, total, _ = jax.lax.fori_loop(0, jnp.max(last - first) + 1, page, start)
+    return (out / total).reshape(B, K, N // K, L, H).transpose(0, 3, 1, 2, 4).reshape(B, L, N, H)
