@@ -29,6 +29,8 @@ from alhena.files import atomic, plain
 from alhena.parquet import MAX_ROW_BYTES, Lost, read_rows
 
 Role = Literal["user", "model", "document", "system", "tool"]
+# How many soft tokens an encoder makes of an image, in the words of the API; each encoder has its own numbers.
+Resolution = Literal["low", "medium", "high", "ultra high"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,11 @@ class Text:
 
 @dataclass(frozen=True)
 class Image:
+    """``resolution`` None is the default of the encoder."""
+
     data: bytes
     mime: str = "image/png"
+    resolution: Resolution | None = None
 
 
 @dataclass(frozen=True)
@@ -49,9 +54,22 @@ class Audio:
 
 
 @dataclass(frozen=True)
+class Excerpt:
+    """The time range of a video that is read, in seconds from its start, and how many frames of each second; None: as the encoder does."""
+
+    start: float = 0.0
+    end: float | None = None
+    frames_per_second: float | None = None
+
+
+@dataclass(frozen=True)
 class Video:
+    """``resolution`` is that of its frames; None is the default of the encoder."""
+
     data: bytes
     mime: str = "video/mp4"
+    resolution: Resolution | None = None
+    excerpt: Excerpt = Excerpt()
 
 
 @dataclass(frozen=True)
@@ -159,6 +177,19 @@ def call_text(part: ToolCall) -> str:
     return part.name + json.dumps(plain(part.arguments), ensure_ascii=False, sort_keys=True, allow_nan=False)
 
 
+def written(part: Part) -> str | None:
+    """What a part says in characters: its text, or the JSON of a tool call or result; None for media.
+
+    >>> written(ToolResult("now", {"hour": 12})), written(Image(b""))
+    ('now{"hour": 12}', None)
+    """
+    if isinstance(part, ToolCall):
+        return call_text(part)
+    if isinstance(part, ToolResult):
+        return call_text(ToolCall(part.name, part.response))
+    return part.text if isinstance(part, Text | Thought) else None
+
+
 def part_size(part: Part) -> int:
     """Characters of a part's text or JSON and bytes of its media, together."""
     if isinstance(part, Text | Thought):
@@ -225,6 +256,10 @@ def _part_rows(part: Part) -> list[dict[str, Any]]:
         return [row | {"text": _call_json(part)}]
     if isinstance(part, ToolResult):
         return [row | {"text": _result_json(part)}, *(r for medium in part.parts for r in _part_rows(medium))]
+    if part != type(part)(part.data, part.mime):
+        raise ValueError(
+            f"a {kind_of(part)} with a resolution or an excerpt: these belong to requests and are not stored"
+        )
     return [row | {"mime": part.mime, "data": part.data}]
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from types import GenericAlias
 from typing import Any, TypeVar, cast
@@ -27,6 +28,12 @@ from typing import Any, TypeVar, cast
 from pydantic import TypeAdapter, ValidationError
 
 T = TypeVar("T")
+
+
+@cache
+def _adapter(kind: Any) -> Any:
+    """Building one takes longer than reading a small value."""
+    return TypeAdapter(kind)
 
 
 def _first_default(value: Any, out: Any, where: str = "") -> str | None:
@@ -53,7 +60,7 @@ def parsed_whole(kind: type[T], value: Any, path: Path, field: str = "") -> T:
 def parsed(kind: type[T] | GenericAlias, value: Any, path: Path, field: str = "") -> T:
     """A JSON value as a ``kind``. Raises ValueError that names the file and the field (``field`` is where the value stands)."""
     try:
-        return TypeAdapter(cast(type[T], kind)).validate_json(json.dumps(value), strict=True, extra="forbid")
+        return _adapter(cast(Any, kind)).validate_json(json.dumps(value), strict=True, extra="forbid")
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(filter(None, (field, *map(str, first["loc"]))))

@@ -10,6 +10,8 @@ truncates silently. ``sniff`` returns the MIME type of bytes by their content.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from alhena.content import Audio, Image, Part, ToolResult, Video
 from alhena.media.audio import SAMPLE_RATE, decode_audio, encode_audio, resample
 from alhena.media.image import decode_image, encode_png
@@ -44,7 +46,7 @@ def check(part: Part) -> tuple[str, ...]:
     elif isinstance(part, Audio):
         decode_audio(part.data)
     elif isinstance(part, Video):
-        return decode_video(part.data, 2).notes
+        return decode_video(part.data, 2, excerpt=replace(part.excerpt, frames_per_second=None)).notes
     elif isinstance(part, ToolResult):
         return tuple(note for medium in part.parts for note in check(medium))
     return ()

@@ -1,6 +1,6 @@
 """Video bytes to a few upright RGB frames with square pixels, their times, and the audio track; and back.
 
-    1  packets are counted without decoding; this selects frames, evenly spaced, first and last included
+    1  the times of packets are read without decoding; they select frames, evenly spaced, first and last included
     2  one pass decodes the video track; frames that are not selected are dropped at once
     3  only where the numbers of packets and frames differ (hidden frames, edit lists), a second pass decodes them again
     4  one pass decodes the audio track
@@ -14,19 +14,23 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import av
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from alhena.content import Excerpt
 from alhena.media.audio import SAMPLE_RATE, Blocks, FrameConverter, MissingAudio, audio_frames, mix_to_mono
 from alhena.media.container import VIDEO_CODECS, codec_problem, configure_decoder, open_container, packets
 from alhena.media.limits import LIMITS, Limits, MediaError, check_size, one_large_at_a_time
 
+Samples = Float[np.ndarray, " aligned"]
 # Samples or None, and notes on what was left out.
-AudioTrack = tuple[Float[np.ndarray, " aligned"] | None, tuple[str, ...]]
+AudioTrack = tuple[Samples | None, tuple[str, ...]]
 # From the number of all frames and of those wanted to the indices of these.
 Select = Callable[[int, int], Sequence[int]]
+Times = Float[np.ndarray, " all_frames"]
 ATTACHED_PICTURE = 0x400
 # Aspect ratios of pixels beyond this, or its inverse, are treated as a broken header.
 MAX_ASPECT = 8
@@ -54,18 +58,16 @@ class _SelectedFrames:
     limits: Limits
     aspect: float
     rate: float
-    count: int = 0
     pixels: int = 0
-    first_time: float = 0.0
+    # Of all frames.
+    times: list[float] = field(default_factory=list)
     size: tuple[int, int] | None = None
     frames: list[np.ndarray] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
     def add(self, frame: av.VideoFrame) -> None:
         time = self.count / self.rate if frame.time is None else frame.time
-        if not self.count:
-            self.first_time = time
-        self._check(frame, time - self.first_time)
+        self._check(frame, time - self.first_time if self.times else 0.0)
         if self.count in self.indices:
             self.size = self.size or _display_size(
                 frame.width, frame.height, self.aspect, self.limits.output_frame_pixels
@@ -73,8 +75,16 @@ class _SelectedFrames:
             width, height = self.size
             pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
             self.frames.append(_orient(pixels, frame))
-            self.seconds.append(max(0.0, time - self.first_time))
-        self.count += 1
+            self.seconds.append(max(0.0, time - self.first_time) if self.times else 0.0)
+        self.times.append(time)
+
+    @property
+    def count(self) -> int:
+        return len(self.times)
+
+    @property
+    def first_time(self) -> float:
+        return self.times[0]
 
     def _check(self, frame: av.VideoFrame, seconds: float) -> None:
         _check_frame_size(frame.width, frame.height, self.limits)
@@ -89,27 +99,71 @@ def evenly_spaced(total: int, count: int) -> list[int]:
     return [int(index) for index in np.linspace(0, total - 1, min(total, count)).round()]
 
 
-def decode_video(data: bytes, max_frames: int, limits: Limits = LIMITS, select: Select = evenly_spaced) -> Clip:
+def _in_excerpt(times: Times, count: int, excerpt: Excerpt, select: Select) -> Sequence[int]:
+    """Indices of the frames to read, given the times of all frames. Raises ValueError when the excerpt has none, or too many."""
+    seconds = np.maximum.accumulate(times - times[0]) if len(times) else times
+    first = int(np.searchsorted(seconds, excerpt.start - 1e-6))
+    end = len(seconds) if excerpt.end is None else int(np.searchsorted(seconds, excerpt.end - 1e-6))
+    if first >= end:
+        raise MediaError(f"the video has no frame from {excerpt.start:g} s on" + _until(excerpt.end))
+    rate = excerpt.frames_per_second
+    if rate is None:
+        return [first + index for index in select(end - first, count)]
+    last = float(seconds[end - 1])
+    wanted = int((last - excerpt.start + 1e-6) * rate) + 1
+    if wanted > count:
+        raise MediaError(
+            f"{rate:g} frames a second are {wanted:,} frames of this video; at most {count} are read: "
+            "lower fps, or read less of it by startOffset and endOffset"
+        )
+    # The frame that is shown at each of these times.
+    at = np.searchsorted(seconds, excerpt.start + np.arange(wanted) / rate + 1e-6) - 1
+    return sorted({max(first, int(index)) for index in at})
+
+
+def _until(end: float | None) -> str:
+    return "" if end is None else f" before {end:g} s"
+
+
+def decode_video(
+    data: bytes,
+    max_frames: int,
+    limits: Limits = LIMITS,
+    select: Select = evenly_spaced,
+    excerpt: Excerpt = Excerpt(),
+) -> Clip:
     """Decodes MP4, MOV, WebM, Matroska, AVI, MPEG-TS or Ogg to at most ``max_frames`` frames and the audio track.
 
-    ``select`` gives the indices of the frames among all, of which there are as many as its first argument says.
+    ``select`` gives the indices of the frames among all, of which there are as many as its first argument says; of an ``excerpt`` with
+    a number of frames a second, these are read.
 
     Frames are upright, of square pixels, all of the first one's size, and at most ``limits.output_frame_pixels`` large.
     An audio track of an unsupported codec is left out and reported in ``Clip.notes``. Raises ValueError that states what is wrong.
     """
     check_size(data, "video", limits)
-    total, count = _count_packets(data, limits), min(max(1, max_frames), limits.video_frames)
-    selected = _decode(data, frozenset(select(total, count)), limits)
+    times, count = _packet_times(data, limits), min(max(1, max_frames), limits.video_frames)
+    choose = partial(_in_excerpt, count=count, excerpt=excerpt, select=select)
+    selected = _decode(data, frozenset(choose(times) if len(times) else ()), limits)
     if not selected.count:
         raise MediaError("the video has no frames")
-    if selected.count != total:
-        selected = _decode(data, frozenset(select(selected.count, count)), limits)
+    if selected.count != len(times):
+        selected = _decode(data, frozenset(choose(np.array(selected.times))), limits)
     first = selected.frames[0].shape
     if any(frame.shape != first for frame in selected.frames):
         raise MediaError("the video changes its orientation between frames")
     # Times of damaged files may decrease.
     seconds = np.maximum.accumulate(np.array(selected.seconds, np.float32))
-    return Clip(np.stack(selected.frames), seconds, *_decode_audio_track(data, selected.first_time, limits))
+    samples, notes = _decode_audio_track(data, selected.first_time, limits)
+    return Clip(np.stack(selected.frames), seconds, _cut(samples, excerpt), notes)
+
+
+def _cut(samples: Samples | None, excerpt: Excerpt) -> Samples | None:
+    """The samples of an excerpt, or None where it has none."""
+    if samples is None or (not excerpt.start and excerpt.end is None):
+        return samples
+    end = None if excerpt.end is None else round(excerpt.end * SAMPLE_RATE)
+    rest = samples[round(excerpt.start * SAMPLE_RATE) : end]
+    return rest if len(rest) else None
 
 
 def _video_stream(container: av.container.InputContainer, limits: Limits) -> av.VideoStream:
@@ -138,16 +192,19 @@ def _check_total(pixels: int, limits: Limits) -> None:
         raise MediaError(f"the video's frames have more than {limits.video_total_pixels:,} pixels in all, the maximum")
 
 
-def _count_packets(data: bytes, limits: Limits) -> int:
-    """Number of packets of the video track, mostly that of its frames. Raises ValueError when there are too many."""
+def _packet_times(data: bytes, limits: Limits) -> Times:
+    """Presentation times of the packets of the video track, mostly those of its frames. Raises ValueError when there are too many."""
+    times: list[float] = []
     with open_container(data, "video", limits) as container:
         stream = _video_stream(container, limits)
         area = max(1, stream.codec_context.width * stream.codec_context.height)
-        count = 0
+        rate = float(stream.average_rate or 0) or 25.0
         for packet in packets(container, [stream], "video", limits):
-            count += packet.size > 0
-        _check_total(count * area, limits)
-        return count
+            if packet.size > 0:
+                pts, unit = packet.pts, packet.time_base
+                times.append(len(times) / rate if pts is None or unit is None else float(pts * unit))
+        _check_total(len(times) * area, limits)
+    return np.sort(np.array(times, np.float64))
 
 
 def _decode(data: bytes, indices: frozenset[int], limits: Limits) -> _SelectedFrames:
