@@ -31,8 +31,11 @@ def begins_in_thought(settings: PromptSettings, prompt: Sequence[int]) -> bool:
 class AnswerParser:
     """State of one answer. ``finished`` after an end token or a stop sequence; ``count`` is the number of tokens so far.
 
-    ``thought_count`` of them are in thoughts, the marks of a thought included.
+    ``thought_count`` of them are in thoughts, the marks of a thought included. ``malformed_call`` after a complete call that is not of
+    the notation.
     """
+
+    image_count = 0
 
     def __init__(
         self, settings: PromptSettings, tokenizer: Tokenizer, stop: Sequence[str] = (), in_thought: bool = False
@@ -47,7 +50,12 @@ class AnswerParser:
         self._line_end = ""
         # Tokens of a call.
         self._call: list[int] | None = None
-        self.finished, self.count, self.thought_count = False, 0, 0
+        self.finished, self.count, self.thought_count, self.malformed_call = False, 0, 0, False
+
+    @property
+    def in_thought(self) -> bool:
+        """Whether the next token is part of a thought whose beginning has been read."""
+        return self._mode is _Mode.THOUGHT
 
     def feed(self, token: int) -> list[Part]:
         """Takes one token; returns the parts that became final."""
@@ -137,4 +145,5 @@ class AnswerParser:
             else:
                 runs[-1].append(inner)
         call = read_call([self._tokenizer.decode(run) for run in runs])
+        self.malformed_call |= call is None
         return [call] if call else self._text(self._tokenizer.decode(tokens), last=True)

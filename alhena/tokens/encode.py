@@ -4,13 +4,13 @@
     ─► <bos> <user> <boi> <img>×n <eoi> What is this? <end> <model> a circle <end>
        weight  0      0     0      0     question_weight…       0     1  1 1    1      + patches [4n, Q]
 
-Loss weights are those of the *target*. Tokens of an answer have weight 1; image codes and running text, of which there are many,
-less; those of a question little; placeholders and the tokens that open a turn none.
+Loss weights are those of the *target*. Tokens of an answer, tool calls included, have weight 1; image codes and running text, of which there are many,
+less; those of a question, of declared tools and of their results little; placeholders and the tokens that open a turn none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +18,20 @@ from typing import Any, ClassVar
 import numpy as np
 
 from alhena.batch import Example, Modality
-from alhena.content import Audio, Content, Document, Image, Part, Text, Tool, Video, kind_of
+from alhena.content import (
+    Audio,
+    Content,
+    Document,
+    Image,
+    Part,
+    Resolution,
+    Text,
+    Tool,
+    ToolCall,
+    ToolResult,
+    Video,
+    kind_of,
+)  # fmt: skip
 from alhena.files import write_atomically, write_json
 from alhena.media import SAMPLE_RATE, decode_audio, decode_image, decode_video
 from alhena.model import config
@@ -27,15 +40,20 @@ from alhena.schema import bounded, parsed_whole
 from alhena.shapes import Float, Int
 from alhena.tokens.audio_features import HOP, count_tokens, features
 from alhena.tokens.example_builder import ExampleBuilder, empty_frames
-from alhena.tokens.images import Pixels, code_grid, patchify, resize
+from alhena.tokens.images import Pixels, code_grid, patchify, resize, resolution_budget
+from alhena.tokens.own_tools import declared_tools, encoded, signature
 from alhena.tokens.text_file import load_tokenizer, tokenizer_file
 from alhena.tokens.tokenizer import Tokenizer
+from alhena.tokens.tool_format import write_call, write_result
 from alhena.tokens.vocabulary import Vocabulary
 
 # Integers [rows, columns]; images of a document differ in size.
 Codes = Int[np.ndarray, "_ _"]
 # Roles that open a turn by a control token.
 ROLES = ("user", "model", "document")
+# Parts of turns of each role.
+_INPUTS: tuple[type[Part], ...] = (Text, Image, Audio, Video)
+_PARTS = {"user": _INPUTS, "document": _INPUTS, "model": (*_INPUTS, ToolCall), "tool": (ToolResult,)}
 ImageCodeEncoder = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 
 
@@ -98,9 +116,10 @@ class Encoder:
 
     # ── media ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _input_image(self, out: ExampleBuilder, pixels: Pixels, max_tokens: int) -> None:
+    def _input_image(self, out: ExampleBuilder, pixels: Pixels, max_tokens: int, resolution: Resolution | None) -> None:
         v = self.vocabulary
-        patches, positions = patchify(pixels, self.vision, max_tokens)
+        budget = resolution_budget(resolution, pixels, self.vision, max_tokens)
+        patches, positions = patchify(pixels, self.vision, budget)
         out.add(
             [v.control("<boi>"), *[v.control("<img>")] * (len(patches) // self.vision.pool**2), v.control("<eoi>")], 0
         )
@@ -117,13 +136,13 @@ class Encoder:
         out.add([v.control("<boa>"), *[v.control("<aud>")] * count, v.control("<eoa>")], 0)
         out.add_audio(frames, lengths)
 
-    def _video(self, out: ExampleBuilder, data: bytes) -> None:
-        v, clip = self.vocabulary, decode_video(data, self.budget.clip_frames)
+    def _video(self, out: ExampleBuilder, part: Video) -> None:
+        v, clip = self.vocabulary, decode_video(part.data, self.budget.clip_frames, excerpt=part.excerpt)
         out.notes.extend(clip.notes)
         out.add([v.control("<bov>")], 0)
         for pixels, seconds in zip(clip.frames, clip.seconds, strict=True):
             out.add([v.time(round(float(seconds) * 4))], 0)
-            self._input_image(out, pixels, self.budget.frame_tokens)
+            self._input_image(out, pixels, self.budget.frame_tokens, part.resolution)
         out.add([v.control("<eov>")], 0)
         if clip.audio is not None:
             self._audio(out, clip.audio)
@@ -156,24 +175,52 @@ class Encoder:
         elif isinstance(part, Image) and role == "model":
             self._output_image(out, codes[part.data] if part.data in codes else self._codes(part.data))
         elif isinstance(part, Image):
-            self._input_image(out, decode_image(part.data), self.budget.image_tokens)
+            self._input_image(out, decode_image(part.data), self.budget.image_tokens, part.resolution)
             out.raise_modality(Modality.IMAGE)
         elif isinstance(part, Audio):
             self._audio(out, decode_audio(part.data))
             out.raise_modality(Modality.AUDIO)
         elif isinstance(part, Video):
-            self._video(out, part.data)
+            self._video(out, part)
             out.raise_modality(Modality.VIDEO)
-        else:
-            raise ValueError(f"a {kind_of(part)}: this model reads text, images, audio and video only")
+        elif isinstance(part, ToolCall):
+            call = write_call(part, self.vocabulary.control("<quote>"))
+            self._marked(out, "<call>", call, weight)
+            out.add([self.vocabulary.control("<call_end>")], weight)
+        elif isinstance(part, ToolResult):
+            self._result(out, part, weight)
+
+    def _marked(self, out: ExampleBuilder, control: str, pieces: Iterable[str | int], weight: float) -> None:
+        """A control token, and texts and control tokens after it."""
+        out.add([self.vocabulary.control(control), *encoded(pieces, self.tokenizer.encode)], weight)
+
+    def _result(self, out: ExampleBuilder, part: ToolResult, weight: float) -> None:
+        self._marked(out, "<result>", write_result(part, self.vocabulary.control("<quote>")), weight)
+        for medium in part.parts:
+            self._part(out, medium, "tool", weight, {})
+        out.add([self.vocabulary.end], 0)
+
+    def _tools(self, out: ExampleBuilder, tools: Iterable[Tool], weight: float) -> None:
+        for tool in tools:
+            self._marked(out, "<tool>", [signature(tool)], weight)
+            out.add([self.vocabulary.end], 0)
 
     def _content(self, out: ExampleBuilder, content: Content, weight: float, codes: Mapping[bytes, Codes]) -> None:
-        if content.role not in ROLES:
-            raise ValueError(f"a turn of the role {content.role!r}: this model knows {', '.join(ROLES)}")
-        out.add([self.vocabulary.control(f"<{content.role}>")], 0)
+        if content.role not in _PARTS:
+            raise ValueError(
+                f"a turn of the role {content.role!r} after the first; this model knows {', '.join(_PARTS)}"
+            )
+        for part in content.parts:
+            if not isinstance(part, _PARTS[content.role]):
+                raise ValueError(
+                    f"a {kind_of(part)} in a turn of the role {content.role!r}: this model reads none there"
+                )
+        if content.role in ROLES:
+            out.add([self.vocabulary.control(f"<{content.role}>")], 0)
         for part in content.parts:
             self._part(out, part, content.role, weight, codes)
-        out.add([self.vocabulary.end], weight if content.role != "user" else 0)
+        if content.role in ROLES:
+            out.add([self.vocabulary.end], weight if content.role != "user" else 0)
 
     def _example(self, out: ExampleBuilder) -> Example:
         return out.example(self.vocabulary.pad, self.patch_values, self.no_frames)
@@ -199,8 +246,8 @@ class Encoder:
         """One Example, or several: running text is split at ``window`` tokens, long audio without a transcript at the limits.
 
         ``codes`` holds image codes already computed, by the bytes of the image; others come from ``encode_image_codes``. ``notes``
-        receives what could not be read of media that are used all the same. Raises ValueError when a document with media or turns
-        is too long, or a medium cannot be decoded.
+        receives what could not be read of media that are used all the same. ``facts["tools"]`` declares the tools of a
+        conversation. Raises ValueError when a document with media or turns is too long, or a medium cannot be decoded.
         """
         parts = list(document.parts)
         if all(content.role == "document" for content in document.contents):
@@ -210,7 +257,9 @@ class Encoder:
                 return list(self._running_audio(parts[0], max_tokens))
         out = ExampleBuilder()
         out.add([self.vocabulary.bos], 0)
-        weights = {"model": 1.0, "document": self.budget.text_weight, "user": self.budget.question_weight}
+        question = self.budget.question_weight
+        weights = {"model": 1.0, "document": self.budget.text_weight, "user": question, "tool": question}
+        self._tools(out, declared_tools(document), question)
         for content in _without_system(document.contents):
             self._content(out, content, weights.get(content.role, 0.0), codes or {})
         if len(out.tokens) > max_tokens:
@@ -265,14 +314,15 @@ class Encoder:
     def prompt(self, contents: Sequence[Content], tools: Sequence[Tool] = (), thinking: bool = False) -> Example:
         """A conversation up to the model's next turn: the sequence ends with ``<model>``, and generation continues from there.
 
-        Raises ValueError for tools and for thinking: this format has neither.
+        Raises ValueError for thinking, which this format does not have, and for calls of tools that are left without results.
         """
-        if tools:
-            raise ValueError(f"this model calls no tools, such as {tools[0].name!r}")
         if thinking:
             raise ValueError("this model does not think before it answers")
+        if contents and any(isinstance(part, ToolCall) for part in contents[-1].parts):
+            raise ValueError("the last turn calls tools; add a turn of the role 'tool' with their results")
         out = ExampleBuilder()
         out.add([self.vocabulary.bos], 0)
+        self._tools(out, tools, 0.0)
         for content in _without_system(contents):
             self._content(out, content, 0.0, {})
         out.add([self.vocabulary.control("<model>")], 0)

@@ -18,20 +18,21 @@ from typing import Any
 import numpy as np
 
 from alhena.batch import Example, Modality
-from alhena.content import Audio, Content, Document, Image, Media, Text, Thought, Tool, Video
+from alhena.content import Audio, Content, Document, Image, Media, Resolution, Text, Thought, Tool, Video
 from alhena.files import write_json
 from alhena.media import SAMPLE_RATE, decode_audio, decode_image, decode_video
 from alhena.media.video import evenly_spaced
 from alhena.model import config
 from alhena.model.tensors import read_settings
-from alhena.schema import parsed, parsed_whole, shown
+from alhena.schema import parsed_whole, shown
 from alhena.shapes import Float, Int
 from alhena.tokens.answers import AnswerParser, begins_in_thought
 from alhena.tokens.audio_features import HOP, features
 from alhena.tokens.conversation import Item, check_medium, marks, paragraph, render
 from alhena.tokens.example_builder import ExampleBuilder, empty_frames
 from alhena.tokens.hf_tokenizer import TOKENIZER, HfTokenizer
-from alhena.tokens.images import Pixels, frame_indices, preprocess
+from alhena.tokens.images import Pixels, frame_indices, preprocess, resolution_budget
+from alhena.tokens.own_tools import declared_tools
 from alhena.tokens.prompts import PromptSettings
 
 PROMPT = "prompt.json"
@@ -102,7 +103,7 @@ class GemmaEncoder:
         if isinstance(part, Image):
             out.raise_modality(Modality.IMAGE)
             before, after = marks(self.settings, "image")
-            count = self._patches(out, decode_image(part.data), self.settings.budgets.image_tokens)
+            count = self._patches(out, decode_image(part.data), part.resolution)
             return [*before, *[self.settings.controls["image"]] * count, *after]
         if isinstance(part, Audio):
             out.raise_modality(Modality.AUDIO)
@@ -110,10 +111,15 @@ class GemmaEncoder:
         out.raise_modality(Modality.VIDEO)
         return self._video(out, part)
 
-    def _patches(self, out: ExampleBuilder, pixels: Pixels, budget: int) -> int:
-        """Adds the patches of an image; returns the number of its soft tokens."""
+    def _patches(
+        self, out: ExampleBuilder, pixels: Pixels, resolution: Resolution | None, is_frame: bool = False
+    ) -> int:
+        """Adds the patches of an image or of a frame of a video; returns the number of its soft tokens."""
         if self.vision is None:
             raise ValueError("an image, but this model has no vision encoder")
+        budgets = self.settings.budgets
+        default = budgets.frame_tokens if is_frame else budgets.image_tokens
+        budget = resolution_budget(resolution, pixels, self.vision, default, is_frame)
         patches, positions = preprocess(pixels, self.vision, budget)
         out.add_image(patches, positions)
         return len(patches) // self.vision.pool**2
@@ -136,25 +142,23 @@ class GemmaEncoder:
         """Frames as images (Gemma 3); with their times before them and placeholders of their own (Gemma 4)."""
         s, is_timed = self.settings, self.settings.format == "gemma4"
         select = frame_indices if is_timed else evenly_spaced
-        clip = decode_video(part.data, s.budgets.clip_frames, select=select)
+        clip = decode_video(part.data, s.budgets.clip_frames, select=select, excerpt=part.excerpt)
         out.notes.extend(clip.notes)
         if clip.audio is not None:
             out.notes.append("the audio track was left out: this model reads the frames of a video")
         if not is_timed:
-            return [
-                value
-                for pixels in clip.frames
-                for value in self._frame(out, pixels, s.budgets.image_tokens, "image", "")
-            ]
+            return [value for pixels in clip.frames for value in self._frame(out, pixels, part.resolution, "image", "")]
         around = paragraph(s, "video")
         frames: list[str | int] = [around] if around else []
         for number, (pixels, time) in enumerate(zip(clip.frames, clip.seconds, strict=True)):
             stamp = f"{' ' if number else ''}{int(time // 60):02d}:{int(time % 60):02d} "
-            frames.extend(self._frame(out, pixels, s.budgets.frame_tokens, "video", stamp))
+            frames.extend(self._frame(out, pixels, part.resolution, "video", stamp))
         return [*frames, *filter(None, [around])]
 
-    def _frame(self, out: ExampleBuilder, pixels: Pixels, budget: int, kind: str, stamp: str) -> list[str | int]:
-        controls, count = self.settings.controls, self._patches(out, pixels, budget)
+    def _frame(
+        self, out: ExampleBuilder, pixels: Pixels, resolution: Resolution | None, kind: str, stamp: str
+    ) -> list[str | int]:
+        controls, count = self.settings.controls, self._patches(out, pixels, resolution, kind == "video")
         if kind == "image":
             before, after = marks(self.settings, "image")
         else:
@@ -311,11 +315,6 @@ class GemmaEncoder:
             None if vision is None else parsed_whole(config.vision_class(vision), vision, path, "vision"),
             None if audio is None else parsed_whole(config.audio_class(audio), audio, path, "audio"),
         )
-
-
-def declared_tools(document: Document) -> list[Tool]:
-    """The tools that ``facts`` of a document declare."""
-    return parsed(list[Tool], document.facts.get("tools", []), Path(document.id), "facts.tools")
 
 
 def thinks(contents: Sequence[Content]) -> bool:

@@ -118,9 +118,10 @@ class HfTokenizer:
 
         The library would replace a whole run of bytes when one of them is wrong: a stream of tokens could not be decoded as they arrive.
         """
-        return b"".join(map(self._text, ids)).decode(errors="replace")
+        return b"".join(map(self.piece, ids)).decode(errors="replace")
 
-    def _text(self, token: int) -> bytes:
+    def piece(self, token: int) -> bytes:
+        """The bytes of one token."""
         if token in self._bytes:
             return bytes([self._bytes[token]])
         text = self._tokenizer.id_to_token(token)

@@ -13,10 +13,12 @@ small images too, until the budget is used up.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from PIL import Image as Pillow
 
+from alhena.content import Resolution
 from alhena.model import config
 from alhena.shapes import Int, UInt8
 
@@ -25,6 +27,11 @@ Pixels = UInt8[np.ndarray, "_ _ 3"]
 Patches = tuple[UInt8[np.ndarray, "patches values"], Int[np.ndarray, "patches 2"]]
 # Soft tokens that Gemma 4 may use for an image.
 GEMMA4_BUDGETS = (70, 140, 280, 560, 1120)
+# Those of a resolution that a request asks for: of an image, and of a frame of a video, of which there are many.
+GEMMA4_RESOLUTIONS: Mapping[Resolution, int] = {"low": 70, "medium": 280, "high": 560, "ultra high": 1120}
+GEMMA4_FRAME_RESOLUTIONS: Mapping[Resolution, int] = {"low": 70, "medium": 140, "high": 280}
+# The fraction of the soft tokens that an image has by default, where an encoder reads images at their own size.
+FRACTIONS: Mapping[Resolution, float] = {"low": 1 / 4, "medium": 1 / 2, "high": 1}
 
 
 def fit_grid(height: int, width: int, budget: int, side: int, max_side: int | None = None) -> tuple[int, int]:
@@ -125,6 +132,29 @@ def preprocess(pixels: Pixels, c: config.VisionEncoder, budget: int) -> Patches:
             f"this encoder has positions for {c.side // c.pool} along a side"
         )
     return _cut(_resampled(pixels, (rows, columns), c, Pillow.Resampling.BICUBIC), c)
+
+
+def resolution_budget(
+    resolution: Resolution | None, pixels: Pixels, c: config.VisionEncoder, default: int, is_frame: bool = False
+) -> int:
+    """The budget of soft tokens of an image or of a frame of a video at a resolution; ``default`` is that of None.
+
+    Raises ValueError for a resolution that the encoder does not have.
+    """
+    if resolution is None:
+        return default
+    if isinstance(c, config.Vision):
+        if c.mean_pool:
+            raise ValueError(
+                f"media resolution {resolution}: this model's encoder makes {(c.side // c.pool) ** 2} tokens of every image"
+            )
+        rows, columns = fit_grid(pixels.shape[0], pixels.shape[1], default, c.pixels_per_token, c.side // c.pool)
+        budgets = {name: max(1, int(rows * columns * fraction)) for name, fraction in FRACTIONS.items()}
+    else:
+        budgets = dict(GEMMA4_FRAME_RESOLUTIONS if is_frame else GEMMA4_RESOLUTIONS)
+    if resolution not in budgets:
+        raise ValueError(f"media resolution {resolution}: this model's encoder has {', '.join(budgets)}")
+    return budgets[resolution]
 
 
 def frame_indices(total: int, count: int) -> list[int]:

@@ -16,6 +16,8 @@ from typing import Protocol, runtime_checkable
 
 import sentencepiece
 
+# How SentencePiece writes a space in a token.
+SPACE = "\u2581"
 # SentencePiece reads line by line: a line end is replaced by U+2028 before encoding.
 LINE_END = "\u2028"
 MAX_SENTENCE_BYTES = 4000
@@ -33,6 +35,8 @@ class Tokenizer(Protocol):
     def byte(self, token: int) -> int | None: ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
+
+    def piece(self, token: int) -> bytes: ...
 
     def to_bytes(self) -> bytes: ...
 
@@ -102,6 +106,13 @@ class TextTokenizer:
     def byte(self, token: int) -> int | None:
         """The byte of a byte-fallback token; None for every other token."""
         return int(self._processor.id_to_piece(token)[3:-1], 16) if self._processor.is_byte(token) else None
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of one token; SentencePiece puts a space before the first word of a text."""
+        byte = self.byte(token)
+        if byte is not None:
+            return bytes([byte])
+        return self._processor.id_to_piece(token).replace(SPACE, " ").replace(LINE_END, "\n").encode()
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; bytes that are no UTF-8 become U+FFFD."""

@@ -73,20 +73,25 @@ def _value(value: Any, quote: int, quoted_keys: bool = False, depth: int = 0) ->
         raise ValueError(f"{shown(value)} is no JSON value")
 
 
-def _named(name: str) -> str:
+def named(name: str) -> str:
     if not NAME.fullmatch(name):
         raise ValueError(f"the tool name {shown(name)} must be letters, digits and . : _ - only")
     return name
 
 
+def write_value(value: Any, quote: int) -> Pieces:
+    """A JSON value as an argument of a call."""
+    yield from _value(value, quote)
+
+
 def write_call(call: ToolCall, quote: int) -> Pieces:
-    yield f"call:{_named(call.name)}"
+    yield f"call:{named(call.name)}"
     yield from _value(dict(call.arguments), quote)
 
 
 def write_result(result: ToolResult, quote: int) -> Pieces:
     """The JSON part of a result."""
-    yield f"response:{_named(result.name)}"
+    yield f"response:{named(result.name)}"
     yield from _value(dict(result.response), quote)
 
 
@@ -172,7 +177,7 @@ def _properties(properties: Mapping[str, Any], where: str, quote: int, depth: in
 
 def write_declaration(tool: Tool, quote: int) -> Pieces:
     """Raises ValueError that names the tool and the field of its schema that cannot be declared."""
-    yield f"declaration:{_named(tool.name)}{{"
+    yield f"declaration:{named(tool.name)}{{"
     fields = [_field("description", _string(tool.description, quote))]
     if tool.parameters:
         fields.append(_field("parameters", _parameters(tool.parameters, f"tool {tool.name}: parameters", quote)))
@@ -283,7 +288,8 @@ class _Reader:
             return out
         while True:
             key = str(self._next()) if isinstance(self._peek(), _String) else self._bare(":,{}[]")
-            if not key or key in out or not self._accept(":"):
+            # As in JSON, the last value of a repeated key is read.
+            if not key or not self._accept(":"):
                 raise _Unreadable
             out[key] = self.value(depth + 1)
             if self._accept("}"):

@@ -10,6 +10,11 @@ Sequences of the model (``<img>`` and ``<aud>`` are placeholders, one for each o
     <bos> <user> Draw a circle. <end> <model> <boi_out> <rows 4> <columns 4> code×16 <eoi_out> <end>
     <bos> <user> <bov> <time 0> <boi> <img> <eoi> <time 2> <boi> <img> <eoi> <eov> …      (times in quarter seconds)
     <bos> <document> running text … <end>
+
+With tools (alhena/tokens/own_tools.py; ``"`` stands for <quote>):
+
+    <bos> <tool> weather(city: string) The weather. <end> <user> How warm is it in Bern? <end>
+          <model> <call> call:weather{city:"Bern"} <call_end> <end> <result> response:weather{temp:21} <end> <model> 21 degrees <end>
 """
 
 from __future__ import annotations
@@ -18,7 +23,10 @@ from dataclasses import dataclass
 
 from alhena.schema import bounded
 
-CONTROLS = "<pad> <bos> <user> <model> <document> <end> <boi> <img> <eoi> <boa> <aud> <eoa> <bov> <eov> <boi_out> <eoi_out>".split()
+CONTROLS = (
+    "<pad> <bos> <user> <model> <document> <end> <boi> <img> <eoi> <boa> <aud> <eoa> <bov> <eov> <boi_out> <eoi_out> "
+    "<tool> <call> <call_end> <quote> <result>"
+).split()
 # <time k>: k quarter seconds from the start of a video; the last one stands for all later times.
 NUM_TIMES = 64
 # <rows n> and <columns n>: the code grid of a generated image, 1..MAX_GRID.
@@ -31,8 +39,8 @@ class Vocabulary:
 
     >>> v = Vocabulary(num_text=1000, num_codes=512)
     >>> v.pad, v.time(0), v.rows(1), v.columns(1), v.code(0), v.size
-    (1000, 1016, 1080, 1112, 1144, 1656)
-    >>> v.is_code(1143), v.is_code(1144)
+    (1000, 1021, 1085, 1117, 1149, 1661)
+    >>> v.is_code(1148), v.is_code(1149)
     (False, True)
     """
 
