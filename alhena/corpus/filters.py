@@ -10,14 +10,15 @@ Decontaminator   overlap with an evaluation set: a common n-gram (Brown et al. 2
 from __future__ import annotations
 
 import hashlib
+import json
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from alhena.content import Audio, Document, Image, Media, Part, Text, Video, kind_of
+from alhena.content import Audio, Document, Image, Media, Part, Text, ToolResult, Video, kind_of, written
 from alhena.corpus.prose import Reason, is_spaceless, prose_defect, units
 from alhena.corpus.records import is_unicode
 from alhena.media import decode_audio, decode_image, decode_video
@@ -66,22 +67,25 @@ def media_hash(part: Media) -> tuple[bytes, tuple[str, ...]]:
     return hash_.digest(), notes
 
 
+def _flat(parts: Iterable[Part]) -> Iterator[Part]:
+    """Parts in order; the media of a tool result follow it."""
+    for part in parts:
+        yield part
+        yield from part.parts if isinstance(part, ToolResult) else ()
+
+
 def inspect(document: Document) -> Inspected:
     """Decodes every medium of a document."""
     media: list[bytes] = []
     notes: list[str] = []
-    for number, part in enumerate(document.parts):
-        kind = kind_of(part)
-        if not isinstance(part, Text | Media):
-            return Inspected(
-                document, (), (f"{kind} in a document", f"part {number}: curate reads text and media only")
-            )
+    for number, part in enumerate(_flat(document.parts)):
+        kind, text = kind_of(part), written(part)
         try:
-            if not isinstance(part, Text):
+            if isinstance(part, Media):
                 hash_, part_notes = media_hash(part)
                 media.append(hash_)
                 notes.extend(part_notes)
-            elif "\0" in part.text or not is_unicode(part.text):
+            elif text is None or "\0" in text or not is_unicode(text):
                 return Inspected(document, (), ("invalid text", f"part {number} contains NUL or an unpaired surrogate"))
         except ValueError as error:
             return Inspected(document, (), (f"{kind} does not decode", f"part {number}: {error}"))
@@ -134,8 +138,12 @@ def content_hash(inspected: Inspected) -> bytes:
     hash_, media = hashlib.blake2b(digest_size=16), iter(inspected.media)
     for content in inspected.document.contents:
         hash_.update(content.role.encode() + b"\1")
-        for part in content.parts:
-            hash_.update(b"\2" + _normalized(part.text).encode() if isinstance(part, Text) else b"\2\3" + next(media))
+        for part in _flat(content.parts):
+            text = written(part)
+            hash_.update(b"\2\3" + next(media) if text is None else b"\2" + _normalized(text).encode())
+    # The same words with other tools are another document.
+    if "tools" in inspected.document.facts:
+        hash_.update(json.dumps(inspected.document.facts["tools"], sort_keys=True).encode())
     return hash_.digest()
 
 
@@ -157,8 +165,9 @@ def _questions(inspected: Inspected) -> Iterable[tuple[bytes, ...]]:
     """Each question with its answer: the hashes of the media so far (without media, the words of the question), and the words of the answer."""
     media, shown, question = iter(inspected.media), list[bytes](), ""
     for content in inspected.document.contents:
-        texts = [part.text for part in content.parts if isinstance(part, Text)]
-        shown.extend(next(media) for part in content.parts if not isinstance(part, Text))
+        parts = [written(part) for part in _flat(content.parts)]
+        texts = [text for text in parts if text is not None]
+        shown.extend(next(media) for text in parts if text is None)
         text = " ".join(units(" ".join(texts)))
         if content.role == "user":
             question = text
@@ -187,7 +196,7 @@ class Decontaminator:
 
     def _ngrams(self, document: Document) -> Iterable[int]:
         """Hashes of all n-grams of words (2 n characters in scripts without spaces); with media, those of ``document`` contents only."""
-        has_media = any(not isinstance(part, Text) for part in document.parts)
+        has_media = any(written(part) is None for part in _flat(document.parts))
         contents = [c for c in document.contents if not has_media or c.role == "document"]
         for part in (part for content in contents for part in content.parts):
             if isinstance(part, Text):

@@ -16,13 +16,14 @@ from alhena.evaluate.results import AnsweredQuestion, AnswerSet
 from alhena.evaluate.tasks import predicted_answer, reference, task_of
 from alhena.media import decode_image
 from alhena.progress import progress_bar
-from alhena.serve.buckets import OUTPUTS
+from alhena.serve.decoding.buckets import OUTPUTS
+from alhena.serve.decoding.sampler import IMAGE_GUIDANCE, Sampling
 from alhena.serve.engine import Answer, Engine, Prompt
-from alhena.serve.sampler import IMAGE_GUIDANCE, Sampling
 from alhena.tokens.encode import Encoder
 from alhena.tokens.encoders import AnyEncoder
-from alhena.tokens.gemma_encoder import declared_tools, thinks
+from alhena.tokens.gemma_encoder import thinks
 from alhena.tokens.images import code_grid
+from alhena.tokens.own_tools import declared_tools
 
 BATCH_SIZE = 32
 # Limit of an answer in tokens: the longest reference of its task times FACTOR, plus MARGIN; at least MIN_TOKENS.

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from alhena import plots
-from alhena.content import Audio, Image, Part, Text, Video, kind_of
+from alhena.content import Audio, Image, Part, ToolResult, Video, written
 from alhena.evaluate.metrics import matches
 from alhena.evaluate.results import AnsweredQuestion, Evaluation, ReportRow
 from alhena.evaluate.tasks import BITS_PER_BYTE, task_of
@@ -121,9 +121,8 @@ def _part(part: Part) -> str:
     if isinstance(part, Audio):
         player = f'<audio controls src="{_data_url(part.mime, part.data)}"></audio>'
         return _img(_waveform(decode_audio(part.data)), "wave", "waveform") + player
-    if isinstance(part, Text):
-        return f"<p>{html.escape(part.text[-160:])}</p>"
-    raise ValueError(f"the report cannot show a {kind_of(part)}")
+    media = "".join(map(_part, part.parts)) if isinstance(part, ToolResult) else ""
+    return f"<p>{html.escape((written(part) or '')[-160:])}</p>{media}"
 
 
 def _item(question: AnsweredQuestion) -> str:

@@ -15,7 +15,7 @@ from alhena.content import Document, text_of
 from alhena.model import config, model
 from alhena.model.embedding import whole
 from alhena.model.linear import dense
-from alhena.serve.buckets import TOKENS, bucket
+from alhena.serve.decoding.buckets import TOKENS, bucket
 from alhena.serve.engine import Engine
 from alhena.shapes import Array, Float
 from alhena.tokens.encode import Encoder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alhena.content import Audio, Document, Image, Text, Video, read_documents
+from alhena.content import Audio, Document, Image, Text, ToolCall, ToolResult, Video, read_documents
 from alhena.corpus.starter import FACTORIES, TASKS, Job, Starter, build, make_job
 from alhena.corpus.starter.images.digits import scans
 from alhena.corpus.starter.splits import (
@@ -46,7 +47,7 @@ def corpus(folder: Path) -> Corpus:
 @pytest.fixture(scope="module")
 def many() -> Corpus:
     """More items of the tasks with held-out combinations, to find rare overlaps."""
-    sources = ("scenes", "spoken", "speech", "video", "drawing", "digits", "translation", "retrieval", "ocr")
+    sources = ("scenes", "spoken", "speech", "video", "drawing", "digits", "translation", "retrieval", "ocr", "tools")
     documents: Corpus = {"train": [], "test": []}
     for source in sources:
         documents["train"] += make_job(Job(source, "train", 100, 300, 5))
@@ -88,7 +89,7 @@ def test_every_medium_decodes_to_the_documented_sizes(corpus: Corpus) -> None:
                 assert samples.std() > 0.01
             elif isinstance(part, Video):
                 assert len(decode_video(part.data, 64).frames) == 6
-    assert kinds == {Text, Image, Audio, Video}
+    assert kinds == {Text, Image, Audio, Video, ToolCall, ToolResult}
 
 
 def test_ids_are_unique_and_test_items_have_one_question(corpus: Corpus) -> None:
@@ -96,13 +97,15 @@ def test_ids_are_unique_and_test_items_have_one_question(corpus: Corpus) -> None
     assert len(ids) == len(set(ids))
     for document in corpus["test"] + corpus["validation"]:
         roles = [content.role for content in document.contents]
-        assert roles in (["user", "model"], ["document"])
+        roles = roles[roles[0] == "system" :]
+        with_result = document.facts["task"] == "tools/answer" and roles == ["user", "model", "tool", "model"]
+        assert roles in (["user", "model"], ["document"]) or with_result
         assert document.facts["task"] in (*TASKS, "pages")
     assert np.mean([len(d.contents) for d in corpus["train"] if d.source == "scenes"]) > 4
 
 
 def test_answers_are_short_and_lower_case(corpus: Corpus) -> None:
-    for document in corpus["train"]:
+    for document in [d for d in corpus["train"] if d.source != "tools"]:
         for question, answer in turns(document) if document.contents[0].role == "user" else ():
             if document.source not in ("charts", "translation"):
                 assert answer == answer.lower()
@@ -160,12 +163,14 @@ def test_held_out_requests_words_modules_and_keys(corpus: Corpus, many: Corpus) 
                 found["words"].add(d.facts["text"])
             elif d.source in ("text", "code"):
                 found["modules"].add(d.facts["module"])
+            elif d.source == "tools" and d.facts["task"] in ("tools", "tools/call", "tools/answer"):
+                found["calls"] |= {tuple(d.facts["pairs"][0])} if "pairs" in d.facts else set()
             elif d.source == "retrieval":
                 found["keys"].add(frozenset(re.findall(r"(\w+) \w+[,.]", next(turns(d))[0])))
         return found
 
     train, test = seen(corpus["train"] + many["train"]), seen(corpus["test"] + many["test"])
-    for kind in ("requests", "words", "modules", "keys"):
+    for kind in ("requests", "words", "modules", "keys", "calls"):
         assert len(test[kind]) > 5
         assert not train[kind] & test[kind], kind
     stated = {item for d in make_job(Job("names", "train", 0, 400, 0)) for item in d.facts["items"]}
@@ -241,3 +246,31 @@ def test_names_span_languages_and_scripts() -> None:
     }  # fmt: skip
     assert words["Germany"]["ja"] == "ドイツ"
     assert words["thirty"]["fr"] == "trente"
+
+
+def test_a_call_names_a_declared_tool_and_its_parameters(many: Corpus) -> None:
+    called = [(d, p) for d in [*many["train"], *many["test"]] for p in d.parts if isinstance(p, ToolCall)]
+    assert len({call.name for _, call in called}) > 60
+    for document, call in called:
+        (tool,) = [tool for tool in document.facts["tools"] if tool["name"] == call.name]
+        parameters = tool["parameters"]
+        assert {*parameters["required"]} <= {*call.arguments} <= {*parameters["properties"]}
+        for name, value in call.arguments.items():
+            kind = {"string": str, "integer": int, "number": int, "boolean": bool}[
+                parameters["properties"][name]["type"]
+            ]
+            assert type(value) is kind
+            assert kind is bool or str(value) in turns_text(document)
+
+
+def turns_text(document: Document) -> str:
+    return " ".join(p.text for c in document.contents if c.role == "user" for p in c.parts if isinstance(p, Text))
+
+
+def test_extracted_json_has_the_values_of_its_sentence(many: Corpus) -> None:
+    asked = [d for d in many["test"] if d.facts["task"] == "tools/json"]
+    assert len(asked) == 40
+    for document in asked:
+        values = [*json.loads(document.contents[-1].parts[0].text).values()]
+        for value in [v for one in values for v in (one if isinstance(one, list) else [one]) if v is not None]:
+            assert str(value) in turns_text(document)

@@ -17,7 +17,7 @@ from alhena.evaluate.results import ReportRow
 from alhena.files import read_json
 from alhena.model import config, image_tokenizer
 from alhena.model.weights import save_model
-from alhena.serve import buckets
+from alhena.serve.decoding import buckets
 from alhena.serve.engine import Engine
 from tests.conftest import random_audio, random_image
 

@@ -1,13 +1,13 @@
 """The starter corpus: real and synthetic documents of every modality with their ground truth, made offline.
 
-    Starter(seed=0)  ──  build  ──►  raw/train.parquet         66,000 documents, several questions to each image
+    Starter(seed=0)  ──  build  ──►  raw/train.parquet         74,000 documents, several questions to each image
                                      raw/validation.parquet    40 of each task, one question each
                                      raw/test.parquet          100 of each task, combinations absent from training
                                      raw/samples.png           a few test items of each task
 
     splits.py            what is held out for the test split, and why
     items.py             ItemSpec: one item to make, with its own random generator
-    text/                prose and code of Python's standard library, CLDR's names in thirteen languages, key-value retrieval
+    text/                prose and code of Python's standard library, CLDR's names in thirteen languages, key-value retrieval, tools
     images/              handwritten digits; drawn shapes, scenes, charts and words; requests for image generation
     audio/               synthetic speech in four languages, spoken questions
     video/               clips of moving shapes and digits
@@ -33,7 +33,7 @@ from alhena.corpus.starter.audio import speech, synthesis
 from alhena.corpus.starter.images import charts, digits, generation, rendered_words, scenes
 from alhena.corpus.starter.items import Factory, ItemSpec
 from alhena.corpus.starter.splits import SPLITS, Split
-from alhena.corpus.starter.text import multilingual_names, prose_and_code, retrieval
+from alhena.corpus.starter.text import multilingual_names, prose_and_code, retrieval, tools
 from alhena.corpus.starter.video import clips
 from alhena.processes import end_with_parent
 from alhena.progress import progress_bar
@@ -55,16 +55,18 @@ FACTORIES: Mapping[str, Factory] = {
     "retrieval": retrieval.make,
     "drawing": generation.make,
     "pages": interleaved.make,
+    "tools": tools.make,
 }
 TASKS = (
     "text", "code", "translation", "digits", "scenes/colour", "scenes/shape", "scenes/find", "scenes/count", "scenes/relation", "ocr",
     "charts/highest", "charts/lowest", "charts/value", "speech", "video/direction", "video/what", "video/count",
-    "video/order", "spoken", "retrieval", "drawing/shape", "drawing/digit",
+    "video/order", "spoken", "retrieval", "drawing/shape", "drawing/digit", "tools/call", "tools/answer",
+    "tools/none", "tools/json",
 )  # fmt: skip
 TRAIN = {
     "figures": 10000, "relations": 5000, "scenes": 8000, "digits": 4000, "ocr": 6000, "charts": 6000, "speech": 6000,
     "spoken": 4000, "video": 4000, "translation": 2500, "names": 500, "text": 1000, "code": 600, "retrieval": 5000,
-    "drawing": 3000, "pages": 500,
+    "drawing": 3000, "pages": 500, "tools": 8000,
 }  # fmt: skip
 ITEMS_PER_JOB = 100
 

@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image as Pillow
 from PIL import ImageDraw
 
-from alhena.content import Audio, Document, Image, Part, Text, Video
+from alhena.content import Audio, Document, Image, Part, Video, written
 from alhena.corpus.starter.images.rendered_words import font
 from alhena.files import write_atomically
 from alhena.media import decode_audio, decode_image, decode_video, encode_png
@@ -52,7 +52,7 @@ def _pixels(part: Part) -> UInt8[np.ndarray, "height width 3"] | None:
 
 def _caption(document: Document) -> str:
     """Question and answer, or the text of a page."""
-    texts = [[p.text for p in c.parts if isinstance(p, Text)] or ["(image)"] for c in document.contents]
+    texts = [[text for p in c.parts if (text := written(p)) is not None] or ["(image)"] for c in document.contents]
     if len(texts) == 1:
         return " … ".join(texts[0])
     question = f"(spoken: {document.facts['words']})" if texts[0] == ["(image)"] else texts[0][-1]

@@ -16,6 +16,8 @@ This measures compositional generalization: a model that memorizes training item
     ocr, pages                              words                             split_of("word", …)
     text, code                              modules                           split_of("module", …)
     retrieval                               sets of keys                      split_of("keys", …)
+    tools                                   pairs (tool, first value), words to repeat, pairs of values in a sentence
+                                                                              split_of("tools" | "repeat" | "json", …)
 
 Scans of handwritten digits are split one by one (``split_of("digit", index)``): no scan of the test split appears in
 training, in any source. Single digits and answers such as "3" occur in both splits, with new images.
