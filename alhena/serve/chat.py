@@ -21,8 +21,9 @@ from rich.text import Text as Line
 from alhena.content import MEDIA, MIME_OF_SUFFIX, Content, Image, Part, Text, Thought, ToolCall, call_text
 from alhena.files import write_atomically
 from alhena.media import LIMITS, check, decode_image
+from alhena.serve.decoding.sampler import IMAGE_GUIDANCE, Sampling
+from alhena.serve.decoding.warm_up import keep_compiled
 from alhena.serve.engine import Answer, Engine, Prompt
-from alhena.serve.sampler import IMAGE_GUIDANCE, Sampling
 from alhena.shapes import UInt8
 
 HELP = """Write a question. Paths of files in it are sent with it (png, jpg, webp, wav, flac, mp3, ogg, mp4, webm).
@@ -222,7 +223,8 @@ def chat(folder: Path, ask: str | None = None, system: str | None = None, thinki
 
     ``system`` is the instruction before the first turn; with ``thinking`` the model thinks before it answers.
     """
-    engine = Engine.load(folder)
+    keep_compiled()
+    engine = Engine.load(folder, slots=2)
     guidance = 1.0 if engine.image_decoder is None else IMAGE_GUIDANCE
     sampling = replace(engine.default_sampling, max_tokens=MAX_TOKENS, guidance=guidance)
     session = Chat(engine, Console(), sampling, system=system, thinking=thinking)

@@ -6,9 +6,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alhena.content import Image, Part, Text
-from alhena.serve.detokenize import Detokenizer
+from alhena.content import Image, Part, Text, ToolCall
+from alhena.serve.decoding.detokenize import Detokenizer
+from alhena.tokens.own_tools import call_of, encoded
 from alhena.tokens.text_stream import join
+from alhena.tokens.tool_format import write_call
 
 
 def decode_codes(codes: np.ndarray) -> Image:
@@ -33,6 +35,21 @@ def reference(tokens: list[int], encoder, stop: tuple[str, ...]) -> tuple[list[P
             parts.append(decode_codes(codes - v.first_code))
             i += 4 + rows * columns
             continue
+        if tokens[i] == v.control("<call>"):
+            end = next((j for j in range(i, len(tokens)) if tokens[j] in (v.control("<call_end>"), v.end)), len(tokens))
+            call = call_of(tokens[i + 1 : end], v.control("<quote>"), encoder.tokenizer.decode)
+            if isinstance(call, ToolCall):
+                parts.append(call)
+            else:
+                text, stopped = truncated(call, stop)
+                parts += [Text(text)] if text else []
+                if stopped:
+                    return parts, True
+            is_closed = end < len(tokens) and tokens[end] == v.control("<call_end>")
+            i = end + is_closed
+            if not is_closed:
+                return parts, i < len(tokens)
+            continue
         end = next((j for j in range(i, len(tokens)) if tokens[j] >= v.num_text), len(tokens))
         text, stopped = truncated(encoder.tokenizer.decode(tokens[i:end]), stop)
         parts += [Text(text)] if text else []
@@ -40,6 +57,12 @@ def reference(tokens: list[int], encoder, stop: tuple[str, ...]) -> tuple[list[P
             return parts, True
         i = end
     return parts, False
+
+
+def _call_tokens(call: ToolCall, encoder) -> list[int]:
+    v = encoder.vocabulary
+    pieces = write_call(call, v.control("<quote>"))
+    return [v.control("<call>"), *encoded(pieces, encoder.tokenizer.encode), v.control("<call_end>")]
 
 
 @st.composite
@@ -53,7 +76,14 @@ def answers(draw, encoder):
     image = st.tuples(st.integers(1, 2), st.integers(1, 3)).map(
         lambda n: [v.control("<boi_out>"), v.rows(n[0]), v.columns(n[1]), *([v.code(3)] * (n[0] * n[1])), v.control("<eoi_out>")]
     )  # fmt: skip
-    runs = draw(st.lists(st.one_of(word, word, stray, any_token, image), max_size=8))
+    values = st.one_of(
+        st.text('Bern "{},:é', max_size=6), st.integers(-9, 99), st.none(), st.lists(st.booleans(), max_size=2)
+    )
+    calls = st.builds(ToolCall, st.sampled_from(["f", "get_x"]), st.dictionaries(st.sampled_from("abc"), values))
+    call = calls.map(lambda call: _call_tokens(call, encoder))
+    # Cut off before its last tokens, it is a text.
+    broken = call.map(lambda tokens: [*tokens[:-3], tokens[-1]])
+    runs = draw(st.lists(st.one_of(word, word, stray, any_token, image, call, broken), max_size=8))
     return [token for run in runs for token in run] + ([v.end] if draw(st.booleans()) else [])
 
 
@@ -93,3 +123,29 @@ def test_an_incomplete_image_is_dropped(encoder):
     assert join(part for token in tokens for part in state.feed(token)) == (Text("red"),)
     assert state.flush() == []
     assert state.count == len(tokens)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.dictionaries(
+        st.text("ab_-1", min_size=1, max_size=4),
+        st.recursive(
+            st.none()
+            | st.booleans()
+            | st.integers(-(10**6), 10**6)
+            | st.floats(-9, 9)
+            | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\u2028\u2581")),
+            lambda inner: (
+                st.lists(inner, max_size=3) | st.dictionaries(st.text("xyz", min_size=1, max_size=3), inner, max_size=3)
+            ),
+            max_leaves=6,
+        ),
+        max_size=4,
+    )
+)
+def test_a_call_read_from_its_tokens_is_the_call_that_was_written(encoder, arguments):
+    lowered = [key.lower() for key in arguments]
+    tokens = _call_tokens(ToolCall("get_x", arguments), encoder)
+    state = Detokenizer(encoder.tokenizer, encoder.vocabulary, decode_codes, ("call",))
+    parts = [part for token in [*tokens, encoder.vocabulary.end] for part in state.feed(token)]
+    assert parts == [ToolCall("get_x", arguments)] and state.finished, lowered

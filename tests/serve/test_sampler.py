@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alhena.serve import sampler
-from alhena.serve.sampler import CANDIDATES, Sampling, sample, stack
+from alhena.serve.decoding import sampler
+from alhena.serve.decoding.sampler import CANDIDATES, Sampling, sample, stack
 
 # Settings of one batch, and how wide the distribution is. The last three reach beyond the candidates.
 SETTINGS = [
@@ -46,11 +46,11 @@ def test_samples_are_those_of_the_sorted_vocabulary(vocabulary):
     logits = (rng.normal(size=(len(samplings), vocabulary)) * widths[:, None]).astype(np.float32)
     logits[:, rng.integers(0, vocabulary, 100)] = -np.inf
     run = jax.jit(sample)
-    together = np.asarray(run(jnp.asarray(logits), stack(samplings), jnp.int32(3)))
+    together = np.asarray(run(jnp.asarray(logits), stack(samplings), jnp.full(len(samplings), 3)))
     expected = [sorted_sample(*pair, 3) for pair in zip(logits, samplings, strict=True)]
     np.testing.assert_array_equal(together, expected)
     for i in range(0, len(samplings), 6):
-        alone = run(jnp.asarray(logits[i : i + 1]), stack(samplings[i : i + 1]), jnp.int32(3))
+        alone = run(jnp.asarray(logits[i : i + 1]), stack(samplings[i : i + 1]), jnp.full(1, 3))
         assert int(alone[0]) == together[i]
 
 
@@ -60,12 +60,12 @@ def test_without_top_k_and_top_p_a_large_vocabulary_is_sampled_in_order_of_its_i
     p, n = np.array([0.4, 0.05, 0.3, 0.15, 0.1]), 4000
     settings = stack([Sampling(temperature=1.0, seed=i) for i in range(n)])
     logits = jnp.tile(jnp.asarray(np.log(p), jnp.float32), (n, 1))
-    tokens = np.asarray(jax.jit(lambda *a: sampler.sample(*a))(logits, settings, jnp.int32(0)))
+    tokens = np.asarray(jax.jit(lambda *a: sampler.sample(*a))(logits, settings, jnp.zeros(n, jnp.int32)))
     np.testing.assert_allclose(np.bincount(tokens, minlength=5) / n, p, atol=0.03)
 
 
 def test_a_large_vocabulary_is_sorted_in_one_branch_only():
     """That of sequences whose candidates do not suffice."""
-    shapes = jnp.zeros((2, 20_000)), stack([Sampling(temperature=1.0)] * 2), jnp.int32(0)
+    shapes = jnp.zeros((2, 20_000)), stack([Sampling(temperature=1.0)] * 2), jnp.zeros(2, jnp.int32)
     program = jax.jit(sample).lower(*shapes).as_text()
     assert len(re.findall(r"stablehlo.sort", program)) == 1

@@ -17,11 +17,10 @@ from hypothesis import strategies as st
 from alhena.content import Content, Image, Text
 from alhena.media import decode_image
 from alhena.model import model
-from alhena.serve import image_grammar
-from alhena.serve.buckets import MAX_OUTPUT_TOKENS
-from alhena.serve.engine import Answer, Engine, _decode
+from alhena.serve.decoding import image_grammar
+from alhena.serve.decoding.sampler import Sampling, sample, stack
+from alhena.serve.engine import Answer, Engine
 from alhena.serve.gemini.app import example_request
-from alhena.serve.sampler import Sampling, sample, stack
 from alhena.tokens.loader import padded_batch
 from alhena.tokens.vocabulary import Vocabulary
 from tests.conftest import random_audio, random_image
@@ -36,6 +35,7 @@ advance = jax.jit(image_grammar.advance, static_argnums=2)
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([1, 6, 40]))
 def test_every_sampled_grid_is_complete(seed, max_codes):
+    marks = [V.control(name) for name in ("<call>", "<quote>", "<call_end>")]
     rng, state, tokens = np.random.default_rng(seed), image_grammar.start(1), []
     for _ in range(120):
         allowed = np.flatnonzero(np.asarray(allowed_tokens(state, V, max_codes))[0])
@@ -48,7 +48,7 @@ def test_every_sampled_grid_is_complete(seed, max_codes):
     i = 0
     while i < len(tokens):
         if tokens[i] != V.control("<boi_out>"):
-            assert tokens[i] < V.num_text or tokens[i] == V.end
+            assert tokens[i] < V.num_text or tokens[i] in (V.end, *marks)
             i += 1
             continue
         grid = tokens[i + 1 : i + 3]
@@ -74,7 +74,7 @@ def test_samples_follow_the_distribution(top_k, top_p, temperature):
     n = 4000
     settings = stack([Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=i) for i in range(n)])
     batch = jnp.tile(jnp.asarray(logits, jnp.float32), (n, 1))
-    tokens = np.asarray(jax.jit(sample)(batch, settings, jnp.int32(0)))
+    tokens = np.asarray(jax.jit(sample)(batch, settings, jnp.zeros(n, jnp.int32)))
     np.testing.assert_allclose(np.bincount(tokens, minlength=5) / n, q, atol=0.03)
 
 
@@ -119,12 +119,9 @@ def test_guided_codes_are_those_of_the_guided_logits_of_the_full_forward_pass(en
     """Each code is the most likely by uncond + g · (cond - uncond), both computed without a cache."""
     v, strength = engine.encoder.vocabulary, 20.0
     prompts = [engine.encoder.prompt([Content("user", parts)]) for parts in (PROMPTS[1], ())]
-    state, options = engine._start(
-        prompts[:1], [Sampling(max_tokens=70, image_first=True, guidance=strength, aspect=2.0)]
-    )
-    tokens = np.asarray(
-        _decode(engine.params, engine.config, engine.constraints, state, options, MAX_OUTPUT_TOKENS).tokens[0]
-    )
+    sampling = Sampling(max_tokens=70, image_first=True, guidance=strength, aspect=2.0, logprobs=0)
+    answer = engine.generate([[Content("user", PROMPTS[1])]], sampling)[0]
+    tokens = np.array([of_token.token for of_token in answer.logprobs])
     codes = np.flatnonzero([v.is_code(t) for t in tokens.tolist()])
     assert len(codes) == 60
     tokens = tokens[: codes[-1] + 1]

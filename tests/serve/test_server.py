@@ -6,7 +6,9 @@ import asyncio
 import json
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import httpx
 import pytest
@@ -14,13 +16,12 @@ from google import genai
 from google.genai import types
 
 from alhena.content import Content, Text
-from alhena.serve.buckets import MAX_OUTPUT_TOKENS
-from alhena.serve.engine import Answer
+from alhena.serve.decoding.buckets import MAX_OUTPUT_TOKENS
+from alhena.serve.decoding.sampler import Sampling
+from alhena.serve.engine import Answer, _LocalJob
 from alhena.serve.gemini import connections
 from alhena.serve.gemini.app import listen
 from alhena.serve.gemini.connections import Hosts
-from alhena.serve.gemini.fields import WireError
-from alhena.serve.sampler import Sampling
 from alhena.serve.scheduler import Scheduler
 from tests.conftest import random_image
 from tests.serve.conftest import running
@@ -109,21 +110,24 @@ def test_a_stream_and_many_plain_requests(endless):
     assert asyncio.run(run()) == [200] * 60
 
 
-def test_a_full_queue_refuses_with_503(tiny_engine):
-    async def run():
-        scheduler = Scheduler(tiny_engine, max_waiting=1)
-        example, sampling = tiny_engine.encode(HELLO), Sampling(max_tokens=4)
-        first = scheduler.submit(example, sampling)
-        with pytest.raises(WireError) as error:
-            scheduler.submit(example, sampling)
-        assert (error.value.code, error.value.status) == (503, "UNAVAILABLE")
-        scheduler.start()
-        assert isinstance(await first.answer(), Answer)
-        await asyncio.to_thread(scheduler.stop)
-        with pytest.raises(WireError):
-            scheduler.submit(example, sampling)
-
-    asyncio.run(run())
+def test_a_full_queue_refuses_with_429(tiny_engine, monkeypatch):
+    """While one answer is generated and one request waits, a third is refused."""
+    monkeypatch.setattr("alhena.serve.gemini.calls.Scheduler", partial(Scheduler, max_waiting=1))
+    engine = Endless(tiny_engine)
+    with running(engine, "tiny") as address:
+        url = f"{address}/v1beta/models/tiny:"
+        with httpx.stream("POST", url + "streamGenerateContent?alt=sse", json=body(LONG), timeout=60) as answer:
+            # The response is closed with the iterator.
+            lines = answer.iter_lines()
+            next(lines)
+            with ThreadPoolExecutor(1) as pool:
+                waiting = pool.submit(httpx.post, url + "generateContent", json=body(), timeout=60)
+                time.sleep(0.5)
+                refused = httpx.post(url + "generateContent", json=body(), timeout=60)
+                answer.close()
+        assert (refused.status_code, refused.json()["error"]["status"]) == (429, "RESOURCE_EXHAUSTED")
+        assert refused.headers["Retry-After"] == "1"
+        assert waiting.result().status_code == 200
 
 
 def test_an_engine_that_fails_returns_500_and_continues(tiny_engine):
@@ -224,9 +228,8 @@ def test_a_prompt_that_is_too_long_is_refused_before_the_stream(tiny_address, me
 
 
 def test_max_tokens_is_clamped(tiny_engine):
-    state, options = tiny_engine._start([tiny_engine.encode(HELLO)], [Sampling(max_tokens=1 << 20)])
-    assert options.max_tokens.tolist() == [MAX_OUTPUT_TOKENS]
-    assert state.tokens.shape == (1, MAX_OUTPUT_TOKENS)
+    job = _LocalJob(tiny_engine.encode(HELLO), Sampling(max_tokens=1 << 20))
+    assert tiny_engine.batch._max_tokens(job) == MAX_OUTPUT_TOKENS
 
 
 def test_images_that_take_too_much_memory_together_are_refused(tiny_engine):

@@ -1,6 +1,6 @@
 """Constraints on the next token: which tokens may be sampled, and which of them end an answer.
 
-Our own models generate images: their tokens follow the image grammar (alhena/serve/image_grammar.py). Imported models, and those of
+Our own models generate images: their tokens follow the image grammar (alhena/serve/decoding/image_grammar.py). Imported models, and those of
 ours that extend one, have a fixed set of tokens that are never sampled: padding, marks of media, ids without a token.
 """
 
@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from alhena.model.config import Model
-from alhena.serve import image_grammar
-from alhena.shapes import Array, Bool, Int
+from alhena.serve.decoding import image_grammar
+from alhena.shapes import Array, Bool, Int, UInt32
 from alhena.tokens.encode import Encoder
 from alhena.tokens.encoders import AnyEncoder
 from alhena.tokens.hf_tokenizer import HfTokenizer
@@ -66,3 +66,9 @@ class Constraints:
     def ends(self, token: Int[Array, " B"]) -> Bool[Array, " B"]:
         """Whether a token ends its answer."""
         return jnp.isin(token, jnp.array(self.end_tokens, jnp.int32))
+
+
+def unpacked(masks: UInt32[Array, "B W"], size: int) -> Bool[Array, "B V"]:
+    """Packed masks of alhena/serve/structured/matcher.py as one bool for each of ``size`` tokens."""
+    bits = masks[:, :, None] >> jnp.arange(32, dtype=jnp.uint32) & 1
+    return bits.reshape(len(masks), -1)[:, :size].astype(bool)

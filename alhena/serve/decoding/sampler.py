@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +21,14 @@ MAX_LOGPROBS = 20
 
 @dataclass(frozen=True)
 class OutputFormat:
-    """What an answer must be, enforced token by token (alhena/serve/structured.py).
+    """What an answer must be, enforced token by token (alhena/serve/structured/matcher.py).
 
-    ``json_schema`` is a JSON Schema as JSON text; "{}" is any JSON. ``calls`` names the declared functions of which at least one must
-    be called (mode ANY); with ``text_allowed`` the answer may also be text (mode VALIDATED).
+    ``json_schema`` is a JSON Schema as JSON text; "{}" is any JSON. ``choices`` are the texts of which it is one. ``calls`` names the
+    declared functions of which at least one must be called (mode ANY); with ``text_allowed`` the answer may also be text (mode VALIDATED).
     """
 
     json_schema: str | None = None
+    choices: tuple[str, ...] = ()
     calls: tuple[str, ...] = ()
     text_allowed: bool = False
 
@@ -78,6 +78,11 @@ class Sampling:
                 raise ValueError(f"{name} is {getattr(self, name)}, which is out of its range")
 
 
+def sequences_per_answer(sampling: Sampling) -> int:
+    """Sequences decoded for one answer: with guidance, a second one without the prompt."""
+    return 1 if sampling.guidance == 1 else 2
+
+
 @pytree
 @dataclass(frozen=True)
 class SamplingArrays:
@@ -87,6 +92,8 @@ class SamplingArrays:
     top_k: Int[Array, " B"]
     top_p: Float[Array, " B"]
     seed: Int[Array, " B"]
+    presence_penalty: Float[Array, " B"]
+    frequency_penalty: Float[Array, " B"]
 
 
 def stack(samplings: list[Sampling]) -> SamplingArrays:
@@ -96,7 +103,35 @@ def stack(samplings: list[Sampling]) -> SamplingArrays:
         jnp.array([s.top_k for s in samplings], jnp.int32),
         jnp.array([s.top_p for s in samplings], jnp.float32),
         jnp.array([s.seed % 2**31 for s in samplings], jnp.int32),
+        jnp.array([s.presence_penalty for s in samplings], jnp.float32),
+        jnp.array([s.frequency_penalty for s in samplings], jnp.float32),
     )
+
+
+def penalized(logits: Float[Array, "B V"], counts: Int[Array, "B V"], s: SamplingArrays) -> Float[Array, "B V"]:
+    """Logits less the penalties of the tokens that each answer has, ``counts`` times."""
+
+    def subtract() -> Array:
+        presence, frequency = s.presence_penalty[:, None], s.frequency_penalty[:, None]
+        return logits - presence * (counts > 0) - frequency * counts.astype(jnp.float32)
+
+    return jax.lax.cond(jnp.any((s.presence_penalty != 0) | (s.frequency_penalty != 0)), subtract, lambda: logits)
+
+
+def log_probabilities(
+    logits: Float[Array, "B V"], tokens: Int[Array, " B"], wanted: Bool[Array, " B"]
+) -> tuple[Float[Array, " B"], Int[Array, "B top"], Float[Array, "B top"]]:
+    """Of a token each, and of the MAX_LOGPROBS most likely ones; zeros where no sequence wants them."""
+    top = min(MAX_LOGPROBS, logits.shape[1])
+
+    def some() -> tuple[Array, ...]:
+        normalized = jax.nn.log_softmax(logits, -1)
+        best, ids = jax.lax.top_k(normalized, top)
+        return jnp.take_along_axis(normalized, tokens[:, None], 1)[:, 0], ids.astype(jnp.int32), best
+
+    size = (len(tokens), top)
+    none = lambda: (jnp.zeros(len(tokens)), jnp.zeros(size, jnp.int32), jnp.zeros(size))  # noqa: E731
+    return jax.lax.cond(jnp.any(wanted), some, none)
 
 
 def _random_key(s: SamplingArrays, step: Int[Array, ""]) -> Array:
@@ -143,25 +178,31 @@ def _sample_all(logits: Float[Array, " V"], s: SamplingArrays, step: Int[Array, 
     return jax.random.categorical(_random_key(s, step), _scaled(logits, s)).astype(jnp.int32)
 
 
-def _sample_large(logits: Float[Array, "B V"], s: SamplingArrays, step: Int[Array, ""]) -> Int[Array, " B"]:
+def _sample_large(logits: Float[Array, "B V"], s: SamplingArrays, step: Int[Array, " B"]) -> Int[Array, " B"]:
     """One token of each sequence, sorting only what must be: the way of a sequence does not depend on the others."""
-    in_batch = partial(jax.vmap, in_axes=(0, 0, None))
-    tokens, complete = in_batch(_sample_candidates)(logits, s, step)
+    tokens, complete = jax.vmap(_sample_candidates)(logits, s, step)
     unlimited = (s.top_k == 0) & (s.top_p >= 1)
 
     def replaced(selected: Bool[Array, " B"], one: Callable[..., Array], tokens: Int[Array, " B"]) -> Int[Array, " B"]:
-        other = lambda: jnp.where(selected, in_batch(one)(logits, s, step), tokens)  # noqa: E731
+        other = lambda: jnp.where(selected, jax.vmap(one)(logits, s, step), tokens)  # noqa: E731
         return jax.lax.cond(jnp.any(selected & (s.temperature > 0)), other, lambda: tokens)
 
     return replaced(~unlimited & ~complete, _sample_sorted, replaced(unlimited, _sample_all, tokens))
 
 
-def sample(logits: Float[Array, "B V"], s: SamplingArrays, step: Int[Array, ""]) -> Int[Array, " B"]:
-    """One token of each sequence; its ``step``-th sample depends on its own seed, not on the rest of the batch.
+def _largest(logits: Float[Array, "B V"]) -> Int[Array, " B"]:
+    """The first of the most likely tokens. XLA's CPU backend needs 20 times as long for an argmax."""
+    ids = jnp.arange(logits.shape[1], dtype=jnp.int32)
+    is_largest = logits == logits.max(-1, keepdims=True)
+    return jnp.where(is_largest, ids, logits.shape[1] - 1).min(-1)
+
+
+def sample(logits: Float[Array, "B V"], s: SamplingArrays, step: Int[Array, " B"]) -> Int[Array, " B"]:
+    """One token of each sequence: the ``step``-th sample of a sequence depends on its own seed, not on the rest of the batch.
 
     A batch that is greedy throughout is not sorted, nor are large vocabularies where a few candidates decide.
     """
-    sample_batch = _sample_large if logits.shape[1] > MAX_SORTED else jax.vmap(_sample_sorted, in_axes=(0, 0, None))
-    greedy = jnp.argmax(logits, -1).astype(jnp.int32)
+    sample_batch = _sample_large if logits.shape[1] > MAX_SORTED else jax.vmap(_sample_sorted)
+    greedy = _largest(logits)
     some = lambda: jnp.where(s.temperature > 0, sample_batch(logits, s, step), greedy)  # noqa: E731
     return jax.lax.cond(jnp.any(s.temperature > 0), some, lambda: greedy)

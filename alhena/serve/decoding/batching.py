@@ -1,0 +1,368 @@
+"""Continuous batching: jobs join and leave a running batch of slots; every step reads a piece of a prompt and takes a token of each slot.
+
+    add(job) ─► waiting ─► slots and pages committed ─► prompt read, a piece a step ─► answering, a token a step ─► Answer
+                              in order of arrival          at most 128 tokens or one medium between two tokens of the others
+
+``step`` may be called by any thread; whoever calls it advances all jobs. An error of one job is its last item; the others continue.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from dataclasses import replace
+from functools import partial
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alhena.batch import Example
+from alhena.content import Tool
+from alhena.model import model, paged_cache
+from alhena.model.config import Model
+from alhena.model.paged_cache import PAGE
+from alhena.serve.answer import Failed, Finish, Refused, ServingError, Unavailable
+from alhena.serve.decoding import slots as programs
+from alhena.serve.decoding.buckets import MAX_OUTPUT_TOKENS
+from alhena.serve.decoding.constraints import Constraints
+from alhena.serve.decoding.detokenize import Detokenizer
+from alhena.serve.decoding.jobs import Answering, Job, Matcher, Reader, token_logprobs
+from alhena.serve.decoding.pages import PagePlan, Pages
+from alhena.serve.decoding.sampler import Sampling, sequences_per_answer, stack
+from alhena.serve.decoding.sequence import Media, PromptPlan, Sequence, max_chunk
+from alhena.serve.decoding.slots import Emitted, Inputs, Options
+from alhena.tokens.answers import AnswerParser
+
+# Tokens of prompts that are read between two tokens of running answers.
+READ_TOKENS = PAGE
+log = logging.getLogger("alhena.serve")
+
+
+@runtime_checkable
+class Owner(Protocol):
+    """What the batch needs of its engine."""
+
+    @property
+    def params(self) -> model.Params: ...
+
+    @property
+    def config(self) -> Model: ...
+
+    @property
+    def constraints(self) -> Constraints: ...
+
+    @property
+    def slots(self) -> int: ...
+
+    @property
+    def page_plan(self) -> PagePlan: ...
+
+    @property
+    def max_codes(self) -> int: ...
+
+    def unconditional(self) -> Example: ...
+
+    def forced_tokens(self, s: Sampling) -> tuple[int, int, int]: ...
+
+    def thought_end(self) -> tuple[int, ...]: ...
+
+    def parser(self, prompt: Example, sampling: Sampling) -> Detokenizer | AnswerParser: ...
+
+    def matcher(self, prompt: Example, sampling: Sampling, tools: tuple[Tool, ...]) -> Matcher | None: ...
+
+
+class RunningBatch:
+    """The slots of an engine, their cache, and the jobs in them."""
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner, self._c = owner, owner.config
+        plan = owner.page_plan
+        self._context, self._at_once = plan.context, max_chunk(self._c)
+        self._lock = threading.RLock()
+        self._waiting, self._running = deque[Job](), list[Answering]()
+        self.pages = Pages(plan)
+        width = -(-plan.context // PAGE) + 1
+        self._tables = [np.zeros((owner.slots, width), np.int32) for _ in plan.counts]
+        self._is_stepping = False
+        self._clear()
+
+    def _clear(self) -> None:
+        """An empty cache and free slots."""
+        self.pages.clear()
+        self._free = list(range(self._owner.slots))[::-1]
+        self._state = programs.new_state(self._c, self._owner.slots)
+        counts = tuple(pool.count for pool in self.pages.pools)
+        self._cache = paged_cache.empty(self._c.decoder, counts, self._c.compute_dtype)
+        self._changed()
+
+    def _changed(self) -> None:
+        """Arrays on the device that depend on which jobs run are made again."""
+        self._options: Options | None = None
+        self._inputs: Inputs | None = None
+
+    # ── jobs ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def add(self, job: Job) -> None:
+        """Appends a job to those that wait. Raises Refused when the cache can never hold it."""
+        if sequences_per_answer(job.sampling) > self._owner.slots:
+            raise Refused("guidance needs two slots, and this engine has one")
+        if not self.pages.fits(self._need(job), alone=True):
+            raise Refused(
+                f"the prompt has {len(job.example.tokens):,} tokens, and the answer up to {self._max_tokens(job):,}; "
+                f"the cache has room for {self._context:,}"
+            )
+        self._waiting.append(job)
+
+    @property
+    def has_free_slot(self) -> bool:
+        """Whether a job that is added now could start soon."""
+        return len(self._free) > len(self._waiting)
+
+    @property
+    def slots_in_use(self) -> int:
+        return self._owner.slots - len(self._free)
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._waiting and not self._running
+
+    def cancel_all(self) -> None:
+        """Ends all jobs with an error."""
+        with self._lock:
+            for job in self._waiting:
+                job.put(Unavailable("the generation was cancelled"))
+            self._waiting.clear()
+            for a in [*self._running]:
+                self._end(a, Unavailable("the generation was cancelled"))
+
+    def step(self) -> bool:
+        """Reads a piece of a prompt, and generates tokens of all answers; False: there is nothing to do."""
+        with self._lock:
+            if self._is_stepping:
+                # An interrupt ended the last step in the middle, and arrays that it had given away are lost.
+                self._reset(Unavailable("the generation was interrupted"))
+            self._is_stepping = True
+            self._drop_cancelled()
+            self._start_waiting()
+            self._read()
+            self._generate()
+            self._is_stepping = False
+            return not self.is_idle
+
+    def _max_tokens(self, job: Job) -> int:
+        """Tokens of the answer: what is asked for, within what is left of the context."""
+        return max(1, min(job.sampling.max_tokens, MAX_OUTPUT_TOKENS, self._context - len(job.example.tokens)))
+
+    def _prompts(self, job: Job) -> list[Example]:
+        return [job.example] if sequences_per_answer(job.sampling) == 1 else [job.example, self._owner.unconditional()]
+
+    def _need(self, job: Job) -> list[int]:
+        longest = self._max_tokens(job)
+        of_each = [self.pages.need(len(e.tokens) + longest, self._at_once) for e in self._prompts(job)]
+        return [sum(of_kind) for of_kind in zip(*of_each, strict=True)]
+
+    def _drop_cancelled(self) -> None:
+        for a in [a for a in self._running if a.job.is_cancelled()]:
+            self._end(a, Unavailable("the generation was cancelled"))
+
+    def _start_waiting(self) -> None:
+        """Gives slots and pages to jobs in order of arrival, until the first that does not fit."""
+        while self._waiting:
+            job = self._waiting[0]
+            if job.is_cancelled():
+                self._waiting.popleft().put(Unavailable("the generation was cancelled"))
+                continue
+            prompts, need = self._prompts(job), self._need(job)
+            if len(prompts) > len(self._free) or not self.pages.fits(need):
+                return
+            self._waiting.popleft()
+            try:
+                self._running.append(self._start(job, prompts, need))
+            except Exception as error:
+                job.put(_as_error(error))
+
+    def _start(self, job: Job, prompts: list[Example], need: list[int]) -> Answering:
+        plans = [PromptPlan.of(e, self._c) for e in prompts]
+        numbers = self._free[-len(prompts) :][::-1]
+        sequences = []
+        for plan, slot in zip(plans, numbers, strict=True):
+            media = Media(plan, self._owner.params, self._c)
+            sequences.append(Sequence(plan, media, self.pages, [table[slot] for table in self._tables]))
+        answering = Answering(job, self._reader(job), sequences, numbers)
+        sequences[0].need = need
+        self._free = self._free[: -len(prompts)]
+        self.pages.commit(need)
+        return answering
+
+    def _reader(self, job: Job) -> Reader:
+        owner = self._owner
+        parser = owner.parser(job.example, job.sampling)
+        matcher = owner.matcher(job.example, job.sampling, job.tools)
+        return Reader(parser, matcher, self._max_tokens(job), owner.thought_end())
+
+    def _end(self, a: Answering, last: Finish | Exception) -> None:
+        """Frees the slots and pages of a job after its last item."""
+        for sequence in a.sequences:
+            sequence.close()
+        self.pages.commit(a.sequences[0].need, -1)
+        self._free += a.slots[::-1]
+        self._running.remove(a)
+        self._changed()
+        if isinstance(last, Exception):
+            a.job.put(last)
+            return
+        try:
+            a.finish(last)
+        except Exception as error:
+            a.job.put(_as_error(error))
+
+    # ── prompts ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def _read(self) -> None:
+        """Reads pieces of the prompts that wait for it, in turn, up to the tokens of one page."""
+        left = READ_TOKENS
+        while left > 0 and (reading := [a for a in self._running if not a.is_inserted]):
+            a = reading[0]
+            try:
+                left -= self._read_piece(next(s for s in a.sequences if not s.is_read))
+                if all(s.is_read for s in a.sequences):
+                    self._insert(a)
+            except Exception as error:
+                self._fail(a, error)
+            # The next one is another's.
+            if a in self._running and not a.is_inserted:
+                self._running.remove(a)
+                self._running.append(a)
+
+    def _read_piece(self, sequence: Sequence) -> int:
+        """Reads a piece of a prompt; what it counts for in tokens."""
+        sequence.skip_known()
+        if sequence.encode_next():
+            return READ_TOKENS
+        chunk, end = sequence.next_chunk()
+        sequence.hidden, self._cache = programs.read_chunk(
+            self._owner.params, self._c, self._cache, chunk.tokens, chunk.at, chunk.media
+        )
+        sequence.finish_chunk(end)
+        return int(chunk.tokens.shape[1])
+
+    def _insert(self, a: Answering) -> None:
+        for sequence, slot in zip(a.sequences, a.slots, strict=True):
+            position = jnp.asarray(sequence.position, jnp.int32)
+            assert sequence.hidden is not None
+            self._state = programs.insert(self._state, jnp.asarray(slot, jnp.int32), sequence.hidden, position)
+            sequence.hidden = None
+        a.is_inserted = True
+        self._changed()
+
+    def _fail(self, a: Answering, error: Exception) -> None:
+        """Ends a job whose piece failed. Arrays given to a failed program are lost, and with them all jobs."""
+        self._end(a, _as_error(error))
+        if any(leaf.is_deleted() for leaf in jax.tree.leaves((self._state, self._cache))):
+            self._reset(error)
+
+    def _reset(self, error: Exception) -> None:
+        """Ends all jobs in slots, and begins with an empty cache."""
+        for a in self._running:
+            a.job.put(_as_error(error))
+        self._running.clear()
+        self._clear()
+
+    # ── tokens ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _generate(self) -> None:
+        """Generates tokens of all answers, more than one where nothing needs the host in between."""
+        active = [a for a in self._running if a.is_inserted]
+        if not active:
+            return
+        is_reading = len(active) < len(self._running) or (self._waiting and self._free)
+        count = 1 if is_reading else min(a.steps() for a in active)
+        try:
+            emitted = self._run(active, count)
+        except Exception as error:
+            self._reset(error)
+            return
+        for a in active:
+            try:
+                self._take(a, emitted)
+            except Exception as error:
+                self._end(a, _as_error(error))
+
+    def _run(self, active: list[Answering], count: int) -> Emitted:
+        new = [s.reserve(min(s.position + count, self._context)) for a in active for s in a.sequences]
+        if any(new):
+            self._inputs = None
+        if self._options is None:
+            self._options = self._make_options(active)
+        inputs = replace(self._make_inputs(active), count=jnp.asarray(count, jnp.int32))
+        run = partial(programs.run_steps, self._owner.params, self._c, self._owner.constraints)
+        self._state, self._cache, emitted = run((self._state, self._cache), self._options, inputs)
+        wants_logprobs = any(a.job.sampling.logprobs is not None for a in active)
+        tokens, produced = jax.device_get((emitted.tokens, emitted.produced))
+        rest = (emitted.logprobs, emitted.top, emitted.top_logprobs)
+        return Emitted(tokens, produced, *(jax.device_get(rest) if wants_logprobs else rest))
+
+    def _take(self, a: Answering, emitted: Emitted) -> None:
+        """Gives a job its tokens of a run; ends it where they end its answer."""
+        slot, reason = a.slots[0], None
+        tokens = emitted.tokens[slot, : emitted.produced[slot]].tolist()
+        for i, token in enumerate(tokens):
+            reason = a.accept(token, token_logprobs(emitted, slot, i, a.job.sampling.logprobs))
+            if reason:
+                return self._end(a, reason)
+        for sequence in a.sequences:
+            sequence.move(sequence.position + len(tokens))
+        return None
+
+    def _make_options(self, active: list[Answering]) -> Options:
+        size = self._owner.slots
+        samplings, partner, source = [Sampling()] * size, np.arange(size), np.arange(size)
+        forced, max_tokens = np.zeros((size, 3), np.int32), np.ones(size, np.int32)
+        for a in active:
+            partner[a.slots[0]] = a.slots[-1]
+            for slot in a.slots:
+                samplings[slot], source[slot], max_tokens[slot] = a.job.sampling, a.slots[0], a.max_tokens
+            forced[a.slots[0]] = self._owner.forced_tokens(a.job.sampling)
+        return Options(
+            sampling=stack(samplings),
+            guidance=jnp.array([s.guidance for s in samplings], jnp.float32),
+            partner=jnp.array(partner, jnp.int32),
+            source=jnp.array(source, jnp.int32),
+            forced_tokens=jnp.array(forced),
+            max_tokens=jnp.array(max_tokens),
+            logprobs=jnp.array([s.logprobs is not None for s in samplings]),
+            max_codes=self._owner.max_codes,
+        )
+
+    def _make_inputs(self, active: list[Answering]) -> Inputs:
+        """The inputs of a run; those of the last one where nothing has changed."""
+        is_special = any(a.forced or a.matcher for a in active)
+        if self._inputs is not None and not is_special:
+            return self._inputs
+        size = self._owner.slots
+        alive, masked, forced = np.zeros(size, bool), np.zeros(size, bool), np.full(size, -1, np.int32)
+        masks = np.zeros((size, -(-self._c.vocabulary // 32)), np.uint32)
+        for a in active:
+            alive[list(a.slots)] = True
+            if a.forced:
+                forced[list(a.slots)] = a.forced[0]
+            elif a.matcher:
+                masks[a.slots[0]], masked[a.slots[0]] = a.matcher.mask(), True
+        tables = tuple(jnp.array(table) for table in self._tables)
+        arrays = [jnp.array(a) for a in (alive, forced, masked, masks, np.ones((), np.int32))]
+        inputs = Inputs(tables, *arrays)
+        self._inputs = None if is_special else inputs
+        return inputs
+
+
+def _as_error(error: Exception) -> Exception:
+    """The last item of a job that failed: what is wrong with the request, or that the model failed."""
+    if isinstance(error, ServingError):
+        return error
+    if isinstance(error, ValueError) and not isinstance(error, jax.errors.JAXTypeError):
+        return error
+    log.error("a generation failed", exc_info=error)
+    return Failed("the model failed to answer")
