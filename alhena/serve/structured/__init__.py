@@ -1,0 +1,1 @@
+"""Structured answers: JSON of a schema and calls of functions, enforced token by token."""
