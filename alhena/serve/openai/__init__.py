@@ -1,0 +1,1 @@
+"""The OpenAI-compatible API: requests become those of the Gemini API, and its responses become OpenAI's."""
