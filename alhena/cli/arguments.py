@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
     from alhena.recipe import Recipe
 
 Folder = Annotated[Path, tyro.conf.Positional]
+OptionalFolder = Annotated[Path | None, tyro.conf.Positional]
 DEFAULT_RUN = Path("runs/starter")
+# The model that comes with the package.
+PACKAGED = Path(__file__).parent.parent / "nano"
 
 
 def load_recipe(name: str) -> Recipe:
@@ -51,6 +55,22 @@ def model_folder(folder: Path, name: str) -> Path:
     models = sorted(path.parent.name for path in folder.glob("models/*/model.json"))
     available = f"it has {', '.join(models)}" if models else "it has no models yet: make one with `alhena demo`"
     raise ValueError(f"{folder}: no model {name!r}; {available}")
+
+
+def served_folder(folder: Path | None, name: str | None) -> Path:
+    """The folder of the model that answers: that of the package where no folder is named. Says which one it is.
+
+    Raises ValueError when there is no such model.
+    """
+    if folder is None and name is not None:
+        raise ValueError(f"--name {name!r}: name the run folder too, as in {DEFAULT_RUN}")
+    path = PACKAGED if folder is None else model_folder(folder, name or "assistant")
+    if folder is None:
+        if not (PACKAGED / "model.json").exists():
+            raise ValueError(f"{PACKAGED}: this package has no model in it; name a run folder or a model folder")
+        check_sealed(PACKAGED)
+    print(f"{path if folder else 'the small model of this package, alhena-nano,'} answers", file=sys.stderr)
+    return path
 
 
 def check_name(name: str, base: Path) -> None:

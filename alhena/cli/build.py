@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from alhena.cli.arguments import Folder, StageCommand, check_name, model_folder
 
@@ -108,6 +109,7 @@ class Compress(StageCommand):
     name: str | None = None  # name of the new model
     base: str = "assistant"  # name of the model to start from, in a run folder
     group: int = 32  # values that share a scale
+    encoders: Literal["bfloat16"] | None = None  # dtype of the encoders' weights; as they are when left out
     data: Path | None = None  # held-out documents: bits per byte and perplexity of their running text, before and after
 
     def __call__(self) -> None:
@@ -119,11 +121,11 @@ class Compress(StageCommand):
             with self.open_run() as run:
                 make_nano(run, self.folder)
             return
-        from alhena.compress_folder import compress_folder
+        from alhena.compress_folder import Form, compress_folder
         from alhena.own_data import run_of
         from alhena.stages import locked
 
         base = model_folder(self.folder, self.base)
         check_name(self.name, base)
         with locked(run_of(base)):
-            compress_folder(base, self.name, self.group, self.data)
+            compress_folder(base, self.name, Form(self.group, self.encoders), self.data)

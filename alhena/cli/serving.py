@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
 
-from alhena.cli.arguments import DEFAULT_RUN, Folder, model_folder
+import tyro
+
+from alhena.cli.arguments import OptionalFolder, served_folder
+
+CLASSIFIER = "alhena.serve.safety:classify"
+DEFAULT_STATE = Path("~/.local/state/alhena/serve").expanduser()
 
 
 @dataclass(frozen=True)
@@ -15,8 +23,8 @@ class Chat:
     Generated images are saved in the working directory. Ctrl-C stops an answer; /quit ends the chat.
     """
 
-    folder: Folder = DEFAULT_RUN  # a run folder or a model folder
-    name: str = "assistant"  # name of the model, in a run folder
+    folder: OptionalFolder = None  # a run folder or a model folder; left out: the small model of this package
+    name: str | None = None  # name of the model, in a run folder; left out: assistant
     ask: str | None = None  # answer this one question and exit
     system: str | None = None  # an instruction to the model, before the first turn
     think: bool = False  # let the model think before it answers, where it can
@@ -26,22 +34,45 @@ class Chat:
 
         # An interrupt that ends an answer does not end the chat.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        chat(model_folder(self.folder, self.name), self.ask, self.system, self.think)
+        chat(served_folder(self.folder, self.name), self.ask, self.system, self.think)
 
 
 @dataclass(frozen=True)
 class Serve:
-    """Serve a model through the Gemini API: generateContent, streamGenerateContent, countTokens."""
+    """Serve a model through the Gemini API (docs/api.md lists what of it works)."""
 
-    folder: Folder = DEFAULT_RUN  # a run folder or a model folder
-    name: str = "assistant"  # name of the model, in a run folder
-    host: str = "127.0.0.1"  # address to listen on; 0.0.0.0 for requests from other machines
+    folder: OptionalFolder = None  # a run folder or a model folder; left out: the small model of this package
+    name: str | None = None  # name of the model, in a run folder; left out: assistant
+    host: str = "127.0.0.1"  # address to listen on; 0.0.0.0 for requests from other machines, which demands a key
     port: int = 8000  # port to listen on
     allow_host: tuple[str, ...] = ()  # further names that the Host header of a request may have
+    # a key that requests must carry; repeatable; also from ALHENA_API_KEY, several separated by commas
+    api_key: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    # a further name of the model, NAME=MODEL, as in gemini-2.5-flash=assistant; repeatable
+    alias: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    any_model: bool = False  # answer to any model name
+    # an origin whose web pages may call this server, as in https://app.example; repeatable
+    cors: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    state: Path = DEFAULT_STATE  # folder of uploaded files, caches, batches and interactions
     limit_concurrency: int = 256  # maximum number of requests that run or wait; more are refused
+    safety: str = CLASSIFIER  # what rates texts for safetySettings: module:function, or none
+    log_format: Literal["text", "json"] = "text"  # json: one object a line, one for each request
+    log_contents: bool = False  # log what users write
+    drain_seconds: float = 30.0  # time that running requests have to end after SIGTERM
 
     def __call__(self) -> None:
         from alhena.serve.gemini.app import Listening, serve
+        from alhena.serve.gemini.settings import Settings, read_aliases
+        from alhena.serve.logs import configure
+        from alhena.serve.safety import load_classifier
 
-        where = Listening(self.host, self.port, self.allow_host, self.limit_concurrency)
-        serve(model_folder(self.folder, self.name), where)
+        configure(self.log_format)
+        from_environment = tuple(filter(None, os.environ.get("ALHENA_API_KEY", "").split(",")))
+        settings = Settings(
+            any_model=self.any_model, keys=(*self.api_key, *from_environment), cors=self.cors,
+            max_running=self.limit_concurrency, state=self.state,
+            classify=None if self.safety == "none" else load_classifier(self.safety), drain_seconds=self.drain_seconds,
+            log_contents=self.log_contents,
+        )  # fmt: skip
+        where = Listening(self.host, self.port, self.allow_host)
+        serve(served_folder(self.folder, self.name), where, settings, read_aliases(self.alias))

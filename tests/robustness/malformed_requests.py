@@ -17,6 +17,7 @@ import random
 import socket
 import sys
 import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ import httpx
 from alhena.serve.engine import Engine
 from tests.conftest import make_encoder, make_tiny, random_audio, random_image
 from tests.serve.conftest import running, write_tiny
+from tests.serve.pdfs import make_pdf
 
 TIMEOUT_SECONDS = 60
 METHODS = ("generateContent", "streamGenerateContent?alt=sse", "streamGenerateContent", "countTokens")
@@ -41,17 +43,50 @@ def blob(mime: str, data: bytes) -> dict[str, Any]:
 
 VALID: dict[str, Any] = {
     "contents": [
-        {"role": "user", "parts": [{"text": "Hello"}, blob("image/png", random_image(1).data)]},
+        {
+            "role": "user",
+            "parts": [
+                {"text": "Hello"},
+                blob("image/png", random_image(1).data) | {"mediaResolution": {"level": "MEDIA_RESOLUTION_LOW"}},
+            ],
+        },
         {"role": "model", "parts": [{"text": "red"}]},
         {"role": "user", "parts": [{"text": "What?"}, blob("audio/flac", random_audio(2, 0.3).data)]},
     ],
     "systemInstruction": {"parts": [{"text": "Be brief."}]},
     "generationConfig": {
-        "temperature": 0.5, "topK": 4, "topP": 0.9, "seed": 1, "maxOutputTokens": 2, "candidateCount": 1, "stopSequences": ["x"],
-        "responseModalities": ["TEXT"], "imageConfig": {"aspectRatio": "1:1"}, "responseMimeType": "text/plain",
+        "temperature": 0.5,
+        "topK": 4,
+        "topP": 0.9,
+        "seed": 1,
+        "maxOutputTokens": 2,
+        "candidateCount": 2,
+        "stopSequences": ["x"],
+        "responseModalities": ["TEXT"],
+        "imageConfig": {"aspectRatio": "1:1"},
+        "responseMimeType": "text/x.enum",
+        "responseSchema": {"type": "STRING", "enum": ["a", "b"]},
         "thinkingConfig": {"thinkingBudget": 0},
+        "presencePenalty": 0.5,
+        "frequencyPenalty": -0.5,
+        "responseLogprobs": True,
+        "logprobs": 1,
+        "mediaResolution": "MEDIA_RESOLUTION_HIGH",
     },
-    "safetySettings": [{"category": "HARM_CATEGORY_HARASSMENT", "threshold": "OFF"}],
+    "safetySettings": [{"category": "HARM_CATEGORY_HARASSMENT", "threshold": "BLOCK_ONLY_HIGH"}],
+    "labels": {"team": "x"},
+    "serviceTier": "standard",
+}
+# A request that the tiny model cannot answer: it calls no tools.
+WITH_TOOLS: dict[str, Any] = {
+    "contents": [
+        {"role": "user", "parts": [{"fileData": {"fileUri": "files/none", "mimeType": "image/png"}, "videoMetadata": {"fps": 1, "startOffset": "1s"}}]},
+        {"role": "model", "parts": [{"functionCall": {"name": "f", "args": {"a": 1}, "id": "1"}, "thoughtSignature": "eA=="}]},
+        {"role": "user", "parts": [{"functionResponse": {"name": "f", "response": {"b": [2]}, "parts": [blob("image/png", random_image(1).data)]}}]},
+    ],
+    "tools": [{"functionDeclarations": [{"name": "f", "description": "d", "parameters": {"type": "OBJECT", "properties": {"a": {"type": "INTEGER"}}}}]}],
+    "toolConfig": {"functionCallingConfig": {"mode": "ANY", "allowedFunctionNames": ["f"]}},
+    "cachedContent": "",
 }  # fmt: skip
 ODD: tuple[Any, ...] = (
     None, True, -1, 0, 2.5, 1e308, 2**70, "", "x", "9" * 400, "\ud800", "\x00", [], {}, [[]], [None], [{}], {"a": 1}, {"": {}}, ["x"] * 600,
@@ -89,12 +124,80 @@ def paths(value: Any, at: tuple = ()) -> Iterator[tuple]:
         yield from paths(item, (*at, key))
 
 
+def text(**config: Any) -> dict[str, Any]:
+    return {
+        "contents": [{"parts": [{"text": "x"}]}],
+        "generationConfig": {"responseMimeType": "application/json", **config},
+    }
+
+
+def with_part(part: dict[str, Any], count: int = 1) -> dict[str, Any]:
+    return {"contents": [{"parts": [part] * count}]}
+
+
+def nested(depth: int, schema: dict[str, Any]) -> dict[str, Any]:
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
+def pdf_bomb() -> bytes:
+    """A page with a picture of a billion pixels in a megabyte of compressed bytes."""
+    side, drawing, compress = 1 << 15, b"q 100 0 0 100 0 0 cm /I Do Q", zlib.compressobj(9)
+    packed = b"".join(compress.compress(bytes(1 << 20)) for _ in range(1 << 10)) + compress.flush()
+    picture = b"/Subtype/Image/Width %d/Height %d/ColorSpace/DeviceGray/BitsPerComponent 8/Filter/FlateDecode" % (
+        side,
+        side,
+    )
+    objects = (
+        b"<</Type/Catalog/Pages 2 0 R>>",
+        b"<</Type/Pages/Kids[3 0 R]/Count 1>>",
+        b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 100 100]/Contents 4 0 R/Resources<</XObject<</I 5 0 R>>>>>>",
+        b"<</Length %d>>stream\n%s\nendstream" % (len(drawing), drawing),
+        b"<</Type/XObject%s/Length %d>>stream\n%s\nendstream" % (picture, len(packed), packed),
+    )
+    body = b"".join(b"%d 0 obj\n%s\nendobj\n" % numbered for numbered in enumerate(objects, 1))
+    return b"%PDF-1.4\n" + body + b"trailer<</Root 1 0 R>>"
+
+
+def hostile() -> Iterator[Trial]:
+    """Requests that are large or deep where a small part of them is enough to refuse them."""
+    recursive = {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}
+    bodies: dict[str, dict[str, Any]] = {
+        "10,000 parts": with_part({"text": "x"}, 10_000),
+        "300 pictures": with_part(blob("image/png", random_image(1).data), 300),
+        "a million characters of JSON": with_part(blob("application/json", b"1" * (5 << 20))),
+        "a deep schema": text(responseJsonSchema=nested(200, {})),
+        "a very deep schema": text(responseJsonSchema=nested(900, {})),
+        "an endless schema": text(responseJsonSchema=recursive),
+        "a schema that is itself": text(responseJsonSchema={"$ref": "#"}),
+        "many choices": text(responseMimeType="text/x.enum", responseSchema={"enum": [f"v{n}" for n in range(100_000)]}),
+        "many repetitions": text(responseJsonSchema={"type": "string", "minLength": 10**9}),
+        "a pattern that grows": text(responseJsonSchema={"type": "string", "pattern": "(((a{1,99}){1,99}){1,99}){1,99}"}),
+        "a long signature": with_part({"text": "x", "thoughtSignature": "A" * (3 << 20)}),
+        "a path": with_part({"fileData": {"fileUri": "files/../../etc/passwd"}}),
+        "an address": with_part({"fileData": {"fileUri": "http://169.254.169.254/latest/meta-data"}}),
+        "a long PDF": with_part(blob("application/pdf", make_pdf(2000))),
+        "a truncated PDF": with_part(blob("application/pdf", make_pdf(3)[:300])),
+        "many pages": with_part(blob("application/pdf", make_pdf(90)), 4),
+        "a PDF that grows": with_part(blob("application/pdf", pdf_bomb())),
+    }  # fmt: skip
+    for name, body in bodies.items():
+        yield from (Trial(name, method, json.dumps(body).encode()) for method in METHODS[::3])
+
+
 def systematic() -> Iterator[Trial]:
     """Every odd value in every field; every field missing; an unknown field in every object."""
+    yield from (trial for valid in (VALID, WITH_TOOLS) for trial in _systematic(valid))
+    for body_ in RAW_BODIES:
+        yield from (Trial(f"raw {body_[:30]!r}", method, body_) for method in METHODS[:2])
+
+
+def _systematic(valid: dict[str, Any]) -> Iterator[Trial]:
     number = 0
-    for at in paths(VALID):
+    for at in paths(valid):
         for odd in (*ODD, "missing", "unknown"):
-            body = copy.deepcopy(VALID)
+            body = copy.deepcopy(valid)
             parent = body
             for key in at[:-1]:
                 parent = parent[key]
@@ -106,8 +209,6 @@ def systematic() -> Iterator[Trial]:
                 parent[at[-1]] = odd
             number += 1
             yield Trial(f"{'.'.join(map(str, at))} = {str(odd)[:20]!a}", METHODS[number % 4], json.dumps(body).encode())
-    for body_ in RAW_BODIES:
-        yield from (Trial(f"raw {body_[:30]!r}", method, body_) for method in METHODS[:2])
 
 
 def mutated(seed: int, count: int) -> Iterator[Trial]:
@@ -221,7 +322,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         engine = Engine.load(write_tiny(Path(folder) / "tiny", encoder, make_tiny(encoder)))
         with running(engine, "tiny") as address, tracebacks() as found:
-            counts, faults = attack(address, iter([*systematic(), *mutated(options.seed, options.random)]))
+            counts, faults = attack(address, iter([*systematic(), *hostile(), *mutated(options.seed, options.random)]))
     faults += [f"logged: {text}" for text in found]
     print(dict(counts), *faults, f"{len(faults)} faults", sep="\n")
     sys.exit(bool(faults))

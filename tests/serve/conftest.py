@@ -15,7 +15,10 @@ from alhena.model import config, image_tokenizer, model
 from alhena.model.weights import save_model
 from alhena.serve.engine import Engine
 from alhena.serve.gemini.app import create_app, listen, make_server
+from alhena.serve.gemini.settings import Settings
 from alhena.tokens.encode import Encoder
+from tests.serve.chromium import Page, browser
+from tests.serve.scripted_api import ScriptedApi
 
 
 def write_tiny(folder: Path, encoder: Encoder, tiny: tuple[model.Params, config.Model]) -> Path:
@@ -39,10 +42,10 @@ def tiny_engine(tiny_folder: Path) -> Engine:
 
 
 @contextmanager
-def running(engine: Engine, name: str) -> Iterator[str]:
+def running(engine: Engine, name: str, settings: Settings = Settings()) -> Iterator[str]:
     """Runs a server in a thread; yields its URL."""
     with listen("127.0.0.1", 0) as listener:
-        server = make_server(create_app(engine, name), "error")
+        server = make_server(create_app(engine, name, settings), "error")
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         while not server.started:
@@ -57,3 +60,19 @@ def running(engine: Engine, name: str) -> Iterator[str]:
 def tiny_address(tiny_engine: Engine) -> Iterator[str]:
     with running(tiny_engine, "tiny") as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """A tab of a headless Chromium."""
+    with browser(tmp_path_factory.mktemp("chromium")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def script(tab: Page) -> Iterator[tuple[ScriptedApi, str]]:
+    """The page over scripted answers, and its URL."""
+    api = ScriptedApi()
+    with api.running() as address:
+        yield api, address
+        tab.open("about:blank")

@@ -13,8 +13,8 @@ from alhena.batch import Example
 from alhena.cli.weights import Import
 from alhena.content import Part
 from alhena.files import read_json, write_json
+from alhena.serve.decoding.sampler import Sampling
 from alhena.serve.engine import Engine
-from alhena.serve.sampler import Sampling
 from alhena.tokens.answers import AnswerParser
 from alhena.tokens.import_prompts import prompt_format
 from alhena.tokens.prompts import CONTROLS
@@ -81,9 +81,9 @@ class Scripted(Engine):
     def of(cls, engine: Engine, script: Sequence[int]) -> Scripted:
         return cls(**{f.name: getattr(engine, f.name) for f in fields(Engine)}, script=tuple(script))
 
-    def _parser(self, prompt: Example, sampling: Sampling) -> AnswerParser:
+    def parser(self, prompt: Example, sampling: Sampling) -> AnswerParser:
         parser = _ScriptedParser.__new__(_ScriptedParser)
-        vars(parser).update(vars(super()._parser(prompt, sampling)), script=iter(self.script))
+        vars(parser).update(vars(super().parser(prompt, sampling)), script=iter(self.script))
         return parser
 
 

@@ -8,15 +8,19 @@ import json
 import pytest
 
 from alhena.content import Audio, Content, Image, Text, Thought, Tool, ToolCall, ToolResult
+from alhena.serve.decoding.sampler import IMAGE_GUIDANCE, OutputFormat, Sampling
 from alhena.serve.engine import Answer
-from alhena.serve.gemini.fields import MAX_STRUCTURE, WireError, parse_json
-from alhena.serve.gemini.generation_config import Thinking
-from alhena.serve.gemini.parts import write_part
-from alhena.serve.gemini.wire import read_count_request, read_request, write_response
-from alhena.serve.sampler import IMAGE_GUIDANCE, Sampling
+from alhena.serve.gemini.generate import write_answers
+from alhena.serve.gemini.wire.fields import MAX_STRUCTURE, WireError, parse_json
+from alhena.serve.gemini.wire.parts import write_part
+from alhena.serve.gemini.wire.request import Served, read_count_request, read_request
+from alhena.serve.gemini.wire.responses import Context
+from alhena.serve.gemini.wire.thinking import Thinking
+from alhena.serve.structured.json_schema import json_schema
 from tests.conftest import random_image
 
 DEFAULT = Sampling(max_tokens=256)
+SERVED = Served(DEFAULT)
 PNG = random_image(1).data
 DATA = base64.b64encode(PNG).decode()
 
@@ -25,7 +29,7 @@ HI = Content("user", (Text("hi"),))
 
 
 def read(body):
-    return read_request(body, "tiny", DEFAULT)
+    return read_request(body, "tiny", SERVED)
 
 
 def request(**fields):
@@ -34,6 +38,15 @@ def request(**fields):
 
 def image_request(mime="image/png", data=DATA, **more):
     return {"contents": [{"parts": [{"inlineData": {"mimeType": mime, "data": data}, **more}]}]}
+
+
+def video(**metadata):
+    return image_request("video/mp4", "AAAA", videoMetadata=metadata)
+
+
+JSON = {"responseMimeType": "application/json"}
+SCHEMA = {"type": "OBJECT", "properties": {"n": {"type": "INTEGER", "nullable": True, "maximum": 3}}}
+JSON_SCHEMA = json_schema(SCHEMA)
 
 
 @pytest.mark.parametrize(
@@ -74,9 +87,9 @@ def test_consecutive_turns_of_one_role_are_merged():
     model = Content("model", (Text("Hello"), Image(PNG)))
     merged = (Content("user", (Text("a"), Text("b"))), model, Content("user", (Text("c"),)))
     assert read({"contents": turns}).prompt.contents == merged
-    assert read_count_request({"contents": turns[:-1]}, "tiny", DEFAULT).prompt.contents == merged[:-1]
+    assert read_count_request({"contents": turns[:-1]}, "tiny", SERVED).prompt.contents == merged[:-1]
     whole = {"generateContentRequest": {"model": "models/tiny", "contents": turns}}
-    assert read_count_request(whole, "tiny", DEFAULT).prompt.contents == merged
+    assert read_count_request(whole, "tiny", SERVED).prompt.contents == merged
 
 
 @pytest.mark.parametrize("role", ["user", "system", None])
@@ -97,6 +110,14 @@ def test_a_system_instruction_is_the_first_turn(role):
         ({"responseModalities": ["text", "IMAGE"]}, Sampling(guidance=IMAGE_GUIDANCE)),
         ({"responseModalities": ["IMAGE"]}, Sampling(guidance=IMAGE_GUIDANCE, image_first=True)),
         ({"stopSequences": ["x", "y"]}, Sampling(stop=("x", "y"))),
+        ({"presencePenalty": 0.5, "frequency_penalty": -1}, Sampling(presence_penalty=0.5, frequency_penalty=-1)),
+        ({"responseLogprobs": True}, Sampling(logprobs=0)),
+        ({"responseLogprobs": True, "logprobs": 3}, Sampling(logprobs=3)),
+        (JSON, Sampling(output=OutputFormat("{}"))),
+        (JSON | {"responseSchema": SCHEMA}, Sampling(output=OutputFormat(json.dumps(JSON_SCHEMA)))),
+        (JSON | {"response_json_schema": JSON_SCHEMA}, Sampling(output=OutputFormat(json.dumps(JSON_SCHEMA)))),
+        ({"response_mime_type": "text/x.enum", "responseSchema": {"type": "STRING", "enum": ["a", "b"]}}, Sampling(output=OutputFormat(choices=("a", "b")))),
+        ({"imageConfig": {"aspectRatio": "2:1", "outputMimeType": "image/png"}}, Sampling(aspect=2)),
     ],
 )  # fmt: skip
 def test_supported_settings_are_read(config, expected):
@@ -109,6 +130,15 @@ def test_empty_fields_of_unsupported_features_are_accepted():
 
 
 FUNCTION = {"functionDeclarations": [{"name": "f"}]}
+HARM = "HARM_CATEGORY_HARASSMENT"
+
+
+def calling(**config):
+    return {"functionCallingConfig": config}
+
+
+def with_part(**part):
+    return request(contents=[{"parts": [part]}])
 
 
 @pytest.mark.parametrize(
@@ -118,10 +148,17 @@ FUNCTION = {"functionDeclarations": [{"name": "f"}]}
         (request(tools=[FUNCTION, FUNCTION]), "twice"),
         (request(tools=[{"functionDeclarations": [{"name": "no name"}]}]), "tools[0].functionDeclarations[0].name"),
         (request(tools=[{"functionDeclarations": [{"name": "f", "response": 3}]}]), "response must be"),
-        (request(tool_config={"functionCallingConfig": {"mode": "ANY"}}), "toolConfig.functionCallingConfig.mode"),
+        (request(tool_config={"functionCallingConfig": {"mode": "ANY"}}), "mode is ANY, but tools declare no function"),
+        (request(tool_config={"functionCallingConfig": {"mode": "SOME"}}), "toolConfig.functionCallingConfig.mode"),
+        (request(tools=[FUNCTION], toolConfig=calling(mode="ANY", allowedFunctionNames=["g"])), "'g', which tools do not declare"),
+        (request(tools=[FUNCTION], toolConfig=calling(mode="ANY"), generationConfig=JSON), "the mode ANY of function calling exclude"),
         (request(tool_config={"functionCallingConfig": {"allowedFunctionNames": ["f"]}}), "allowedFunctionNames"),
-        (request(cachedContent="cachedContents/x"), "cachedContent"),
-        (request(safetySettings=[{"category": "X", "threshold": "BLOCK_LOW_AND_ABOVE"}]), "safetySettings[0].threshold"),
+        (request(safetySettings=[{"category": "X", "threshold": "OFF"}]), "safetySettings[0].category"),
+        (request(safetySettings=[{"category": HARM, "threshold": "SOME"}]), "safetySettings[0].threshold"),
+        (request(safetySettings=[{"category": HARM, "method": "SEVERITY"}]), "safetySettings[0].method"),
+        (request(labels={"team": 3}), "labels.team"),
+        (request(serviceTier="priority"), "serviceTier"),
+        (request(store=True), "store"),
         (request(fly=1), "'fly'"),
         (request(model="models/other"), "model"),
         (request(systemInstruction={"parts": image_request()["contents"][0]["parts"]}), "systemInstruction"),
@@ -133,7 +170,24 @@ FUNCTION = {"functionDeclarations": [{"name": "f"}]}
         ({}, "contents"),
         ([], "the request must be an object"),
         (image_request(text="both"), "contents[0].parts[0]"),
-        (image_request(mime="text/plain"), "contents[0].parts[0].inlineData.mimeType"),
+        (image_request(mime="font/ttf"), "contents[0].parts[0].inlineData.mimeType"),
+        (image_request(mime="text/plain"), "contents[0].parts[0].inlineData is not a text in UTF-8"),
+        (image_request(mime="text/plain; charset=utf-16"), "the charset 'utf-16'"),
+        (image_request(mime="application/pdf"), "contents[0].parts[0].inlineData: the data are not a PDF"),
+        (image_request(mediaResolution={"level": "MEDIA_RESOLUTION_HUGE"}), "parts[0].mediaResolution.level"),
+        (image_request(mediaResolution={"numTokens": 7}), "parts[0].mediaResolution.numTokens"),
+        (image_request(videoMetadata={"fps": 1}), "parts[0].videoMetadata: the part is no video"),
+        (with_part(text="x", videoMetadata={"fps": 1}), "parts[0].videoMetadata: the part is no medium"),
+        (with_part(text="x", mediaResolution="MEDIA_RESOLUTION_LOW"), "parts[0].mediaResolution: the part is no medium"),
+        (video(fps=0), "videoMetadata.fps"),
+        (video(startOffset="3"), "videoMetadata.startOffset"),
+        (video(startOffset="3s", endOffset="2s"), "videoMetadata.endOffset must be after"),
+        (with_part(text="x", thoughtSignature=3), "thoughtSignature must be a string"),
+        (with_part(text="x", executableCode={"code": "1"}), "parts[0].executableCode"),
+        (with_part(fileData={"fileUri": "https://example.com/cat.png"}), "no other address is fetched"),
+        (with_part(fileData={"fileUri": "file:///etc/passwd"}), "no other address is fetched"),
+        (with_part(fileData={"fileUri": "https://host/v1beta/files/../../secret"}), "no other address is fetched"),
+        (with_part(fileData={}), "no other address is fetched"),
         (image_request(mime="image/"), "contents[0].parts[0].inlineData.mimeType"),
         (image_request(data="data:image/png,abc"), "contents[0].parts[0].inlineData.data"),
         (image_request(data="data:audio/wav;base64,AAAA"), "contents[0].parts[0].inlineData"),
@@ -144,7 +198,6 @@ FUNCTION = {"functionDeclarations": [{"name": "f"}]}
         (request(contents=[{"parts": [{"text": "x", "thought": True}]}]), "contents[0]: a functionCall or a thought"),
         (request(contents=[{"role": "model", "parts": [{"functionResponse": {"name": "f"}}]}]), "contents[0]: a functionResponse"),
         (request(contents=[{"parts": [{"functionResponse": {"name": "f", "response": 3}}]}]), "functionResponse.response"),
-        (request(contents=[{"parts": [{"fileData": {"fileUri": "x"}}]}]), "contents[0].parts[0].fileData"),
         (request(contents=[{"parts": [{"text": "\ud800"}]}]), "contents[0].parts[0].text"),
         (request(contents=[{"parts": [{"\ud800": 1}]}]), "contents[0].parts[0]"),
         (request(contents=[{"parts": [{"text": "x" * (1 << 20)}, {"text": "y"}]}]), "contents[0].parts[1]"),
@@ -162,21 +215,27 @@ def test_unsupported_fields_are_refused_by_name(body, named):
     ("config", "named"),
     [
         ({"temprature": 1}, "temprature"),
-        ({"responseMimeType": "application/json"}, "responseMimeType"),
-        ({"response_schema": {"type": "OBJECT"}}, "responseSchema"),
-        ({"responseJsonSchema": {"type": "object"}}, "responseJsonSchema"),
-        ({"responseLogprobs": True}, "responseLogprobs"),
-        ({"logprobs": 3}, "logprobs"),
-        ({"presencePenalty": 0.5}, "presencePenalty"),
+        ({"responseMimeType": "image/png"}, "responseMimeType"),
+        ({"response_schema": {"type": "OBJECT"}}, "responseSchema needs responseMimeType"),
+        ({"responseJsonSchema": {"type": "object"}}, "responseJsonSchema needs responseMimeType"),
+        (JSON | {"responseSchema": {}, "responseJsonSchema": {}}, "exclude each other"),
+        (JSON | {"responseJsonSchema": "string"}, "generationConfig.responseJsonSchema"),
+        (JSON | {"responseSchema": {"type": "TREE"}}, "generationConfig.responseSchema.type"),
+        ({"responseMimeType": "text/x.enum"}, "generationConfig.responseSchema.enum"),
+        ({"responseMimeType": "text/x.enum", "responseSchema": {"enum": [3]}}, "generationConfig.responseSchema.enum"),
+        ({"logprobs": 3}, "logprobs needs responseLogprobs"),
+        ({"responseLogprobs": True, "logprobs": 21}, "logprobs must be"),
+        ({"presencePenalty": 2.5}, "presence_penalty"),
         ({"responseModalities": ["AUDIO"]}, "AUDIO"),
         ({"speechConfig": {"voiceConfig": {}}}, "speechConfig"),
         ({"thinkingConfig": {"thinkingBudget": -2}}, "thinkingBudget"),
         ({"thinkingConfig": {"thinkingLevel": "DEEP"}}, "thinkingLevel"),
         ({"thinkingConfig": {"thinkingLevel": "HIGH", "thinkingBudget": -1}}, "exclude each other"),
         ({"thinkingConfig": {"depth": 1}}, "depth"),
-        ({"mediaResolution": "MEDIA_RESOLUTION_LOW"}, "mediaResolution"),
+        ({"mediaResolution": "LOW"}, "mediaResolution"),
+        ({"imageConfig": {"outputMimeType": "image/jpeg"}}, "outputMimeType"),
         ({"imageConfig": {"imageSize": "4K"}}, "imageSize"),
-        ({"candidateCount": 2}, "candidateCount"),
+        ({"candidateCount": 9}, "candidateCount"),
         ({"topK": 4.5}, "topK"),
         ({"topK": True}, "topK"),
         ({"topK": 4, "top_k": 5}, "topK"),
@@ -237,26 +296,61 @@ def test_functions_calls_and_results_are_read():
 @pytest.mark.parametrize(
     ("thinking", "expected"),
     [
-        ({}, Thinking.OFF),
-        ({"thinkingBudget": 0}, Thinking.OFF),
-        ({"thinkingLevel": "MINIMAL"}, Thinking.OFF),
-        ({"thinkingBudget": 512, "includeThoughts": True}, Thinking.LIMITED),
-        ({"thinkingBudget": -1}, Thinking.HIDDEN),
-        ({"thinkingLevel": "high"}, Thinking.HIDDEN),
-        ({"includeThoughts": True, "thinkingBudget": -1}, Thinking.INCLUDED),
-        ({"includeThoughts": True}, Thinking.IF_ANY),
-        ({"includeThoughts": True, "thinkingBudget": 0}, Thinking.OFF),
+        ({}, Thinking()),
+        ({"thinkingBudget": 0}, Thinking()),
+        ({"thinkingLevel": "MINIMAL"}, Thinking()),
+        ({"includeThoughts": True, "thinkingBudget": 0}, Thinking()),
+        ({"thinkingBudget": 512}, Thinking(True, False, 512, "thinkingBudget")),
+        ({"thinkingBudget": -1}, Thinking(True, required="thinkingBudget")),
+        ({"thinkingLevel": "high"}, Thinking(True, required="thinkingLevel")),
+        ({"thinkingLevel": "LOW"}, Thinking(True, False, 512, "thinkingLevel")),
+        ({"includeThoughts": True}, Thinking(True, True)),
+        ({"includeThoughts": True, "thinkingBudget": 512}, Thinking(True, True, 512)),
+        ({"includeThoughts": True, "thinkingLevel": "HIGH"}, Thinking(True, True)),
     ],
 )
 def test_thinking_is_read(thinking, expected):
     parsed = read(request(generationConfig={"thinkingConfig": thinking}))
-    assert parsed.thinking is expected
-    assert parsed.prompt.thinking is (expected not in (Thinking.OFF, Thinking.LIMITED))
+    assert parsed.thinking == expected
+    thinks = parsed.for_model(True)
+    assert (thinks.prompt.thinking, thinks.sampling.thinking_budget) == (expected.is_on, expected.budget)
+    if expected.required:
+        with pytest.raises(WireError, match=f"{expected.required} is not offered"):
+            parsed.for_model(False)
+    else:
+        # Clients ask for thoughts without knowing whether there are any.
+        assert not parsed.for_model(False).prompt.thinking
+
+
+@pytest.mark.parametrize(
+    ("config", "tools", "output"),
+    [
+        ({}, ("f", "g"), None),
+        ({"mode": "AUTO"}, ("f", "g"), None),
+        ({"mode": "NONE"}, (), None),
+        ({"mode": "ANY"}, ("f", "g"), OutputFormat(calls=("f", "g"))),
+        ({"mode": "any", "allowed_function_names": ["g"]}, ("f", "g"), OutputFormat(calls=("g",))),
+        ({"mode": "VALIDATED"}, ("f", "g"), OutputFormat(calls=("f", "g"), text_allowed=True)),
+    ],
+)
+def test_modes_of_function_calling_are_read(config, tools, output):
+    declared = [{"functionDeclarations": [{"name": "f"}, {"name": "g"}]}]
+    parsed = read(request(tools=declared, toolConfig=calling(**config)))
+    assert tuple(tool.name for tool in parsed.prompt.tools) == tools
+    assert parsed.sampling.output == output
+
+
+def test_an_answer_of_a_form_may_be_a_call_where_there_are_functions():
+    parsed = read(request(tools=[FUNCTION], generationConfig=JSON))
+    assert parsed.sampling.output == OutputFormat("{}", calls=("f",), text_allowed=True)
+
+
+def respond(answer, body=None):
+    return write_answers(Context(read(body or request()), "tiny", {"TEXT": 3}), [answer])
 
 
 def test_every_response_has_a_part():
-    answer = Answer(Content("model", ()), "stop", 3, 1)
-    last = write_response((), "tiny", answer)["candidates"][0]
+    last = respond(Answer(Content("model", ()), "stop", 3, 1))["candidates"][0]
     assert last["content"]["parts"] == [{"text": ""}]
     assert last["finishReason"] == "STOP"
 

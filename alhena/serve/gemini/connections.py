@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -19,7 +19,8 @@ from fastapi.responses import JSONResponse
 from starlette.requests import Request
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from alhena.serve.gemini.fields import WireError, overloaded
+from alhena.serve.gemini.access import check_key
+from alhena.serve.gemini.wire.fields import WireError, overloaded
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 HEADER_SECONDS = 15.0
@@ -116,7 +117,7 @@ class Bodies:
         self._received = 0
 
     async def read(self, request: Request) -> bytearray:
-        """Raises WireError 408, 413 or 503."""
+        """Raises WireError 408, 413 or 429."""
         length = request.headers.get("content-length", "")
         if length.isdigit() and int(length) > MAX_BODY_BYTES:
             raise WireError(413, f"the request has {length[:20]} bytes; at most {MAX_BODY_BYTES:,} are read")
@@ -165,10 +166,10 @@ class Hosts:
             name = urlsplit(f"//{header}").hostname or ""
         except ValueError:
             return False
-        return name in self.names or (self.addresses and _is_address(name))
+        return name in self.names or (self.addresses and is_address(name))
 
 
-def _is_address(name: str) -> bool:
+def is_address(name: str) -> bool:
     try:
         ipaddress.ip_address(name)
     except ValueError:
@@ -176,11 +177,33 @@ def _is_address(name: str) -> bool:
     return True
 
 
-class Guard:
-    """ASGI middleware: refuses foreign Host headers, cross-site requests, and more than ``max_running`` requests at a time."""
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server that listens on this host."""
+    return host.lower() in LOOPBACK or (is_address(host) and ipaddress.ip_address(host).is_loopback)
 
-    def __init__(self, app: Application, hosts: Hosts, max_running: int) -> None:
-        self._app, self._hosts, self._max_running, self._running = app, hosts, max_running, 0
+
+def _opens_page(scope: Message, headers: Mapping[bytes, str]) -> bool:
+    """Whether a person follows a link to the page: a tab of its own, which the site with the link cannot read."""
+    return (scope["method"], scope["path"], headers.get(b"sec-fetch-dest")) == ("GET", "/", "document")
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may send requests: allowed hosts, origins of web pages, keys (none: no key is needed), and how many at a time."""
+
+    hosts: Hosts
+    origins: tuple[str, ...]
+    keys: tuple[str, ...]
+    max_running: int
+
+
+class Guard:
+    """ASGI middleware: refuses foreign Host headers, cross-site requests, requests without a valid key, and more than
+    ``max_running`` requests at a time.
+    """
+
+    def __init__(self, app: Application, access: Access) -> None:
+        self._app, self._access, self._running = app, access, 0
 
     async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -188,7 +211,7 @@ class Guard:
             return
         error = self._refusal(scope)
         if error is not None:
-            await JSONResponse(error.body(), error.code, {"connection": "close"})(scope, receive, send)
+            await JSONResponse(error.body(), error.code, {**error.headers, "connection": "close"})(scope, receive, send)
             return
         self._running += 1
         try:
@@ -199,13 +222,18 @@ class Guard:
     def _refusal(self, scope: Message) -> WireError | None:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         host, origin = headers.get(b"host", ""), headers.get(b"origin")
-        if not self._hosts.allow(host):
+        if not self._access.hosts.allow(host):
             message = f"the Host header is {host[:100]!r}; start the server with --allow-host to allow that name"
             return WireError(403, message, "PERMISSION_DENIED")
         # The scheme may differ: a proxy in front of this server may use TLS.
         foreign = origin is not None and origin.partition("://")[2].lower() != host.lower()
-        if foreign or headers.get(b"sec-fetch-site") == "cross-site":
-            return WireError(403, "cross-site requests are refused", "PERMISSION_DENIED")
-        if self._running >= self._max_running:
-            return overloaded(f"{self._max_running} requests are being answered")
+        cross_site = headers.get(b"sec-fetch-site") == "cross-site" and not _opens_page(scope, headers)
+        if (foreign or cross_site) and origin not in self._access.origins:
+            return WireError(403, "cross-site requests are refused; --cors allows an origin", "PERMISSION_DENIED")
+        try:
+            check_key(scope["path"], scope["query_string"].decode("latin-1"), headers, self._access.keys)
+        except WireError as error:
+            return error
+        if self._running >= self._access.max_running:
+            return overloaded(f"{self._access.max_running} requests are being answered")
         return None

@@ -9,13 +9,17 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
+
+from alhena.serve.answer import Overloaded, ServingError, Unavailable
 
 # Brackets, braces, colons and commas of one body.
 MAX_STRUCTURE = 1 << 19
 MAX_NUMBER_LENGTH = 64
 MAX_MESSAGE_LENGTH = 1000
+# After which an overloaded server may be asked again.
+RETRY_SECONDS = 1
 Fields = Mapping[str, Any]
 
 
@@ -29,12 +33,35 @@ class WireError(Exception):
         self.code, self.status = code, status
 
     def body(self) -> dict[str, Any]:
-        return {"error": {"code": self.code, "message": self.message, "status": self.status}}
+        error = {"code": self.code, "message": self.message, "status": self.status}
+        if self.headers:
+            delay = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": f"{RETRY_SECONDS}s"}
+            return {"error": {**error, "details": [delay]}}
+        return {"error": error}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """When to try again, where that helps."""
+        return {"Retry-After": str(RETRY_SECONDS)} if self.code in (429, 503) else {}
 
 
 def overloaded(message: str) -> WireError:
-    """503: try again later."""
+    """429: too many requests at a time; try again later."""
+    return WireError(429, f"{message}; try again later", "RESOURCE_EXHAUSTED")
+
+
+def unavailable(message: str) -> WireError:
+    """503: the server is starting or ending; try again later."""
     return WireError(503, f"{message}; try again later", "UNAVAILABLE")
+
+
+def wire_error(error: ServingError | ValueError) -> WireError:
+    """The error of a generation in the format of the API."""
+    if isinstance(error, Overloaded):
+        return overloaded(str(error))
+    if isinstance(error, Unavailable):
+        return unavailable(str(error))
+    return WireError(400, str(error)) if isinstance(error, ValueError) else WireError(500, str(error), "INTERNAL")
 
 
 def not_offered(where: str, remedy: str = "") -> WireError:
@@ -102,14 +129,14 @@ def path(where: str, name: str) -> str:
     return f"{where}.{name}" if where else name
 
 
-def read_object(value: Any, where: str, known: Collection[str]) -> Fields:
-    """Fields of an object in camelCase, nulls left out. Raises WireError for a field that is not in ``known``."""
+def read_object(value: Any, where: str, known: Collection[str], rename: Callable[[str], str] = camel) -> Fields:
+    """Fields of an object, renamed to camelCase, nulls left out. Raises WireError for a field that is not in ``known``."""
     what = where or "the request"
     if not isinstance(value, Mapping):
         raise WireError(400, f"{what} must be an object")
     out: dict[str, Any] = {}
     for key, item in value.items():
-        name = camel(key)
+        name = rename(key)
         if name not in known:
             raise WireError(400, f"{what} has an unknown field {key!r}; known are {', '.join(known)}")
         if item is None:

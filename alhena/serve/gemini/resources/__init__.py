@@ -1,0 +1,1 @@
+"""What the API stores: files, cached contents, batches."""
