@@ -6,15 +6,18 @@ models/gemma ─► models/NAME, and compressed/NAME of the run folder: sizes, b
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from alhena.compress.quantize import quantize_model
 from alhena.content import Document, read_documents
 from alhena.evaluate.held_out import is_running_text
 from alhena.evaluate.scoring import text_nats
 from alhena.files import content_fingerprint, fingerprint
-from alhena.model import model
+from alhena.model import config, model
 from alhena.model.folders import is_adapter, load_model
 from alhena.model.weights import WEIGHTS, read_config
 from alhena.own_data import is_quantized, run_of
@@ -23,7 +26,22 @@ from alhena.stages import CONSOLE, Stage, check_inputs, run_stage
 from alhena.tuning import write_model_folder
 
 
-def compress_folder(base: Path, name: str, group: int, data: Path | None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Form:
+    """How weights are stored: values that share a scale, and the dtype of the encoders' weights (None: as they are)."""
+
+    group: int
+    encoders: str | None = None
+
+    def apply(self, params: model.Params, c: config.Model) -> model.Params:
+        quantized = quantize_model(params, model.weights(c), self.group)
+        if self.encoders is None:
+            return quantized
+        stored = jax.tree.map(lambda w: w.astype(self.encoders), (quantized.vision, quantized.audio))
+        return replace(quantized, vision=stored[0], audio=stored[1])
+
+
+def compress_folder(base: Path, name: str, form: Form, data: Path | None) -> dict[str, Any]:
     """Quantizes the model of folder ``base`` as NAME, beside it; returns sizes, and with ``data`` the losses of both.
 
     Raises ValueError for a folder that cannot be quantized, and for data without running text.
@@ -36,13 +54,13 @@ def compress_folder(base: Path, name: str, group: int, data: Path | None) -> dic
         raise ValueError(f"{base}: its weights are quantized already")
     check_inputs(base)
     texts = None if data is None else _running_texts(data)
-    print_ = fingerprint("compressed", content_fingerprint(base), group, data and content_fingerprint(data))
+    print_ = fingerprint("compressed", content_fingerprint(base), form, data and content_fingerprint(data))
     out = base.parent / name
 
     def work() -> dict[str, Any]:
         params, c = load_model(base)
-        quantized = quantize_model(params, model.weights(c), group)
-        write_model_folder(quantized, c, base, out, read_config(base)[1] | {"name": name, "group": group})
+        facts = read_config(base)[1] | {"name": name, "group": form.group}
+        write_model_folder(form.apply(params, c), c, base, out, facts)
         return compare(base, out, texts)
 
     facts = run_stage(Stage(f"compress {name}", run_of(base) / "compressed" / name, print_, models=(out,)), work)

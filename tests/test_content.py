@@ -18,15 +18,15 @@ from alhena.content import (
     ToolResult,
     Video,
     from_row,
-    kind_of,
     read_documents,
     size_of,
     to_row,
     write_documents,
 )
-from alhena.corpus.filters import inspect
+from alhena.corpus.filters import content_hash, inspect
 from alhena.evaluate.report import _part
-from alhena.serve.gemini.wire import write_part
+from alhena.serve.gemini.wire.parts import write_part
+from tests.conftest import random_image
 
 TOOLS = Document(
     (
@@ -73,12 +73,26 @@ def test_the_size_of_a_document_bounds_its_bytes():
     assert size_of(result) > 5000
 
 
-@pytest.mark.parametrize("part", [Thought("t"), ToolCall("f", {}), ToolResult("f", {})], ids=kind_of)
-def test_consumers_refuse_by_name_what_they_do_not_read(part):
-    reason = inspect(Document((Content("model", (part,)),), "d", "s")).reason
-    assert reason is not None and kind_of(part) in reason[0]
-    with pytest.raises(ValueError, match=kind_of(part)):
-        _part(part)
+def test_curate_hashes_the_media_of_tool_results_and_the_report_shows_every_kind_of_part():
+    image, other = random_image(0), random_image(1)
+    result = ToolResult("f", {"a": 1}, (image,))
+    turns = [(Thought("t"), ToolCall("f", {"b": 2})), (result, image)]
+    first = inspect(Document((Content("model", turns[0]), Content("tool", turns[1])), "d", "s"))
+    assert first.reason is None and first.media == (first.media[0],) * 2
+    changed = [
+        inspect(Document((Content("model", model), Content("tool", tool)), "d", "s", facts=facts))
+        for model, tool, facts in (
+            ((Thought("t"), ToolCall("f", {"b": 3})), turns[1], {}),
+            (turns[0], (ToolResult("f", {"a": 2}, (image,)), image), {}),
+            (turns[0], (ToolResult("f", {"a": 1}, (other,)), image), {}),
+            (*turns, {"tools": [{"name": "f"}]}),
+        )
+    ]
+    assert len({content_hash(inspected) for inspected in (first, *changed)}) == 5
+    broken = inspect(Document((Content("tool", (ToolResult("f", {}, (Image(b"x"),)),)),), "d", "s")).reason
+    assert broken is not None and broken[0] == "image does not decode"
+    shown = "".join(map(_part, (*turns[0], result)))
+    assert "f{&quot;b&quot;: 2}" in shown and "f{&quot;a&quot;: 1}" in shown and shown.count("<img") == 1
 
 
 def test_an_answer_with_the_result_of_a_tool_is_not_written():

@@ -33,8 +33,8 @@ LEVELS = (
     ("tokens",),
     ("train",),
     ("align", "planning", "scaling", "compress", "serve"),
-    ("evaluate",),
-    ("recipe", "pipeline", "own_data", "tuning", "compress_folder"),
+    ("evaluate", "testing"),
+    ("recipe", "pipeline", "own_data", "tuning", "compress_folder", "pytest_plugin"),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

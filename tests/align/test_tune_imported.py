@@ -24,8 +24,8 @@ from alhena.model.families import open_weights, peft
 from alhena.model.families.export_weights import write
 from alhena.model.folders import is_adapter, load_model
 from alhena.model.int4 import Int4
+from alhena.serve.decoding.sampler import Sampling
 from alhena.serve.engine import Engine
-from alhena.serve.sampler import Sampling
 from alhena.tokens.loader import Batches, BatchShape, padded_batch
 from alhena.tokens.store import Examples
 from alhena.train.optimizer import Optimizer

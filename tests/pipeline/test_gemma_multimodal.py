@@ -20,10 +20,10 @@ from alhena.model.families.open_weights import open_folder
 from alhena.model.sharding import Mesh
 from alhena.model.weights import load_model, read_config, save_model
 from alhena.recipe import Recipe
-from alhena.serve import buckets, image_grammar
-from alhena.serve.constraints import Constraints
+from alhena.serve.decoding import buckets, image_grammar
+from alhena.serve.decoding.constraints import Constraints
+from alhena.serve.decoding.sampler import Sampling
 from alhena.serve.engine import Engine
-from alhena.serve.sampler import Sampling
 from alhena.tokens import extension
 from alhena.tokens.encode import Encoder
 from alhena.tokens.encoders import encoder_files, load_encoder
