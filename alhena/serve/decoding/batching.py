@@ -16,7 +16,6 @@ from functools import partial
 from typing import Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from alhena.batch import Example
@@ -38,6 +37,8 @@ from alhena.tokens.answers import AnswerParser
 
 # Tokens of prompts that are read between two tokens of running answers.
 READ_TOKENS = PAGE
+# So many prompts that wait to be read have one more piece read: each step has a fixed cost, and few answers are running then.
+WAITING_FOR_A_PIECE = 4
 log = logging.getLogger("alhena.serve")
 
 
@@ -222,8 +223,9 @@ class RunningBatch:
     # ── prompts ───────────────────────────────────────────────────────────────────────────────────────────
 
     def _read(self) -> None:
-        """Reads pieces of the prompts that wait for it, in turn, up to the tokens of one page."""
-        left = READ_TOKENS
+        """Reads pieces of the prompts that wait for it, in turn: the tokens of one page, of more where many wait."""
+        waiting = sum(not a.is_inserted for a in self._running)
+        left = READ_TOKENS * max(1, waiting // WAITING_FOR_A_PIECE)
         while left > 0 and (reading := [a for a in self._running if not a.is_inserted]):
             a = reading[0]
             try:
@@ -251,9 +253,9 @@ class RunningBatch:
 
     def _insert(self, a: Answering) -> None:
         for sequence, slot in zip(a.sequences, a.slots, strict=True):
-            position = jnp.asarray(sequence.position, jnp.int32)
+            at = jax.device_put((np.int32(slot), np.int32(sequence.position)))
             assert sequence.hidden is not None
-            self._state = programs.insert(self._state, jnp.asarray(slot, jnp.int32), sequence.hidden, position)
+            self._state = programs.insert(self._state, at[0], sequence.hidden, at[1])
             sequence.hidden = None
         a.is_inserted = True
         self._changed()
@@ -297,7 +299,7 @@ class RunningBatch:
             self._inputs = None
         if self._options is None:
             self._options = self._make_options(active)
-        inputs = replace(self._make_inputs(active), count=jnp.asarray(count, jnp.int32))
+        inputs = replace(self._make_inputs(active), count=jax.device_put(np.int32(count)))
         run = partial(programs.run_steps, self._owner.params, self._c, self._owner.constraints)
         self._state, self._cache, emitted = run((self._state, self._cache), self._options, inputs)
         wants_logprobs = any(a.job.sampling.logprobs is not None for a in active)
@@ -319,23 +321,23 @@ class RunningBatch:
 
     def _make_options(self, active: list[Answering]) -> Options:
         size = self._owner.slots
-        samplings, partner, source = [Sampling()] * size, np.arange(size), np.arange(size)
+        samplings = [Sampling()] * size
+        partner, source = np.arange(size, dtype=np.int32), np.arange(size, dtype=np.int32)
         forced, max_tokens = np.zeros((size, 3), np.int32), np.ones(size, np.int32)
         for a in active:
             partner[a.slots[0]] = a.slots[-1]
             for slot in a.slots:
                 samplings[slot], source[slot], max_tokens[slot] = a.job.sampling, a.slots[0], a.max_tokens
             forced[a.slots[0]] = self._owner.forced_tokens(a.job.sampling)
-        return Options(
-            sampling=stack(samplings),
-            guidance=jnp.array([s.guidance for s in samplings], jnp.float32),
-            partner=jnp.array(partner, jnp.int32),
-            source=jnp.array(source, jnp.int32),
-            forced_tokens=jnp.array(forced),
-            max_tokens=jnp.array(max_tokens),
-            logprobs=jnp.array([s.logprobs is not None for s in samplings]),
-            max_codes=self._owner.max_codes,
-        )
+        columns = {
+            "guidance": np.array([s.guidance for s in samplings], np.float32),
+            "partner": partner,
+            "source": source,
+            "forced_tokens": forced,
+            "max_tokens": max_tokens,
+            "logprobs": np.array([s.logprobs is not None for s in samplings]),
+        }
+        return Options(sampling=stack(samplings), max_codes=self._owner.max_codes, **jax.device_put(columns))
 
     def _make_inputs(self, active: list[Answering]) -> Inputs:
         """The inputs of a run; those of the last one where nothing has changed."""
@@ -351,8 +353,9 @@ class RunningBatch:
                 forced[list(a.slots)] = a.forced[0]
             elif a.matcher:
                 masks[a.slots[0]], masked[a.slots[0]] = a.matcher.mask(), True
-        tables = tuple(jnp.array(table) for table in self._tables)
-        arrays = [jnp.array(a) for a in (alive, forced, masked, masks, np.ones((), np.int32))]
+        arrays = (alive, forced, masked, masks, np.ones((), np.int32))
+        # The tables change while the program runs: it gets copies.
+        tables, arrays = jax.device_put((tuple(table.copy() for table in self._tables), arrays))
         inputs = Inputs(tables, *arrays)
         self._inputs = None if is_special else inputs
         return inputs

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from alhena.shapes import Array, Bool, Float, Int, pytree
 
@@ -98,14 +99,12 @@ class SamplingArrays:
 
 def stack(samplings: list[Sampling]) -> SamplingArrays:
     """The settings of B sequences as arrays."""
-    return SamplingArrays(
-        jnp.array([s.temperature for s in samplings], jnp.float32),
-        jnp.array([s.top_k for s in samplings], jnp.int32),
-        jnp.array([s.top_p for s in samplings], jnp.float32),
-        jnp.array([s.seed % 2**31 for s in samplings], jnp.int32),
-        jnp.array([s.presence_penalty for s in samplings], jnp.float32),
-        jnp.array([s.frequency_penalty for s in samplings], jnp.float32),
-    )
+    kinds = {"temperature": np.float32, "top_k": np.int32, "top_p": np.float32, "seed": np.int32}
+    kinds |= {"presence_penalty": np.float32, "frequency_penalty": np.float32}
+    columns = {name: [getattr(s, name) for s in samplings] for name in kinds}
+    columns["seed"] = [seed % 2**31 for seed in columns["seed"]]
+    # Copied by one call: an array made by jax.numpy runs a program for each conversion.
+    return SamplingArrays(**jax.device_put({name: np.array(columns[name], kinds[name]) for name in kinds}))
 
 
 def penalized(logits: Float[Array, "B V"], counts: Int[Array, "B V"], s: SamplingArrays) -> Float[Array, "B V"]:

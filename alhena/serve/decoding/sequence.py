@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from alhena.batch import Example
@@ -168,7 +168,7 @@ class Media:
         if self._audio:
             audio = np.concatenate(self._audio)
             self._place(vectors, mask, self._plan.audio_vectors[start:end], audio, len(audio))
-        return model.Media(jnp.asarray(vectors), jnp.asarray(mask))
+        return model.Media(*jax.device_put((vectors, mask)))
 
     @staticmethod
     def _place(
@@ -238,9 +238,11 @@ class Sequence:
         tokens[0, : end - start] = self.plan.example.tokens[start:end]
         positions = np.minimum(start + np.arange(length, dtype=np.int32), end - 1)[None]
         limits = self.plan.limits[positions[0]][None]
-        tables = tuple(jnp.array(row[None]) for row in self._rows)
-        at = Tokens(tables, jnp.asarray(positions), jnp.asarray(limits), jnp.arange(length)[None] < end - start)
-        return Chunk(jnp.asarray(tokens), at, self._media.at(start, end, length)), end
+        valid = np.arange(length)[None] < end - start
+        # The tables change while the program runs: it gets copies.
+        tables = tuple(row[None].copy() for row in self._rows)
+        tokens, *at = jax.device_put((tokens, tables, positions, limits, valid))
+        return Chunk(tokens, Tokens(*at), self._media.at(start, end, length)), end
 
     def finish_chunk(self, end: int) -> None:
         """After a chunk was computed: its complete pages are known from now on."""
