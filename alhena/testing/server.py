@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 
@@ -26,6 +28,8 @@ from alhena.testing.script import Block, Failure, Play, Reply, Request, Script
 NAME = "scripted"
 # After which a server that does not start is an error.
 START_SECONDS = 60.0
+# Time that it has to end.
+STOP_SECONDS = 20.0
 
 
 class Broken(Exception):
@@ -135,21 +139,27 @@ def make_app(model: Path | None, script: Script, settings: Settings = Settings(a
 
 
 @contextmanager
+def run_in_thread(server: uvicorn.Server, listener: socket.socket) -> Iterator[threading.Thread]:
+    """Runs a server in a thread until the block ends; yields the thread. Raises RuntimeError when it does not start."""
+    thread = threading.Thread(target=server.run, args=([listener],), name="gemini-server", daemon=True)
+    thread.start()
+    deadline = time.monotonic() + START_SECONDS
+    while not server.started:
+        if not thread.is_alive() or time.monotonic() > deadline:
+            raise RuntimeError("the server did not start")
+        time.sleep(0.005)
+    try:
+        yield thread
+    finally:
+        server.should_exit = True
+        thread.join(STOP_SECONDS)
+
+
+@contextmanager
 def running(model: Path | None = None, port: int = 0) -> Iterator[Script]:
-    """Runs a server in a thread; yields its script."""
+    """Runs the offline API in a thread; yields its script."""
     with listen("127.0.0.1", port) as listener:
         script = Script(f"http://127.0.0.1:{listener.getsockname()[1]}")
         # A response that breaks off is no error of the server.
-        server = make_server(make_app(model, script), "critical")
-        thread = threading.Thread(target=server.run, args=([listener],), name="gemini-server", daemon=True)
-        thread.start()
-        deadline = time.monotonic() + START_SECONDS
-        while not server.started:
-            if not thread.is_alive() or time.monotonic() > deadline:
-                raise RuntimeError("the offline Gemini API did not start")
-            time.sleep(0.005)
-        try:
+        with run_in_thread(make_server(make_app(model, script), "critical"), listener):
             yield script
-        finally:
-            server.should_exit = True
-            thread.join(20)

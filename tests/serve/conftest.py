@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +14,7 @@ from alhena.model.weights import save_model
 from alhena.serve.engine import Engine
 from alhena.serve.gemini.app import create_app, listen, make_server
 from alhena.serve.gemini.settings import Settings
+from alhena.testing.server import run_in_thread
 from alhena.tokens.encode import Encoder
 from tests.serve.chromium import Page, browser
 from tests.serve.scripted_api import ScriptedApi
@@ -45,14 +44,8 @@ def tiny_engine(tiny_folder: Path) -> Engine:
 def running(engine: Engine, name: str, settings: Settings = Settings()) -> Iterator[str]:
     """Runs a server in a thread; yields its URL."""
     with listen("127.0.0.1", 0) as listener:
-        server = make_server(create_app(engine, name, settings), "error")
-        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.02)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join(20)
+        with run_in_thread(make_server(create_app(engine, name, settings), "error"), listener) as thread:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         assert not thread.is_alive()
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +16,7 @@ from alhena.serve.gemini.access import check_key
 from alhena.serve.gemini.app import listen
 from alhena.serve.gemini.wire.fields import WireError
 from alhena.serve.page import page
+from alhena.testing.server import run_in_thread
 
 MODEL = {
     "name": "models/scripted", "displayName": "Scripted", "supportedGenerationMethods": ["generateContent"], "inputTokenLimit": 1000,
@@ -90,10 +89,5 @@ class ScriptedApi:
         """Yields the server's URL."""
         with listen("127.0.0.1", 0) as listener:
             server = uvicorn.Server(uvicorn.Config(self.app(), log_level="error"))
-            thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-            thread.start()
-            while not server.started:
-                time.sleep(0.02)
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-            server.should_exit = True
-            thread.join(20)
+            with run_in_thread(server, listener):
+                yield f"http://127.0.0.1:{listener.getsockname()[1]}"
