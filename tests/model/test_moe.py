@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alhena.model import config, moe, sharding, spec
-from alhena.model.int4 import quantize
+from alhena.model import config, sharding, spec
 from alhena.model.linear import dense
+from alhena.model.quantized.rounding import quantize
+from alhena.model.variants import moe
 
-D, F = 16, 32
+D, F = 32, 64
 
 
 def make(experts: int, chosen: int, seed: int = 0) -> tuple[moe.Layer, config.Experts]:
@@ -67,10 +68,10 @@ def test_sorted_blocks_equal_all_experts(experts, chosen, n, max_block, monkeypa
 
 
 def test_weights_may_be_bfloat16_or_4_bit():
-    """In values and in the gradient of the tokens; 4-bit weights themselves have none."""
+    """In values and in the gradient of the tokens; 4-bit weights themselves have none, and round the activations."""
     w, c = make(8, 2)
     x, mlp_out = tokens(9), tokens(10)[:, 1:]
-    for convert in (lambda a: a.astype(jnp.bfloat16), lambda a: quantize(a, 8)):
+    for convert, tolerance in ((lambda a: a.astype(jnp.bfloat16), 1e-4), (lambda a: quantize(a), 0.05)):
         converted = replace(w, gate=convert(w.gate), up=convert(w.up), down=convert(w.down))
         plain = replace(w, **{k: dense(getattr(converted, k)).astype(jnp.float32) for k in ("gate", "up", "down")})
 
@@ -81,8 +82,8 @@ def test_weights_may_be_bfloat16_or_4_bit():
         value, gradient = jax.jit(jax.value_and_grad(ours, 1))(converted, x)
         reference_loss = partial(loss, lambda *a: reference(*a, c))
         expected, expected_gradient = jax.jit(jax.value_and_grad(reference_loss, 1))(plain, x)
-        np.testing.assert_allclose(value, expected, rtol=1e-4)
-        np.testing.assert_allclose(gradient, expected_gradient, atol=1e-4)
+        np.testing.assert_allclose(value, expected, rtol=1e-3)
+        np.testing.assert_allclose(gradient, expected_gradient, atol=tolerance)
 
 
 def test_an_output_does_not_depend_on_the_other_tokens():

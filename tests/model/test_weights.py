@@ -17,10 +17,11 @@ from safetensors.numpy import load_file
 
 from alhena.compress.quantize import quantize_model
 from alhena.files import read_json, write_json
-from alhena.model import config, image_tokenizer, model, weights
-from alhena.model.tensor_writer import Declared, write_arrays, write_tensors
-from alhena.model.tensors import open_file
-from alhena.model.weights import load_model, save_model
+from alhena.model import config, image_tokenizer, model
+from alhena.model.storage import weights
+from alhena.model.storage.tensor_writer import Declared, write_arrays, write_tensors
+from alhena.model.storage.tensors import open_file
+from alhena.model.storage.weights import load_model, save_model
 from alhena.tokens.encode import Encoder
 
 
@@ -33,9 +34,9 @@ def test_save_and_load_round_trip_exactly(tiny, tmp_path):
 
 def test_weights_of_another_model_are_named(tiny, tmp_path):
     params, c = tiny
-    wider = replace(c, decoder=replace(c.decoder, hidden=64))
+    wider = replace(c, decoder=replace(c.decoder, hidden=96))
     save_model(tmp_path, params, wider, {})
-    with pytest.raises(ValueError, match=r"weights.safetensors.*layers.gate is \(3, 32, 48\), expected \(3, 32, 64\)"):
+    with pytest.raises(ValueError, match=r"weights.safetensors.*layers.gate is \(3, 32, 64\), expected \(3, 32, 96\)"):
         load_model(tmp_path)
 
 
@@ -189,18 +190,31 @@ def test_a_damaged_text_tokenizer_is_named(encoder, tmp_path, data):
         ("layers.gate.scales", None, r"it has no array layers\.gate\.scales"),
         (
             "layers.gate.scales",
-            np.zeros((3, 3, 48), np.float32),
-            r"layers\.gate\.scales is \(3, 3, 48\); that does not fit",
+            np.zeros((3, 3, 64), np.float16),
+            r"layers\.gate\.scales is \(3, 3, 64\), expected \(3, 4, 1, 16\)",
         ),
-        ("layers.gate.packed", np.zeros((3, 16, 48), np.float32), r"layers\.gate is not a 4-bit weight: F32"),
-        ("layers.gate.packed", np.zeros(3, np.uint8), r"layers\.gate is not a 4-bit weight: U8 \(3,\)"),
+        (
+            "layers.gate.packed",
+            np.zeros((3, 4, 1, 4, 16, 4), np.float32),
+            r"layers\.gate is not a quantized weight: F32",
+        ),
+        (
+            "layers.gate.packed",
+            np.zeros(3, np.uint8),
+            r"layers\.gate\.packed is \(3,\), expected \(3, 4, 1, 4, 16, 4\)",
+        ),
+        (
+            "layers.gate.packed",
+            np.zeros((3, 16, 64), np.uint8),
+            r"layers\.gate has the 4-bit layout of an older version",
+        ),
         ("norm", np.full(32, np.inf, np.float32), r"norm holds values that are not finite"),
         ("norm", np.zeros(32, np.int32), r"norm is of dtype I32, expected float32"),
         ("more", np.zeros(3, np.float32), r"1 unknown arrays, such as 'more'"),
     ],
 )
 def test_a_wrong_array_is_named(tiny, tmp_path, name, array, message):
-    save_model(tmp_path, quantize_model(tiny[0], model.weights(tiny[1]), 16), tiny[1], {})
+    save_model(tmp_path, quantize_model(tiny[0], model.weights(tiny[1])), tiny[1], {})
     arrays = {**load_file(tmp_path / "weights.safetensors"), name: array}
     write_arrays(tmp_path / "weights.safetensors", {name: a for name, a in arrays.items() if a is not None})
     with pytest.raises(ValueError, match=message):

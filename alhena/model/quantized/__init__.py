@@ -1,0 +1,1 @@
+"""Quantized weights, and the kernels that multiply by them."""
