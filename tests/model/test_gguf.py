@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFWriter, quants
@@ -19,12 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from alhena.model.families import gguf, open_weights, tensor_map
+from alhena.model.families import gguf, gguf_names, open_weights, tensor_map
 from alhena.model.families.gguf_file import BLOCK_VALUES, KINDS, GgufFile, GgufTensor, open_gguf
 from alhena.model.families.import_weights import import_weights
 from alhena.model.families.model_config import read_config
-from alhena.model.int4 import Int4, dequantize
-from alhena.model.weights import load_model
+from alhena.model.quantized.layout import Int4, Int8, dequantize, is_quantized, packed_shapes
+from alhena.model.storage.weights import load_model
 
 GOLDEN = Path(__file__).parent / "golden" / "gemma3"
 Q = GGMLQuantizationType
@@ -87,14 +86,18 @@ def test_values_equal_those_of_the_library(every_type, monkeypatch, block):
         np.testing.assert_array_equal(tensor.read().astype(np.float32), expected)
 
 
-def test_a_q4_0_matrix_becomes_int4_without_loss(every_type, monkeypatch):
+def test_q4_0_and_q8_0_become_quantized_weights_without_loss(every_type, monkeypatch):
     monkeypatch.setattr("alhena.model.families.gguf_file.BLOCK_VALUES", 1024)
     tensors = open_gguf(every_type).tensors
-    assert [name for name, tensor in tensors.items() if tensor.is_int4()] == ["Q4_0"]
-    packed, scales = np.zeros((256, 6), np.uint8), np.zeros((16, 6), np.float32)
-    tensors["Q4_0"].write_int4(packed, scales)
-    for transposed, expected in ((False, tensors["Q4_0"].map().T), (True, tensors["Q4_0"].map())):
-        np.testing.assert_array_equal(dequantize(Int4(jnp.asarray(packed), jnp.asarray(scales), transposed)), expected)
+    kinds: dict[str, Any] = {"Q4_0": Int4, "Q8_0": Int8}
+    assert {name for name, tensor in tensors.items() if tensor.bits} == set(kinds)
+    for name, kind in kinds.items():
+        packed, scales = (np.zeros(shape, np.int8) for shape in packed_shapes(kind.bits, 512, 6))
+        packed, scales = packed.view(np.uint8 if name == "Q4_0" else np.int8), scales.astype(np.float16)
+        tensors[name].write_quantized(packed, scales)
+        for transposed, expected in ((False, tensors[name].map().T), (True, tensors[name].map())):
+            w = kind(packed, scales, 6, transposed)
+            np.testing.assert_array_equal(dequantize(w), expected)
 
 
 def gemma3_metadata(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,7 +117,7 @@ def gemma3_metadata(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 def gemma3_tensors(folder: Path) -> dict[str, np.ndarray]:
     """The tensors of a Hugging Face folder as the converter writes them: norms with one added."""
-    names = {hf: f"{{}}{name}" for name, hf in gguf.LAYER_NAMES.items()}
+    names = {hf: f"{{}}{name}" for name, hf in gguf_names.LAYER_NAMES.items()}
     out = {}
     stored = {name: array for path in folder.glob("*.safetensors") for name, array in load_file(path).items()}
     for name, array in stored.items():
@@ -122,7 +125,7 @@ def gemma3_tensors(folder: Path) -> dict[str, np.ndarray]:
         if parts[0] == "layers":
             theirs = names[parts[2]].format(f"blk.{parts[1]}.")
         else:
-            theirs = {hf: ours for ours, hf in gguf.NAMES.items()}[name.removeprefix("model.")]
+            theirs = {hf: ours for ours, hf in gguf_names.NAMES.items()}[name.removeprefix("model.")]
         out[theirs] = array + 1 if name.endswith("norm.weight") else array
     return out
 
@@ -158,7 +161,7 @@ def small_q4_0(path: Path) -> Path:
         "post_attention_norm.weight": (64,), "ffn_norm.weight": (64,), "post_ffw_norm.weight": (64,),
     }  # fmt: skip
     tensors = {
-        name if name in gguf.NAMES else f"blk.0.{name}": np.ones(shape, np.float32)
+        name if name in gguf_names.NAMES else f"blk.0.{name}": np.ones(shape, np.float32)
         if len(shape) == 1
         else (quantized(Q.Q4_0, *shape, seed), Q.Q4_0)
         for seed, (name, shape) in enumerate(shapes.items())
@@ -166,16 +169,16 @@ def small_q4_0(path: Path) -> Path:
     return write(path, "gemma3", gemma3_metadata(stored), tensors)
 
 
-def test_import_to_4_bit_keeps_the_values_of_q4_0(tmp_path):
+@pytest.mark.parametrize("weights", ["int4", None])
+def test_import_keeps_the_values_of_q4_0(weights, tmp_path):
     opened = gguf.open_file(small_q4_0(tmp_path / "model.gguf"))
-    import_weights(opened, tmp_path / "model", "int4")
+    import_weights(opened, tmp_path / "model", weights)
     (params, c), (expected, _) = load_model(tmp_path / "model"), open_weights.read_all(opened)
     assert c.decoder == opened.c.decoder
-    is_int4 = lambda w: isinstance(w, Int4)  # noqa: E731
-    found = jax.tree.leaves(params, is_leaf=is_int4)
-    assert sum(map(is_int4, found)) == 8
+    found = jax.tree.leaves(params, is_leaf=is_quantized)
+    assert sum(map(is_quantized, found)) == 8
     for ours, values in zip(found, jax.tree.leaves(expected), strict=True):
-        np.testing.assert_array_equal(dequantize(ours) if is_int4(ours) else ours, values)
+        np.testing.assert_array_equal(dequantize(ours) if is_quantized(ours) else ours, values)
 
 
 def header(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]] = MappingProxyType({})) -> GgufFile:
@@ -264,8 +267,8 @@ def test_every_weight_of_a_gemma_4_has_its_tensor(gemma4, experts):
     assert (d.kv_sharing_layers, d.global_key_as_value, d.experts is not None) == (
         (0, True, True) if experts else (2, False, False)
     )
-    names = {hf: ours for ours, hf in {**gguf.NAMES, **gguf.NAMES_4}.items()}
-    for ours, hf in {**gguf.LAYER_NAMES, **gguf.LAYER_NAMES_4}.items():
+    names = {hf: ours for ours, hf in {**gguf_names.NAMES, **gguf_names.NAMES_4}.items()}
+    for ours, hf in {**gguf_names.LAYER_NAMES, **gguf_names.LAYER_NAMES_4}.items():
         names |= {f"layers.{i}.{hf}": f"blk.{i}.{ours}" for i in range(4)}
     sources = open_weights.tensor_table(described)
     found = {names[n.removeprefix("model.")]: s.shape for s in tensor_map.sources(sources) for n in s.names}
@@ -274,8 +277,11 @@ def test_every_weight_of_a_gemma_4_has_its_tensor(gemma4, experts):
 
 
 def test_tensor_names_of_gemma_4():
-    names = {**gguf.NAMES, **gguf.NAMES_4}
-    names |= {f"blk.7.{ours}": f"layers.7.{theirs}" for ours, theirs in (gguf.LAYER_NAMES | gguf.LAYER_NAMES_4).items()}
+    names = {**gguf_names.NAMES, **gguf_names.NAMES_4}
+    names |= {
+        f"blk.7.{ours}": f"layers.7.{theirs}"
+        for ours, theirs in (gguf_names.LAYER_NAMES | gguf_names.LAYER_NAMES_4).items()
+    }
     found = gguf.hf_tensors(header({"general.architecture": "gemma4"}, dict.fromkeys(names, (1,))))
     assert {hf: tensor.name for hf, tensor in found.items()} == {f"model.{hf}": ours for ours, hf in names.items()}
     # Gemma 4's norms are stored as they are.
@@ -381,6 +387,9 @@ def test_values_that_are_not_finite_are_refused(tmp_path):
     file = open_gguf(write(tmp_path / "nan.gguf", "gemma3", {}, tensors))
     reads = [tensor.read for tensor in file.tensors.values()]
     scale = file.tensors["scale"]
-    for read in (*reads, lambda: scale.write_int4(np.zeros((16, 1), np.uint8), np.zeros((1, 1), np.float32))):
+    for read in (
+        *reads,
+        lambda: scale.write_quantized(np.zeros((1, 1, 4, 16, 4), np.uint8), np.zeros((1, 1, 16), np.float16)),
+    ):
         with pytest.raises(ValueError, match=r"nan\.gguf: .* holds values that are not finite"):
             read()

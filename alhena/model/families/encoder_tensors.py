@@ -15,11 +15,11 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from alhena.model import config
-from alhena.model.clipped import BOUNDS, UNBOUNDED
+from alhena.model.encoders.clipped import BOUNDS, UNBOUNDED
 from alhena.model.families.hf_settings import located, parse_settings
 from alhena.model.families.tensor_map import Source, matrix
-from alhena.model.tensors import Tensors, read_settings
-from alhena.model.weights import check_size
+from alhena.model.storage.tensors import Tensors, read_settings
+from alhena.model.storage.weights import check_size
 from alhena.schema import shown
 from alhena.shapes import Float
 

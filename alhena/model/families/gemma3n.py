@@ -19,7 +19,7 @@ from alhena.model.encoders import usm
 from alhena.model.families.hf_settings import located, parse_settings
 from alhena.model.families.tensor_map import Source, Table, convolution, depthwise, matrix, of_layers, plain, scale
 from alhena.model.layers import EPSILON
-from alhena.model.tensors import Read
+from alhena.model.storage.tensors import Read
 from alhena.schema import parsed, shown
 from alhena.shapes import Float
 

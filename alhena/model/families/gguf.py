@@ -1,4 +1,4 @@
-"""Reads Gemma 3 and Gemma 4 (text) from GGUF files, as llama.cpp's converter writes them: the same as a Hugging Face folder.
+"""Reads Gemma 1 to 4 (text) from GGUF files, as llama.cpp's converter and ``gguf_writer`` write them: the same as a Hugging Face folder.
 
     model.gguf  ─┬─ read        ──►  Params, config.Model
                  ├─ hf_config   ──►  the content of config.json
@@ -20,60 +20,32 @@ from typing import Any
 import numpy as np
 
 from alhena.model.families.gguf_file import GgufFile, GgufTensor, open_gguf
+from alhena.model.families.gguf_names import (
+    ARCHITECTURES,
+    DEFAULT_PATTERNS,
+    FREQUENCIES,
+    GEMMA2_DEFAULTS,
+    NEVER,
+    OUTPUT_MATRIX,
+    PREFIX,
+    SCALED_BY_WIDTH,
+    layer_names,
+    other_names,
+    stores_plus_one,
+)
+from alhena.model.families.hf_settings import GLOBAL, LOCAL
 from alhena.model.families.model_config import read_config
 from alhena.model.families.open_weights import OpenWeights, account
 from alhena.schema import shown
 
-PREFIX = "model."
-NAMES = {"token_embd.weight": "embed_tokens.weight", "output_norm.weight": "norm.weight"}
-OUTPUT_MATRIX = {"output.weight": "lm_head.weight"}
-LAYER_NAMES = {
-    "attn_q.weight": "self_attn.q_proj.weight",
-    "attn_k.weight": "self_attn.k_proj.weight",
-    "attn_v.weight": "self_attn.v_proj.weight",
-    "attn_output.weight": "self_attn.o_proj.weight",
-    "attn_q_norm.weight": "self_attn.q_norm.weight",
-    "attn_k_norm.weight": "self_attn.k_norm.weight",
-    "ffn_gate.weight": "mlp.gate_proj.weight",
-    "ffn_up.weight": "mlp.up_proj.weight",
-    "ffn_down.weight": "mlp.down_proj.weight",
-    "attn_norm.weight": "input_layernorm.weight",
-    "post_attention_norm.weight": "post_attention_layernorm.weight",
-    "ffn_norm.weight": "pre_feedforward_layernorm.weight",
-    "post_ffw_norm.weight": "post_feedforward_layernorm.weight",
-}
-# What Gemma 4 has beside that.
-NAMES_4 = {
-    "per_layer_token_embd.weight": "embed_tokens_per_layer.weight",
-    "per_layer_model_proj.weight": "per_layer_model_projection.weight",
-    "per_layer_proj_norm.weight": "per_layer_projection_norm.weight",
-}
-LAYER_NAMES_4 = {
-    "layer_output_scale.weight": "layer_scalar",
-    "inp_gate.weight": "per_layer_input_gate.weight",
-    "proj.weight": "per_layer_projection.weight",
-    "post_norm.weight": "post_per_layer_input_norm.weight",
-    "ffn_gate_inp.weight": "router.proj.weight",
-    "ffn_gate_inp.scale": "router.scale",
-    "ffn_down_exps.scale": "router.per_expert_scale",
-    "ffn_gate_up_exps.weight": "experts.gate_up_proj",
-    "ffn_down_exps.weight": "experts.down_proj",
-    "pre_ffw_norm_2.weight": "pre_feedforward_layernorm_2.weight",
-    "post_ffw_norm_1.weight": "post_feedforward_layernorm_1.weight",
-    "post_ffw_norm_2.weight": "post_feedforward_layernorm_2.weight",
-}
-# The RoPE frequencies of Gemma 4's global layers are divided by these numbers: 1, or so many that nothing turns.
-FREQUENCIES, NEVER = "rope_freqs.weight", 1e29
-LAYERS_27B = 62
 MAX_LAYERS = 2**12
-ARCHITECTURES = ("gemma3", "gemma4")
 
 
 def _architecture(file: GgufFile) -> str:
     """The family. Raises ValueError for another one, and for a file that is not a complete text model."""
     if file.architecture not in ARCHITECTURES:
         raise ValueError(
-            f"{file.path}: a model of architecture {shown(file.architecture)}; {' and '.join(ARCHITECTURES)} can be read"
+            f"{file.path}: a model of architecture {shown(file.architecture)}; {', '.join(ARCHITECTURES)} can be read"
         )
     if (kind := file.get("general.type", str, "model")) != "model":
         raise ValueError(f"{file.path}: general.type is {shown(kind)}: not a language model")
@@ -89,24 +61,22 @@ def open_file(path: Path) -> OpenWeights:
 def hf_tensors(file: GgufFile) -> dict[str, GgufTensor]:
     """The tensors by the names of Hugging Face's files, with the same values. Raises ValueError for an unknown tensor.
 
-    Gemma 3's norms are stored with the one already added.
+    The norms of Gemma 1 to 3 are stored with the one already added.
     """
-    gemma4 = _architecture(file) == "gemma4"
-    names = {**NAMES, **(NAMES_4 if gemma4 else {})}
-    layer_names = {**LAYER_NAMES, **(LAYER_NAMES_4 if gemma4 else {})}
+    architecture = _architecture(file)
+    names, of_layers = other_names(architecture), layer_names(architecture)
     out = {}
     for name, tensor in file.tensors.items():
-        if gemma4 and name == FREQUENCIES:
+        if architecture == "gemma4" and name == FREQUENCIES:
             continue
         layer = re.fullmatch(r"blk\.(\d{1,4})\.(.+)", name, re.ASCII)
-        theirs = layer_names.get(layer[2]) if layer else names.get(name)
+        theirs = of_layers.get(layer[2]) if layer else names.get(name)
         if layer and theirs:
             theirs = f"layers.{int(layer[1])}.{theirs}"
         full = PREFIX + theirs if theirs else OUTPUT_MATRIX.get(name)
         if full is None or full in out:
             raise ValueError(f"{file.path}: unknown tensor {shown(name)}: {file.architecture} has no such weight")
-        stored_plus_one = not gemma4 and name.endswith("norm.weight")
-        out[full] = replace(tensor, shift=1.0, dtype="F32") if stored_plus_one else tensor
+        out[full] = replace(tensor, shift=1.0, dtype="F32") if stores_plus_one(architecture, name) else tensor
     return out
 
 
@@ -141,6 +111,9 @@ class _Keys:
             raise ValueError(f"{self._file.path}: {self._prefix}{key} has {len(values)} values for {layers} layers")
         return values
 
+    def is_array(self, key: str) -> bool:
+        return isinstance(self._file.metadata.get(self._prefix + key), np.ndarray)
+
     def same(self, key: str, expected: Any) -> None:
         """Raises ValueError when a key that only repeats another one differs from it."""
         if key in self and (value := self._get(key, object, None)) != expected:
@@ -155,10 +128,11 @@ class _Keys:
 
 def hf_config(file: GgufFile) -> dict[str, Any]:
     """The content of ``config.json`` of the same model. Raises ValueError that names file and key for what is not understood."""
-    gemma4, keys = _architecture(file) == "gemma4", _Keys(file)
+    architecture, keys = _architecture(file), _Keys(file)
     if "token_embd.weight" not in file.tensors:
         raise ValueError(f"{file.path}: it has no tensor token_embd.weight")
     out: dict[str, Any] = {
+        "model_type": ARCHITECTURES[architecture],
         "hidden_size": keys.number("embedding_length"),
         "num_hidden_layers": keys.number("block_count"),
         "num_attention_heads": keys.number("attention.head_count"),
@@ -169,37 +143,75 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
         "hidden_activation": "gelu_pytorch_tanh",
     }
     keys.same("vocab_size", vocabulary)
-    cap = keys.real("final_logit_softcapping", 0.0)
-    out["final_logit_softcapping"] = cap or None
-    out |= _gemma4(file, keys, out["num_hidden_layers"]) if gemma4 else _gemma3(keys, out)
+    if architecture == "gemma4":
+        out |= _gemma4(file, keys, out["num_hidden_layers"])
+    else:
+        out |= _gemma(keys, architecture)
+        if architecture == "gemma2":
+            out |= _gemma2(keys, out)
+        if architecture == "gemma3":
+            out |= _gemma3(keys, out)
     keys.finish()
     return out
 
 
-def _gemma3(keys: _Keys, shared: Mapping[str, Any]) -> dict[str, Any]:
-    """What is in Gemma 3's configuration beside ``shared``."""
-    head, layers = keys.number("attention.key_length"), shared["num_hidden_layers"]
+def _gemma(keys: _Keys, architecture: str) -> dict[str, Any]:
+    """What Gemma 1 to 3 have beside what all have."""
+    head = keys.number("attention.key_length")
     keys.same("attention.value_length", head)
     keys.same("rope.dimension_count", head)
-    every = 6 if "attention.sliding_window" in keys else 1
-    keys.same("attention.sliding_window_pattern", every)
     out: dict[str, Any] = {
-        "model_type": "gemma3_text",
         "intermediate_size": keys.number("feed_forward_length"),
         "num_key_value_heads": keys.number("attention.head_count_kv"),
         "head_dim": head,
-        # llama.cpp knows the one model with another scale by its number of layers.
-        "query_pre_attn_scalar": shared["hidden_size"] // shared["num_attention_heads"]
-        if layers == LAYERS_27B
-        else head,
-        "sliding_window": keys.number("attention.sliding_window", shared["max_position_embeddings"]),
-        "sliding_window_pattern": every,
-        "rope_theta": keys.real("rope.freq_base"),
-        "rope_local_base_freq": keys.real("rope.freq_base_swa", 10_000.0),
+        "rope_theta": keys.real("rope.freq_base", 10_000.0),
     }
     if (kind := keys.text("rope.scaling.type", "none")) != "none":
         out["rope_scaling"] = {"rope_type": kind, "factor": keys.real("rope.scaling.factor")}
     return out
+
+
+def _score_scale(shared: Mapping[str, Any], architecture: str) -> int:
+    """The number whose square root divides the scores."""
+    by_width = shared["num_hidden_layers"] == SCALED_BY_WIDTH[architecture]
+    return shared["hidden_size"] // shared["num_attention_heads"] if by_width else shared["head_dim"]
+
+
+def _gemma2(keys: _Keys, shared: Mapping[str, Any]) -> dict[str, Any]:
+    """What is in Gemma 2's configuration beside ``shared``."""
+    window, attention_cap, logit_cap = GEMMA2_DEFAULTS
+    return {
+        "query_pre_attn_scalar": _score_scale(shared, "gemma2"),
+        "sliding_window": keys.number("attention.sliding_window", window),
+        "attn_logit_softcapping": keys.real("attn_logit_softcapping", attention_cap),
+        "final_logit_softcapping": keys.real("final_logit_softcapping", logit_cap),
+        **_pattern(keys, shared, "gemma2"),
+    }
+
+
+def _gemma3(keys: _Keys, shared: Mapping[str, Any]) -> dict[str, Any]:
+    """What is in Gemma 3's configuration beside ``shared``."""
+    has_window = "attention.sliding_window" in keys
+    return {
+        "query_pre_attn_scalar": _score_scale(shared, "gemma3"),
+        "sliding_window": keys.number("attention.sliding_window", shared["max_position_embeddings"]),
+        "rope_local_base_freq": keys.real("rope.freq_base_swa", 10_000.0),
+        "final_logit_softcapping": keys.real("final_logit_softcapping", 0.0) or None,
+        **(_pattern(keys, shared, "gemma3") if has_window else {"sliding_window_pattern": 1}),
+    }
+
+
+def _pattern(keys: _Keys, shared: Mapping[str, Any], architecture: str) -> dict[str, Any]:
+    """Which layers are local, from the n of which each n-th is global, or from a bool for each layer."""
+    layers, key = shared["num_hidden_layers"], "attention.sliding_window_pattern"
+    if not keys.is_array(key):
+        return {"sliding_window_pattern": keys.number(key, DEFAULT_PATTERNS[architecture])}
+    return {"layer_types": _layer_types(keys, layers)}
+
+
+def _layer_types(keys: _Keys, layers: int) -> list[str]:
+    local = keys.each_layer("attention.sliding_window_pattern", layers)
+    return [LOCAL if value else GLOBAL for value in local]
 
 
 def _gemma4(file: GgufFile, keys: _Keys, layers: int) -> dict[str, Any]:
@@ -209,7 +221,8 @@ def _gemma4(file: GgufFile, keys: _Keys, layers: int) -> dict[str, Any]:
     keys.same("attention.value_length_swa", local_head)
     keys.same("rope.dimension_count", head)
     keys.same("rope.dimension_count_swa", local_head)
-    local = [bool(value) for value in keys.each_layer("attention.sliding_window_pattern", layers)]
+    kinds = _layer_types(keys, layers)
+    local = [kind == LOCAL for kind in kinds]
     kv_heads = keys.each_layer("attention.head_count_kv", layers)
     hidden = keys.each_layer("feed_forward_length", layers)
     shared = keys.number("attention.shared_kv_layers", 0)
@@ -217,23 +230,23 @@ def _gemma4(file: GgufFile, keys: _Keys, layers: int) -> dict[str, Any]:
     if hidden not in ([own[0]] * layers, [own[0]] * (layers - shared) + [2 * own[0]] * shared):
         raise ValueError(f"{file.path}: {shown(hidden)} is no feed_forward_length of a gemma4")
     out: dict[str, Any] = {
-        "model_type": "gemma4_text",
         "intermediate_size": own[0],
+        "final_logit_softcapping": keys.real("final_logit_softcapping", 0.0) or None,
         "use_double_wide_mlp": hidden[-1] != own[0],
         "num_kv_shared_layers": shared,
         "head_dim": local_head,
         "global_head_dim": head,
         "num_key_value_heads": _one(file, "local", kv_heads, local),
         "sliding_window": keys.number("attention.sliding_window"),
-        "layer_types": ["sliding_attention" if kind else "full_attention" for kind in local],
+        "layer_types": kinds,
         "hidden_size_per_layer_input": keys.number("embedding_length_per_layer_input", 0),
         "rope_parameters": {
-            "full_attention": {
+            GLOBAL: {
                 "rope_type": "proportional",
                 "rope_theta": keys.real("rope.freq_base"),
                 "partial_rotary_factor": _rope_fraction(file, head),
             },
-            "sliding_attention": {"rope_type": "default", "rope_theta": keys.real("rope.freq_base_swa", 10_000.0)},
+            LOCAL: {"rope_type": "default", "rope_theta": keys.real("rope.freq_base_swa", 10_000.0)},
         },
     }
     if "per_layer_token_embd.weight" in file.tensors:

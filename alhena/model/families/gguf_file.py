@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
-from alhena.model.tensors import DTYPES, Stored, check_finite, regular
+from alhena.model.quantized.layout import GROUP, TILE, from_gguf_blocks
+from alhena.model.storage.tensors import DTYPES, Stored, check_finite, regular
 from alhena.schema import shown
-from alhena.shapes import Float, UInt8
+from alhena.shapes import Float, Int8, UInt8
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -88,22 +89,30 @@ class GgufTensor(Stored):
         with np.errstate(invalid="ignore", over="ignore"):
             return quants.dequantize(rows, self.kind)
 
-    def is_int4(self) -> bool:
-        """Whether it is a matrix that is 4-bit here without a loss: of type Q4_0, in groups of 32 values along its inputs."""
-        return self.kind == Q.Q4_0 and len(self.shape) == 2
+    @property
+    def bits(self) -> int | None:
+        """Bits of a matrix that is quantized here without a loss, in groups of 32 values along its inputs; else None."""
+        return {Q.Q4_0: 4, Q.Q8_0: 8}.get(self.kind) if len(self.shape) > 1 else None
 
-    def write_int4(self, packed: UInt8[np.ndarray, "half_I O"], scales: Float[np.ndarray, "groups O"]) -> None:
-        """Writes the matrix ``[out, in]`` as the arrays of an Int4 ``[in, out]``. Raises ValueError for scales that are not finite."""
-        rows, (_, inner) = self._rows(), self.shape
-        step = max(1, BLOCK_VALUES // inner)
-        for start in range(0, len(rows), step):
-            # [rows, groups, 18]: a float16 scale, then 16 bytes whose low halves are the first 16 values of the group.
-            blocks = rows[start : start + step].reshape(-1, inner // 32, 18)
-            found = np.ascontiguousarray(blocks[..., :2]).view(np.float16)[..., 0]
-            check_finite(self.path, self.name, found)
-            nibbles = np.concatenate([blocks[..., 2:] & 15, blocks[..., 2:] >> 4], -1).reshape(-1, inner)
-            packed[:, start : start + step] = (nibbles[:, 0::2] | (nibbles[:, 1::2] << 4)).T
-            scales[:, start : start + step] = found.T
+    def write_quantized(
+        self,
+        packed: UInt8[np.ndarray, "*experts T G rows 16 4"] | Int8[np.ndarray, "*experts T G rows 16 4"],
+        scales: Float[np.ndarray, "*experts T G 16"],
+        part: tuple[slice, ...] | None = None,
+    ) -> None:
+        """Writes matrices ``[out, in]``, or a part of them, as the arrays of quantized weights ``[in, out]``, bit for bit.
+
+        Raises ValueError for scales that are not finite.
+        """
+        *outer, inner = self.shape
+        blocks = self._rows().reshape(*outer, inner // GROUP, -1)[part or ...]
+        tiles = max(1, BLOCK_VALUES // (blocks.shape[-2] * GROUP) // TILE)
+        for expert in np.ndindex(blocks.shape[:-3]):
+            for start in range(0, scales.shape[-3], tiles):
+                w = from_gguf_blocks(blocks[expert][start * TILE : (start + tiles) * TILE])
+                check_finite(self.path, self.name, np.asarray(w.scales))
+                these = slice(start, start + tiles)
+                packed[expert][these], scales[expert][these] = w.packed, w.scales
 
 
 class _Cursor:

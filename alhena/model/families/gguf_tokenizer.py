@@ -40,12 +40,12 @@ def _tokens(file: GgufFile) -> tuple[list[str], list[int]]:
     return tokens, types
 
 
-def _merges_by_score(vocabulary: Mapping[str, int], scores: Mapping[str, float]) -> list[Merge]:
+def merges_by_score(vocabulary: Mapping[str, int], scores: Mapping[str, float]) -> list[Merge]:
     """All ways to make a token of ``scores`` out of two others, the best first.
 
     Ways to make the same token are in an order that Hugging Face's converter has too: longest first part, then longest second part.
 
-    >>> _merges_by_score({"a": 0, "b": 1, "ab": 2, "aba": 3}, {"ab": -1.0, "aba": 0.0})
+    >>> merges_by_score({"a": 0, "b": 1, "ab": 2, "aba": 3}, {"ab": -1.0, "aba": 0.0})
     [('ab', 'a'), ('a', 'b')]
     """
     ways = []
@@ -82,7 +82,7 @@ def _merges(file: GgufFile, tokens: list[str], types: list[int]) -> list[Merge]:
             best = {USER_DEFINED: 0.0}
             rated = zip(tokens, types, scores, strict=True)
             made = {token: best.get(kind, score) for token, kind, score in rated if kind in (NORMAL, USER_DEFINED)}
-            return _merges_by_score(vocabulary, made)
+            return merges_by_score(vocabulary, made)
         case _:
             raise ValueError(f"{file.path}: a tokenizer of type {shown(kind)}; llama and gemma4 can be read")
 
@@ -94,6 +94,11 @@ def _added(tokens: Iterable[str], types: Iterable[int]) -> list[dict[str, Any]]:
         for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
         if kind in (CONTROL, UNKNOWN, USER_DEFINED)
     ]
+
+
+def has_tokenizer(file: GgufFile) -> bool:
+    """Whether a file has the tokenizer of an open model: not none, nor ours, which adds a space before the text."""
+    return file.get(KEY + "model", str) != "none" and not file.get(KEY + "add_space_prefix", bool, True)
 
 
 def tokenizer_json(file: GgufFile) -> bytes:

@@ -275,7 +275,7 @@ def write_config(c: config.Model, dtype: str) -> dict[str, Any]:
         else {**common, "model_type": kind, "text_config": text, **_sections(c)}
     )
     stored = read_config(out, Path("config.json")).c
-    _check_equal(c.decoder, stored.decoder, kind)
+    check_equal(c.decoder, stored.decoder, kind)
     return out
 
 
@@ -313,7 +313,7 @@ def _normalized(d: config.Decoder) -> config.Decoder:
     )
 
 
-def _check_equal(ours: config.Decoder, stored: config.Decoder, kind: str) -> None:
+def check_equal(ours: config.Decoder, stored: config.Decoder, kind: str) -> None:
     """Raises ValueError for a field that the file would not have."""
     expected, found = _normalized(ours), _normalized(stored)
     for field in fields(config.Decoder):

@@ -18,13 +18,14 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from alhena.model import config, model, tensors
+from alhena.model import config, model
 from alhena.model.families import decoder_tensors, gemma3n
 from alhena.model.families.model_config import Described, read_config
 from alhena.model.families.tensor_map import Table, read_arrays, sources, under
 from alhena.model.spec import named
-from alhena.model.tensors import Stored
-from alhena.model.weights import check_size
+from alhena.model.storage import tensors
+from alhena.model.storage.tensors import Stored
+from alhena.model.storage.weights import check_size
 from alhena.schema import shown
 
 
@@ -47,8 +48,8 @@ class OpenWeights:
 
     @property
     def dtype(self) -> Literal["bfloat16", "float32"]:
-        """Dtype of all matrices: ``bfloat16``, or ``float32`` where one has more precision."""
-        matrices = {t.dtype for t in self.tensors.values() if len(t.shape) > 1}
+        """Dtype of all matrices that keep no bits: ``bfloat16``, or ``float32`` where one has more precision."""
+        matrices = {t.dtype for t in self.tensors.values() if len(t.shape) > 1 and t.bits is None}
         return "bfloat16" if matrices == {"BF16"} else "float32"
 
 

@@ -23,8 +23,8 @@ from alhena.model.families.model_config import described
 from alhena.model.families.open_weights import tensor_table
 from alhena.model.families.tensor_map import Source
 from alhena.model.spec import named
-from alhena.model.tensors import FLOATS, Stored, open_file, read_settings, regular
-from alhena.model.weights import write_arrays
+from alhena.model.storage.tensors import FLOATS, Stored, open_file, read_settings, regular
+from alhena.model.storage.weights import write_arrays
 from alhena.schema import shown
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"

@@ -18,7 +18,7 @@ from functools import partial
 
 import numpy as np
 
-from alhena.model.tensors import Read
+from alhena.model.storage.tensors import Read
 from alhena.shapes import Float
 
 
