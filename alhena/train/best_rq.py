@@ -74,7 +74,9 @@ def weights(c: config.Conformer, t: BestRq, width: int) -> BestRqParams:
 
 
 def _optimizer(trainable: BestRqParams, c: config.Conformer, t: BestRq) -> optax.GradientTransformation:
-    return optimizer(t.optimizer, t.steps, weights(c, t, trainable.audio.project.shape[-1]))
+    project = trainable.audio.project
+    assert isinstance(project, Array)
+    return optimizer(t.optimizer, t.steps, weights(c, t, project.shape[-1]))
 
 
 @pytree

@@ -13,7 +13,8 @@ import numpy as np
 from alhena.batch import Batch
 from alhena.model import sharding
 from alhena.processes import gather_from_processes
-from alhena.tokens.loader import Batches, BatchShape
+from alhena.tokens.loader import Batches
+from alhena.tokens.padding import BatchShape
 from alhena.tokens.store import Examples
 from alhena.train.optimizer import Optimizer
 

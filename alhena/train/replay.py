@@ -25,8 +25,8 @@ from alhena.recovery.fingerprints import (
 )
 from alhena.train.mixture import Mixture, Training, open_examples
 from alhena.train.optimizer import optimizer
-from alhena.train.step import initial_state, split, trained_specs
-from alhena.train.trainer import Folders, fingerprint_of, train_on_next_batch
+from alhena.train.step import Taught, initial_state, objective_of, split, trained_specs, with_constants
+from alhena.train.trainer import Folders, Update, fingerprint_of, train_on_next_batch
 
 _SUSPECTS = {
     "batch": "the data that were read",
@@ -67,7 +67,7 @@ class Replayed:
         )
 
 
-def replay(params: model.Params, c: config.Model, t: Training, data: Path, out: Path, step: int) -> Replayed:
+def replay(params: model.Params | Taught, c: config.Model, t: Training, data: Path, out: Path, step: int) -> Replayed:
     """Repeats the steps up to ``step``, from the newest checkpoint before it under ``out`` or else from the initial ``params``.
 
     Stops at the first difference. Raises ValueError when that step has no fingerprint.
@@ -77,17 +77,19 @@ def replay(params: model.Params, c: config.Model, t: Training, data: Path, out: 
         raise ValueError(
             f"{out}: no fingerprint of step {step}; fingerprints exist for {min(recorded)} to {max(recorded)}"
         )
-    trained, frozen = split(params, c)
+    start, objective = objective_of(params)
+    trained, frozen = split(start, c)
     transform = optimizer(t.optimizer, t.steps, trained_specs(trained, c))
-    training = fingerprint_of(c, t, Folders(data, out))
+    training = fingerprint_of(c, t, Folders(data, out), objective)
     with sharding.use_mesh(t.mesh), closing(Checkpoints(out / "checkpoints", training)) as checkpoints:
         state, mixture = initial_state(trained, c, transform), Mixture(open_examples(data), t)
         if any(saved < step for saved in checkpoints.steps()):
             _, state, data_state = checkpoints.restore(state, max_step=step - 1)
             mixture.restore(data_state)
         first = int(state.step) + 1
+        update = Update(c, transform, t.gradient_accumulation, with_constants(frozen, objective), objective)
         for number in range(first, step + 1):
-            state, done = train_on_next_batch(state, mixture, c, transform, t.gradient_accumulation, frozen)
+            state, done = train_on_next_batch(state, mixture, update)
             m = done.measured
             replayed = take_fingerprint(number, done.batch_checksums, state, m.loss, m.gradient_norm).read()
             difference = recorded[number].first_difference(replayed)

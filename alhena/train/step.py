@@ -16,12 +16,25 @@ from alhena.model.embedding import Extended, joined
 from alhena.recovery.anomalies import RecentSteps, check_step, no_recent_steps
 from alhena.shapes import Array, Bool, Float, Int, Shaped, pytree
 from alhena.train.loss import LossSums, batch_loss
+from alhena.train.objective import Objective, TaughtBatch
 
 # What is trained: all weights, or adapters beside frozen ones.
 Trained = model.Params | lora.Adapters
-# What is not: the params beside adapters, or the embedding whose last rows are trained.
-Frozen = model.Params | Array
 LossAndGradient = tuple[tuple[Float[Array, ""], LossSums], Trained]
+
+
+@pytree
+@dataclass(frozen=True)
+class Constants:
+    """Arrays of an objective that every step reads, and what is frozen besides."""
+
+    of_objective: Any
+    frozen: model.Params | Array | None
+
+
+# What is not trained: the params beside adapters, or the embedding whose last rows are trained. What a step reads besides.
+Untrained = model.Params | Array
+Frozen = Untrained | Constants
 
 
 @pytree
@@ -54,7 +67,25 @@ class Adapted:
     adapters: lora.Adapters
 
 
-def split(params: model.Params | Adapted, c: config.Model) -> tuple[Trained, Frozen | None]:
+@dataclass(frozen=True)
+class Taught:
+    """A model to be trained with an objective of its own."""
+
+    params: model.Params | Adapted
+    objective: Objective
+
+
+def objective_of(params: model.Params | Adapted | Taught) -> tuple[model.Params | Adapted, Objective | None]:
+    """The model, and its objective if it has one of its own."""
+    return (params.params, params.objective) if isinstance(params, Taught) else (params, None)
+
+
+def with_constants(frozen: Untrained | None, objective: Objective | None) -> Frozen | None:
+    """What a step reads besides the state and the batch; called with the mesh of the training set."""
+    return frozen if objective is None else Constants(objective.constants(), frozen)
+
+
+def split(params: model.Params | Adapted, c: config.Model) -> tuple[Trained, Untrained | None]:
     """What is trained of a model, and what is not.
 
     Where rows of the embedding are frozen, the trained params have only the others, and its table is frozen.
@@ -69,6 +100,8 @@ def split(params: model.Params | Adapted, c: config.Model) -> tuple[Trained, Fro
 
 def complete(trained: Trained, frozen: Frozen | None) -> model.Params:
     """The model in training: what is trained, with what is frozen beside it."""
+    if isinstance(frozen, Constants):
+        return complete(trained, frozen.frozen)
     if isinstance(trained, lora.Adapters):
         assert isinstance(frozen, model.Params)
         return lora.attach(frozen, trained)
@@ -102,14 +135,23 @@ def initial_state(params: Trained, c: config.Model, transform: optax.GradientTra
     return sharding.shard(state, spec.shardings(state, trained_specs(params, c)))
 
 
-def loss_and_gradient(params: Trained, c: config.Model, batch: Batch, frozen: Frozen | None = None) -> LossAndGradient:
+def loss_and_gradient(
+    params: Trained, c: config.Model, batch: Batch | TaughtBatch, frozen: Frozen | None = None
+) -> LossAndGradient:
     """Loss, its sums by modality, and the gradient."""
-    loss = lambda trained: batch_loss(complete(trained, frozen), c, batch)  # noqa: E731
+
+    def loss(trained: Trained) -> tuple[Float[Array, ""], LossSums]:
+        model_params = complete(trained, frozen)
+        if isinstance(batch, Batch):
+            return batch_loss(model_params, c, batch)
+        assert isinstance(frozen, Constants)
+        return batch.loss(model_params, c, batch.batch, batch.outputs, frozen.of_objective)
+
     return jax.value_and_grad(loss, has_aux=True)(params)
 
 
 def accumulated_gradient(
-    params: Trained, c: config.Model, batch: Batch, parts: int, frozen: Frozen | None = None
+    params: Trained, c: config.Model, batch: Batch | TaughtBatch, parts: int, frozen: Frozen | None = None
 ) -> LossAndGradient:
     """:func:`loss_and_gradient`, one part of the batch after the other; each part counts by its share of the loss weight."""
 
@@ -118,7 +160,7 @@ def accumulated_gradient(
         x = jnp.asarray(x).reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
         return sharding.constrain(x, None, "batch", *(None,) * (x.ndim - 2))
 
-    def add(total: Any, part: Batch) -> tuple[Any, None]:
+    def add(total: Any, part: Batch | TaughtBatch) -> tuple[Any, None]:
         (loss, sums), gradient = loss_and_gradient(params, c, part, frozen)
         share = jnp.maximum(part.weights.sum(), 1.0) / jnp.maximum(batch.weights.sum(), 1.0)
         gradient = jax.tree.map(lambda g: (share * g).astype(g.dtype), gradient)
@@ -134,7 +176,7 @@ def accumulated_gradient(
 @partial(jax.jit, static_argnums=(2, 3, 4), donate_argnums=0)
 def train_step(
     state: State,
-    batch: Batch,
+    batch: Batch | TaughtBatch,
     c: config.Model,
     transform: optax.GradientTransformation,
     parts: int = 1,

@@ -44,18 +44,22 @@ from alhena.tokens.store import Examples
 from alhena.train.divergence import WINDOW, newly_growing_norms
 from alhena.train.metrics import FACTS, Metrics, by_modality
 from alhena.train.mixture import Mixture, Training, open_examples
+from alhena.train.objective import Objective, TaughtBatch
 from alhena.train.optimizer import optimizer
 from alhena.train.step import (
     Adapted,
     Frozen,
     State,
     StepMetrics,
+    Taught,
     complete,
     initial_state,
+    objective_of,
     result,
     split,
     train_step,
     trained_specs,
+    with_constants,
 )
 from alhena.train.validation import validate
 
@@ -77,13 +81,14 @@ class Hooks:
     on_step: Callable[[int], object] = lambda step: None
 
 
-def fingerprint_of(c: config.Model, t: Training, folders: Folders) -> str:
+def fingerprint_of(c: config.Model, t: Training, folders: Folders, objective: Objective | None = None) -> str:
     """Fingerprint of everything that the parameters of a training depend on; stored in its checkpoints."""
-    return training_fingerprint(folders.out, c, t.identity(), data_fingerprint(folders.data.glob("*.arrow")))
+    own = () if objective is None else (objective.identity,)
+    return training_fingerprint(folders.out, c, t.identity(), data_fingerprint(folders.data.glob("*.arrow")), *own)
 
 
 def train(
-    params: model.Params | Adapted,
+    params: model.Params | Adapted | Taught,
     c: config.Model,
     t: Training,
     folders: Folders,
@@ -92,12 +97,13 @@ def train(
 ) -> Any:
     """Trains from ``params`` (or from the last checkpoint under ``folders.out``) to the end of the last phase.
 
-    Returns the trained params; of an :class:`Adapted` model the adapters, its params stay as they are.
+    Returns the trained params; of an :class:`Adapted` model the adapters. A :class:`Taught` model has an objective of its own.
     Besides the checkpoints, ``out`` gets metrics.jsonl, tensorboard, fingerprints.jsonl (for replay) and ledger.jsonl (goodput).
     Raises ValueError when an anomaly persists, or the checkpoints are of another training. SIGTERM and Ctrl-C save, then raise
     SystemExit.
     """
-    trained, frozen = split(params, c)
+    start, objective = objective_of(params)
+    trained, frozen = split(start, c)
     if frozen is not None and t.mesh is not None:
         raise ValueError("Training.mesh: beside frozen weights a model is trained on one device; set it to None")
     hooks, out = hooks or Hooks(), folders.out
@@ -106,7 +112,7 @@ def train(
     transform = optimizer(t.optimizer, t.steps, trained_specs(trained, c))
     facts = {"title": title, "parameters": model.count(trained), "steps": t.steps, "warmup": t.optimizer.warmup}
     write_json(log_folder / FACTS, facts)
-    training = fingerprint_of(c, t, folders)
+    training = fingerprint_of(c, t, folders, objective)
     checkpoints = Checkpoints(out / "checkpoints", training)
     with StopSignals(_noted_signals()) as signals, sharding.use_mesh(t.mesh), closing(checkpoints):
         replicas = _replicas(out, training, checkpoints)
@@ -118,9 +124,8 @@ def train(
         with Metrics(log_folder, title, t.steps, first) as metrics:
             logs = _Logs(metrics, Fingerprints(log_folder, first), ledger, AnomalyStreak(log_folder / "anomalies"))
             stop = _Stop(signals)
-            loop = _Loop(
-                c, frozen, t, transform, mixture, checkpoints, replicas, logs, validation, last, stop, hooks.on_step
-            )
+            update = Update(c, transform, t.gradient_accumulation, with_constants(frozen, objective), objective)
+            loop = _Loop(t, update, mixture, checkpoints, replicas, logs, validation, last, stop, hooks.on_step)
             state = loop.run(state)
             checkpoints.close()
             if not (stop.agreed and logs.streak.length):
@@ -169,21 +174,30 @@ class Step:
     measured: StepMetrics
 
 
-def train_on_next_batch(
-    state: State,
-    mixture: Mixture,
-    c: config.Model,
-    transform: optax.GradientTransformation,
-    parts: int,
-    frozen: Frozen | None = None,
-) -> tuple[State, Step]:
+@dataclass(frozen=True)
+class Update:
+    """What a step needs besides state and batch."""
+
+    c: config.Model
+    transform: optax.GradientTransformation
+    # Of a batch, whose gradients are accumulated.
+    parts: int
+    frozen: Frozen | None = None
+    objective: Objective | None = None
+
+
+def train_on_next_batch(state: State, mixture: Mixture, update: Update) -> tuple[State, Step]:
     """One step on the next batch and the batch's checksums: what training computes, and what a replay repeats."""
     batch = mixture.next()
     if mixture.begins_phase():
         state = replace(state, recent=reset_for_new_phase(state.recent))
-    sharded = sharding.shard_batch(batch)
+    sharded: Batch = sharding.shard_batch(batch)
     batch_checksums = checksums(sharded)
-    state, measured = train_step(state, sharded, c, transform, parts, frozen)
+    taught: Batch | TaughtBatch = sharded
+    if update.objective is not None:
+        outputs = update.objective.outputs(batch, sharded)
+        taught = TaughtBatch(sharded, outputs, update.objective.loss)
+    state, measured = train_step(state, taught, update.c, update.transform, update.parts, update.frozen)
     return state, Step(batch, batch_checksums, measured)
 
 
@@ -285,11 +299,8 @@ class _Due:
 class _Loop:
     """The loop over steps, and everything that it uses besides the state."""
 
-    c: config.Model
-    # Beside what is trained.
-    frozen: Frozen | None
     t: Training
-    transform: optax.GradientTransformation
+    update: Update
     mixture: Mixture
     checkpoints: Checkpoints
     replicas: MemoryCheckpoints
@@ -305,8 +316,7 @@ class _Loop:
         number = first
         while number < self.last and not self.stop.agreed:
             number += 1
-            parts = self.t.gradient_accumulation
-            state, step = train_on_next_batch(state, self.mixture, self.c, self.transform, parts, self.frozen)
+            state, step = train_on_next_batch(state, self.mixture, self.update)
             m = step.measured
             logs.pending.append((step, take_fingerprint(number, step.batch_checksums, state, m.loss, m.gradient_norm)))
             due = self._due(number)
@@ -340,7 +350,8 @@ class _Loop:
         if due.log:
             logs.write(step, int(state.recent.skipped), self.t.optimizer.warmup)
         if due.validate:
-            losses = validate(complete(state.params, self.frozen), self.c, self.validation, self.t.shape)
+            params = complete(state.params, self.update.frozen)
+            losses = validate(params, self.update.c, self.validation, self.t.shape)
             logs.metrics.write(step, {}, {"loss": losses}, "validation")
             logs.ledger.mark("validate", step)
         # In a streak of anomalies the checkpoint before it must stay the newest: training may roll back to it.

@@ -14,6 +14,7 @@ if __name__ == "__main__":
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     os.environ["JAX_PLATFORMS"] = "cpu"
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,11 +25,13 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from alhena.batch import Batch
+from alhena.compress.distill import Distill, Distillation, Teacher
 from alhena.model import config, model, sharding, spec
 from alhena.model.sharding import Mesh
 from alhena.planning import hlo
 from alhena.recovery.checkpoint import Checkpoints
-from alhena.train.loss import batch_loss
+from alhena.train.chunk_loss import Labels, LossOptions, Mix
+from alhena.train.loss import batch_loss, labeled_loss
 from alhena.train.optimizer import Optimizer, optimizer
 from alhena.train.step import initial_state, train_step
 
@@ -138,11 +141,47 @@ def measure_step(shape: Mesh, params: model.Params, batch: Batch) -> dict[str, A
     }
 
 
+def soft_loss(hidden: jax.Array, embedding: jax.Array, soft: Any, table: jax.Array | None, batch: Batch) -> jax.Array:
+    """The loss of a student on soft targets alone."""
+    how = LossOptions("float32", 5.0, FACTORS)
+    options = LossOptions("float32", 3.0, FACTORS, mix=Mix(0.3, 0.7, 2.0), teacher=how)
+    return labeled_loss(hidden, embedding, Labels(batch.targets, batch.weights, soft), table, options)[0]
+
+
+def measure_distillation(shape: Mesh, batch: Batch, tokens: int | None, folder: Path) -> dict[str, float]:
+    """Differences of a teacher's outputs, and of loss and gradients on them, on a mesh from those of one device."""
+    decoder = config.Decoder(width=32, layers=1, heads=4, head_dim=8, hidden=32, final_logit_softcap=5.0)
+    c = replace(CONFIG, decoder=decoder, vision=None, audio=None)
+    teacher = Teacher(model.init(jax.random.key(5), c), c)
+    distillation = Distillation(
+        teacher, Distill(folder, Mix(temperature=2.0), tokens), replace(CONFIG, vision=None, audio=None)
+    )
+    rng = np.random.default_rng(2)
+    hidden, embedding = (np.float32(rng.normal(size=shape)) for shape in ((BATCH_SIZE, TOKENS, 16), (64, 16)))
+    run = jax.jit(jax.value_and_grad(soft_loss, (0, 1)))
+    table, soft = distillation.constants(), distillation.outputs(batch, batch)
+    reference = run(hidden, embedding, soft, table, batch)
+    with sharding.use_mesh(shape):
+        table, place = distillation.constants(), sharding.partition_spec
+        sharded = sharding.shard(batch, sharding.batch_specs(batch))
+        outputs = distillation.outputs(batch, sharded)
+        args = sharding.shard((hidden, embedding), (place(("batch", "length", None)), place(("vocabulary", "width"))))
+        loss, gradients = run(*args, outputs, table, sharded)
+    return {
+        "outputs": max_difference(outputs, soft),
+        "loss": abs(float(loss) - float(reference[0])) / float(reference[0]),
+        "gradient": max_difference(gradients, reference[1]),
+    }
+
+
 def main() -> None:
     params, batch = random_params(), random_batch()
     reference = LOSS(params, batch)
     results: dict[str, Any] = {name: measure(shape, params, batch, reference) for name, shape in MESHES.items()}
     results["step"] = measure_step(Mesh(2, 2, 2), params, batch)
+    with TemporaryDirectory() as folder:
+        for name, tokens in (("complete", None), ("sampled", 8)):
+            results[name] = measure_distillation(Mesh(2, 2, 2), batch, tokens, Path(folder))
     # Rules that shard the stack along its layers: the loop then needs all of it at once, and stacks_gathered must find that.
     sharding.RULES |= {"layers": "model", "heads": None, "hidden": None}
     jax.clear_caches()

@@ -12,7 +12,7 @@ from rich.console import Console
 from alhena.batch import Modality
 from alhena.files import add_line, read_lines
 from alhena.model import model
-from alhena.tokens.loader import padded_batch
+from alhena.tokens.padding import padded_batch
 from alhena.train import compare
 from alhena.train.divergence import WINDOW, growing_norms, newly_growing_norms
 from alhena.train.loss import batch_loss

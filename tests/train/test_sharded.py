@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from alhena.model import model, sharding, spec
-from alhena.model.attention import Visibility, causal_attention
+from alhena.model.attention.full import Visibility, causal_attention
 from alhena.train.loss import LossOptions, weighted_loss
 from alhena.train.optimizer import Optimizer, optimizer
 from alhena.train.step import initial_state
@@ -39,6 +39,12 @@ def test_a_complete_step_equals_that_of_one_device_and_keeps_its_shardings(measu
     assert measured["step"]["params"] < TOLERANCE < 1e-3 < measured["step"]["moved"]
     assert measured["step"]["optimizer"] < TOLERANCE
     assert measured["step"]["shardings_match"]
+
+
+@pytest.mark.parametrize("form", ["complete", "sampled"])
+def test_a_teacher_and_the_loss_on_its_outputs_equal_those_of_one_device(measured, form):
+    assert max(measured[form].values()) < TOLERANCE
+    assert len(measured[form]) == 3
 
 
 def test_no_weight_stack_is_gathered_completely(measured):
