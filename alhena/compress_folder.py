@@ -1,50 +1,99 @@
-"""Quantizes the model of a folder to 4 bits, as a model folder beside it, and measures what is lost on running text.
+"""Quantizes the model of a folder, as a model folder beside it, and measures what each step of it costs.
 
-models/gemma ─► models/NAME, and compressed/NAME of the run folder: sizes, bits per byte and perplexity of both
+    models/gemma ─► models/NAME, and compressed/NAME of the run folder: types, sizes, losses on held-out documents
+
+Examples to calibrate and train on are those of the model's run, or encoded from documents; held-out ones likewise.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from alhena.compress.quantize import quantize_model
-from alhena.content import Document, read_documents
+from alhena.align.sft import Tune, fitted_shape, shape_for
+from alhena.compress import report
+from alhena.compress.measuring import HeldOut, quantize_and_measure
+from alhena.compress.steps import Quantization, Source
+from alhena.compress.types import type_table
+from alhena.content import Document
+from alhena.documents import read_documents
 from alhena.evaluate.held_out import is_running_text
 from alhena.evaluate.scoring import text_nats
-from alhena.files import content_fingerprint, fingerprint
-from alhena.model import config, model
-from alhena.model.folders import is_adapter, load_model
-from alhena.model.weights import WEIGHTS, read_config
-from alhena.own_data import is_quantized, run_of
+from alhena.files import content_fingerprint, fingerprint, write_json
+from alhena.model import model
+from alhena.model.storage.folders import is_adapter, is_quantized, load_model
+from alhena.model.storage.weights import WEIGHTS, read_config
+from alhena.own_data import encode_once, run_of
 from alhena.serve.engine import Engine
-from alhena.stages import CONSOLE, Stage, check_inputs, run_stage
-from alhena.tuning import write_model_folder
+from alhena.stages import CONSOLE, Stage, check_inputs, fingerprint_of, run_stage
+from alhena.tokens.encoders import encoder_files
+from alhena.train.mixture import Training, open_examples
+from alhena.train.trainer import Folders
+from alhena.tuning import trained_config, write_model_folder
+
+# Of a training on documents of any kind: sequences, and their tokens, which grow where the documents are longer.
+BATCH_SIZE, TOKENS = 4, 512
 
 
 @dataclass(frozen=True)
-class Form:
-    """How weights are stored: values that share a scale, and the dtype of the encoders' weights (None: as they are)."""
+class Documents:
+    """Curated documents: those to calibrate and train on, and held-out ones. None: the examples of the model's run."""
 
-    group: int
-    encoders: str | None = None
+    examples: Path | None = None
+    held_out: Path | None = None
 
-    def apply(self, params: model.Params, c: config.Model) -> model.Params:
-        quantized = quantize_model(params, model.weights(c), self.group)
-        if self.encoders is None:
-            return quantized
-        stored = jax.tree.map(lambda w: w.astype(self.encoders), (quantized.vision, quantized.audio))
-        return replace(quantized, vision=stored[0], audio=stored[1])
+    def identity(self) -> list[str | None]:
+        paths = (self.examples, self.held_out)
+        return [None if path is None else content_fingerprint(path) for path in paths]
 
 
-def compress_folder(base: Path, name: str, form: Form, data: Path | None) -> dict[str, Any]:
-    """Quantizes the model of folder ``base`` as NAME, beside it; returns sizes, and with ``data`` the losses of both.
+def run_tokens(folder: Path) -> Path | None:
+    """The encoded examples of the run of a model, if they were made with its tokenizers."""
+    tokens, names = folder.parent.parent / "tokens", encoder_files(folder)
+    same = all(
+        (tokens / name).is_file() and (tokens / name).read_bytes() == (folder / name).read_bytes() for name in names
+    )
+    return tokens if same else None
 
-    Raises ValueError for a folder that cannot be quantized, and for data without running text.
+
+@dataclass(frozen=True)
+class _Examples:
+    """What is read: examples to train on, how they are read, and held-out ones."""
+
+    folders: Folders
+    training: Training | None
+    held_out: HeldOut | None
+
+
+def _examples(base: Path, work: Path, documents: Documents, how: Quantization) -> _Examples:
+    """Encoded examples of a model folder. Raises ValueError when the method needs examples and there are none."""
+    c, run = read_config(base)[0], run_tokens(base)
+    tune = Tune(how.steps, shape_for(c, BATCH_SIZE, TOKENS))
+    train, held_out = (run and run / split for split in ("train", "validation"))
+    if documents.examples is not None:
+        train = work / "examples"
+        encode_once(documents.examples, train, tune.encoding(base))
+    if documents.held_out is not None:
+        held_out = work / "held_out"
+        encode_once(documents.held_out, held_out, tune.encoding(base))
+    if how.method != "round" and train is None:
+        raise ValueError(
+            f"{base}: the method {how.method} reads examples, and the model is in no run folder that has some: name curated documents "
+            "(--examples), or choose --method round"
+        )
+    sources = {split: open_examples(folder) for split, folder in (("train", train), ("held out", held_out)) if folder}
+    shape = fitted_shape(tune.shape, {f"{split} {name}": e for split, by in sources.items() for name, e in by.items()})
+    weights = {name: float(len(examples)) for name, examples in sources.get("train", {}).items()}
+    t = how.training(weights, shape) if weights else None
+    return _Examples(Folders(train or work, work), t, HeldOut(held_out, shape) if held_out else None)
+
+
+def compress_folder(base: Path, name: str, how: Quantization, documents: Documents) -> dict[str, Any]:
+    """Quantizes the model of folder ``base`` as NAME, beside it; returns types, sizes and losses.
+
+    Raises ValueError for a folder that cannot be quantized, and without examples where the method needs some.
     """
     if is_adapter(base):
         raise ValueError(
@@ -53,27 +102,34 @@ def compress_folder(base: Path, name: str, form: Form, data: Path | None) -> dic
     if is_quantized(base):
         raise ValueError(f"{base}: its weights are quantized already")
     check_inputs(base)
-    texts = None if data is None else _running_texts(data)
-    print_ = fingerprint("compressed", content_fingerprint(base), form, data and content_fingerprint(data))
-    out = base.parent / name
+    table = type_table(model.weights(read_config(base)[0]), how.types)
+    texts, run, out = _running_texts(documents.held_out), run_tokens(base), base.parent / name
+    used = fingerprint_of(run) if run is not None else None
+    print_ = fingerprint("compressed", content_fingerprint(base), how, documents.identity(), used)
+    stage = Stage(f"compress {name}", run_of(base) / "compressed" / name, print_, models=(out,))
 
     def work() -> dict[str, Any]:
+        examples = _examples(base, stage.folder, documents, how)
         params, c = load_model(base)
-        facts = read_config(base)[1] | {"name": name, "group": form.group}
-        write_model_folder(form.apply(params, c), c, base, out, facts)
-        return compare(base, out, texts)
+        source = Source(params, trained_config(base, c), base)
+        last, losses = quantize_and_measure(source, how, examples.training, examples.folders, examples.held_out)
+        write_model_folder(last, c, base, out, read_config(base)[1] | {"name": name, "quantized": how.method})
+        facts = report.facts(table, losses) | compare(base, out, texts)
+        write_json(stage.folder / report.FILE, facts)
+        report.print_report(table, losses, CONSOLE)
+        return facts
 
-    facts = run_stage(Stage(f"compress {name}", run_of(base) / "compressed" / name, print_, models=(out,)), work)
+    facts = run_stage(stage, work)
     for measure, (before, after) in facts["measures"].items():
         CONSOLE.print(f"{measure}: {before:,} → {after:,}", highlight=False)
     return facts
 
 
-def compare(base: Path, other: Path, texts: list[Document] | None) -> dict[str, Any]:
-    """Measures of two models: bytes of the weights; with ``texts`` bits per byte and perplexity, and how many tokens were scored."""
+def compare(base: Path, other: Path, texts: list[Document]) -> dict[str, Any]:
+    """Measures of two models: bytes of the weights; of texts, if any, bits per byte and perplexity, and how many tokens were scored."""
     folders = (base, other)
     measures: dict[str, list[float]] = {"bytes": [(folder / WEIGHTS).stat().st_size for folder in folders]}
-    if texts is None:
+    if not texts:
         return {"measures": measures}
     tokens = 0
     measures |= {"bits_per_byte": [], "perplexity": []}
@@ -84,8 +140,5 @@ def compare(base: Path, other: Path, texts: list[Document] | None) -> dict[str, 
     return {"measures": measures, "tokens": tokens}
 
 
-def _running_texts(data: Path) -> list[Document]:
-    texts = [document for document in read_documents(data) if is_running_text(document)]
-    if not texts:
-        raise ValueError(f"{data}: no running text (documents without turns and media)")
-    return texts
+def _running_texts(data: Path | None) -> list[Document]:
+    return [] if data is None else [document for document in read_documents(data) if is_running_text(document)]

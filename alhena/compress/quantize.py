@@ -1,29 +1,50 @@
-"""Quantizes a model to 4-bit weights (alhena/model/int4.py).
-
-The specifications declare which weights are quantized: the decoder's matrices and the tied embedding. Norms and encoders, a small
-fraction of a large model, are not.
-"""
+"""Stores a model in the types of a table (alhena/compress/types.py): rounded to nearest, or with weights that are on the grid already."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 
-from alhena.model.int4 import quantize
+from alhena.compress.grid import encoded
+from alhena.compress.types import type_table
 from alhena.model.linear import Weight
+from alhena.model.quantized.rounding import quantize
 from alhena.model.spec import WeightSpec
-from alhena.shapes import Array
+from alhena.shapes import Array, Float
 
 Tree = TypeVar("Tree")
 
 
-def quantize_model(params: Tree, specs: Tree, group: int = 32) -> Tree:
-    """Params with 4-bit weights, in groups of ``group`` values, where ``specs`` declare it. Weights already 4-bit are unchanged."""
+@dataclass(frozen=True)
+class OnGrid:
+    """A weight on the grid: its values and their scales, in the orientation of a matmul (an embedding transposed)."""
 
-    def one(s: WeightSpec, w: Weight) -> Weight:
-        if s.contracted is None or not isinstance(w, Array):
+    values: Float[Array, "*layers I O"]
+    scales: Float[Array, "*layers G O"]
+
+
+def quantize_model(
+    params: Tree, specs: Any, types: Mapping[str, str] | None = None, on_grid: Mapping[str, OnGrid] | None = None
+) -> Tree:
+    """Params in the types of the table, with settings ``types``; those that are quantized already are unchanged.
+
+    Weights ``on_grid``, by name, are stored as they are there, all others are rounded to nearest. Raises ValueError for a wrong setting.
+    """
+    table, on_grid = type_table(specs, types), on_grid or {}
+
+    def one(path: Any, s: WeightSpec, w: Weight) -> Weight:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        entry, transposed = table[name], s.contracted == -1
+        if not isinstance(w, Array):
             return w
-        return quantize(w, group, transposed=s.contracted == -1)
+        if entry.bits is None:
+            return w.astype(jnp.bfloat16) if entry.type == "bfloat16" else w
+        if name in on_grid:
+            return encoded(on_grid[name].values, on_grid[name].scales, entry.bits, transposed)
+        return quantize(w, entry.bits, transposed)
 
-    return jax.tree.map(one, specs, params)
+    return jax.tree_util.tree_map_with_path(one, specs, params)

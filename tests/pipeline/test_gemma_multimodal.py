@@ -18,7 +18,7 @@ from alhena.model import config, extend, image_tokenizer, model
 from alhena.model.embedding import Extended, lookup
 from alhena.model.families.open_weights import open_folder
 from alhena.model.sharding import Mesh
-from alhena.model.weights import load_model, read_config, save_model
+from alhena.model.storage.weights import load_model, read_config, save_model
 from alhena.recipe import Recipe
 from alhena.serve.decoding import buckets, image_grammar
 from alhena.serve.decoding.constraints import Constraints
@@ -28,7 +28,7 @@ from alhena.tokens import extension
 from alhena.tokens.encode import Encoder
 from alhena.tokens.encoders import encoder_files, load_encoder
 from alhena.tokens.gemma_encoder import GemmaEncoder
-from alhena.tokens.loader import BatchShape
+from alhena.tokens.padding import BatchShape
 from alhena.tokens.store import write_examples
 from alhena.tokens.vocabulary import Vocabulary
 from alhena.train.loss import LossOptions, weighted_loss

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from alhena.cli.build import Compress
-from alhena.cli.tuning import Evaluate
+from alhena.cli.measuring import Evaluate
 from alhena.cli.weights import Check, Export
-from alhena.content import Content, Document, Text, Thought, ToolCall, write_documents
+from alhena.content import Content, Document, Text, Thought, ToolCall
+from alhena.documents import write_documents
 from alhena.evaluate.answers import answer_questions
 from alhena.evaluate.scoring import text_nats, window_tokens
 from alhena.files import read_json
@@ -69,27 +70,33 @@ def test_running_text_is_scored_in_windows_as_large_as_the_context_allows(folder
 
 def test_a_model_folder_is_quantized_beside_it(folder, capsys):
     data, small = folder.parents[1] / "held_out", folder.parent / "small"
-    Compress(folder, name="small", group=8, data=data)()
+    with pytest.raises(ValueError, match=r"calibrated reads examples.*--examples"):
+        Compress(folder, name="small")()
+    Compress(folder, name="small", examples=data, data=data)()
     out = capsys.readouterr().out
-    facts = read_json(folder.parents[1] / "compressed" / "small" / "stage.json")["measures"]
-    before, after = facts["bits_per_byte"]
+    facts = read_json(folder.parents[1] / "compressed" / "small" / "stage.json")
+    before, after = facts["measures"]["bits_per_byte"]
     assert 0 < abs(before - after) < 0.2 * before
-    assert facts["bytes"][1] < 0.6 * facts["bytes"][0]
+    # Most of its matrices have fewer inputs than a group.
+    assert facts["measures"]["bytes"][1] < facts["measures"]["bytes"][0]
     assert f"bits_per_byte: {before} → {after}" in out
+    assert {*facts["losses"]} == {"float", "rounded", "calibrated"}
+    # The embedding too.
+    assert {row["type"] for row in facts["types"]} == {"int4", "float"}
     nats, size, _ = text_nats(Engine.load(small), TEXTS)
     assert after == pytest.approx(nats / math.log(2) / size, abs=1e-4)
     stamp = (small / "weights.safetensors").stat().st_mtime_ns
-    Compress(folder, name="small", group=8, data=data)()
+    Compress(folder, name="small", examples=data, data=data)()
     assert (small / "weights.safetensors").stat().st_mtime_ns == stamp
     Check(folder.parents[1])()
     # What an export writes beside the weights came along.
     Export(small, out=folder.parents[1] / "exported")()
     assert (folder.parents[1] / "exported" / "generation_config.json").exists()
     with pytest.raises(ValueError, match="quantized already"):
-        Compress(small, name="smaller", group=8)()
+        Compress(small, name="smaller")()
     with pytest.raises(ValueError, match="a name of its own"):
         Compress(folder, name=folder.name)()
-    with pytest.raises(ValueError, match="--data needs --name"):
+    with pytest.raises(ValueError, match="need --name"):
         Compress(folder, data=data)()
 
 

@@ -9,13 +9,15 @@ import jax
 import pytest
 
 from alhena.cli.arguments import model_folder
-from alhena.cli.tuning import Evaluate, Tune
+from alhena.cli.measuring import Evaluate
+from alhena.cli.tuning import Tune
 from alhena.cli.weights import Check
 from alhena.compress.quantize import quantize_model
-from alhena.content import Content, Document, Text, write_documents
+from alhena.content import Content, Document, Text
+from alhena.documents import write_documents
 from alhena.files import read_json, seal_folder, write_atomically
 from alhena.model import config, image_tokenizer, model
-from alhena.model.weights import save_model
+from alhena.model.storage.weights import save_model
 from alhena.own_data import tuning_stage
 from alhena.stages import Stage, run_stage
 from recipes import starter
@@ -37,7 +39,7 @@ def run(tmp_path, encoder, tiny) -> Path:
     params, c = tiny
     folder = tmp_path / "run"
     write_model(folder / "models" / "assistant", encoder, params, c)
-    write_model(folder / "models" / "nano", encoder, quantize_model(params, model.weights(c), 8), c)
+    write_model(folder / "models" / "nano", encoder, quantize_model(params, model.weights(c)), c)
     for answer in ("red", "blue"):
         contents = Content("user", (Text("What colour?"),)), Content("model", (Text(answer),))
         documents = [Document(contents, f"{answer}{i}", "mine") for i in range(40)]
