@@ -8,17 +8,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from alhena.model.audio_config import Audio as Audio
-from alhena.model.audio_config import Conformer as Conformer
-from alhena.model.audio_config import UnifiedAudio as UnifiedAudio
-from alhena.model.audio_config import Usm as Usm
-from alhena.model.audio_config import audio_class as audio_class
 from alhena.model.config_limits import DEPTHS, SIZES, check_divides
-from alhena.model.vision_config import GemmaVision as GemmaVision
-from alhena.model.vision_config import UnifiedVision as UnifiedVision
-from alhena.model.vision_config import Vision as Vision
-from alhena.model.vision_config import VisionEncoder as VisionEncoder
-from alhena.model.vision_config import vision_class as vision_class
+from alhena.model.encoders.audio_config import Audio as Audio
+from alhena.model.encoders.audio_config import Conformer as Conformer
+from alhena.model.encoders.audio_config import UnifiedAudio as UnifiedAudio
+from alhena.model.encoders.audio_config import Usm as Usm
+from alhena.model.encoders.audio_config import audio_class as audio_class
+from alhena.model.encoders.vision_config import GemmaVision as GemmaVision
+from alhena.model.encoders.vision_config import UnifiedVision as UnifiedVision
+from alhena.model.encoders.vision_config import Vision as Vision
+from alhena.model.encoders.vision_config import VisionEncoder as VisionEncoder
+from alhena.model.encoders.vision_config import vision_class as vision_class
 from alhena.schema import bounded, shown
 
 # Pixels per image code along each side.
@@ -30,7 +30,7 @@ IMAGE_ATTENTION = ("causal", "local", "all")
 
 @dataclass(frozen=True)
 class PerLayerInputs:
-    """A second embedding table, with a small vector of each token for every layer (Gemma 3n and 4; alhena/model/per_layer.py)."""
+    """A second embedding table, with a small vector of each token for every layer (Gemma 3n and 4; alhena/model/variants/per_layer.py)."""
 
     # Numbers of a vector.
     width: int
@@ -43,7 +43,7 @@ class PerLayerInputs:
 
 @dataclass(frozen=True)
 class Experts:
-    """A mixture of experts beside the MLP of every layer (alhena/model/moe.py)."""
+    """A mixture of experts beside the MLP of every layer (alhena/model/variants/moe.py)."""
 
     number: int
     # Experts of one token.
@@ -56,7 +56,7 @@ class Experts:
 
 @dataclass(frozen=True)
 class AltUp:
-    """Gemma 3n's layers: parallel residual streams, a low-rank residual, sparse activations (alhena/model/altup.py)."""
+    """Gemma 3n's layers: parallel residual streams, a low-rank residual, sparse activations (alhena/model/variants/altup.py)."""
 
     streams: int
     # Rank of the learned augmented residual (LAuReL).

@@ -19,14 +19,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alhena.model import altup, config, kv_cache, moe, paged_cache, per_layer, sharding, spec
-from alhena.model.attention import Visibility, causal_attention
-from alhena.model.attention_kernels import AttentionOptions
+from alhena.model import config, spec
+from alhena.model.attention import one_token, paged_cache
+from alhena.model.attention import ring_cache as kv_cache
+from alhena.model.attention.full import Visibility, causal_attention
+from alhena.model.attention.kernels import AttentionOptions
 from alhena.model.layer_kinds import LayerKind, Segment, is_global, is_uniform, segments
 from alhena.model.layers import gated, rms_norm, rope, rope_table
-from alhena.model.linear import Weight, einsum
+from alhena.model.linear import Weight, column_parallel, row_parallel
 from alhena.model.spec import Constant, WeightSpec, matrix, stacked, vector, within
 from alhena.model.stacks import Stack
+from alhena.model.variants import altup, moe, per_layer
 from alhena.shapes import Array, Bool, Float, Int, pytree
 
 # A few layers run faster unrolled on a CPU; many compile faster scanned.
@@ -124,10 +127,6 @@ def _rope_tables(
     return global_table, rope_table(positions, c.head_dim, c.local_rope_base or c.rope_base)
 
 
-def _matmul(x: Float[Array, "... I"], w: Weight, dtype: str) -> Float[Array, "... O"]:
-    return einsum("...i,io->...o", x, w, dtype)
-
-
 @pytree
 @dataclass(frozen=True)
 class Inputs:
@@ -183,16 +182,18 @@ class Common:
     differentiable: bool = False
 
 
+def _projected(w: Layers, x: Float[Array, "B L D"], c: config.Decoder, kind: LayerKind, dtype: str) -> list[Array]:
+    """Queries of one layer, then keys, then values, as far as it has projections for them."""
+    pairs = [(w.query, c.heads), (w.key, kind.kv_heads), (w.value, kind.kv_heads)]
+    weights, heads = zip(*(pair for pair in pairs if pair[0] is not None), strict=True)
+    return column_parallel(x, weights, tuple("heads" if n > 1 else None for n in heads), dtype)
+
+
 def _projections(
     w: Layers, x: Float[Array, "B L D"], table: Float[Array, "B L H"], c: config.Decoder, kind: LayerKind, dtype: str
 ) -> tuple[Float[Array, "B L N H"], kv_cache.KeysValues | None]:
     """Queries of one layer, and keys and values if it has its own, with QK-norm and RoPE."""
-    B, L, _ = x.shape
-    pairs = [(w.query, c.heads), (w.key, kind.kv_heads), (w.value, kind.kv_heads)]
-    weights, heads = zip(*(pair for pair in pairs if pair[0] is not None), strict=True)
-    axes = tuple("heads" if n > 1 else None for n in heads)
-    projected = sharding.column_parallel(partial(_matmul, dtype=dtype), x, weights, axes, dtype)
-    q, *kv = (a.reshape(B, L, n, kind.head_dim) for a, n in zip(projected, heads, strict=True))
+    q, *kv = (a.reshape(*x.shape[:2], -1, kind.head_dim) for a in _projected(w, x, c, kind, dtype))
     q = rope(_norm(q, w.query_norm), table)
     if not kv:
         return q, None
@@ -204,11 +205,10 @@ def _projections(
 def _mlp(w: Layers, x: Float[Array, "B L D"], info: LayerInfo, common: Common) -> Float[Array, "B L D"]:
     """The MLP sub-layer, with the experts beside it, and its residual connection."""
     c, dtype = common.c, common.dtype
-    matmul = partial(_matmul, dtype=dtype)
-    gate, up = sharding.column_parallel(matmul, rms_norm(x, w.mlp_norm), (w.gate, w.up), ("hidden", "hidden"), dtype)
+    gate, up = column_parallel(rms_norm(x, w.mlp_norm), (w.gate, w.up), ("hidden", "hidden"), dtype)
     if info.kind.sparse and c.altup:
         gate = altup.sparse(gate, c.altup.sparsity)
-    y = sharding.row_parallel(matmul, gated(gate, up), w.down, dtype)
+    y = row_parallel(gated(gate, up), w.down, dtype)
     if w.experts is not None and c.experts:
         y = moe.with_mlp(w.experts, x, y, c.experts, dtype, info.first_expert)
     return x + _norm(y, w.mlp_post_norm)
@@ -219,7 +219,7 @@ def _attention_out(
 ) -> Float[Array, "B L D"]:
     """Output projection of the attention sub-layer with its residual connection."""
     B, L = x.shape[:2]
-    out = sharding.row_parallel(partial(_matmul, dtype=dtype), heads.reshape(B, L, -1), w.output, dtype)
+    out = row_parallel(heads.reshape(B, L, -1), w.output, dtype)
     return x + _norm(out, w.attention_post_norm)
 
 
@@ -369,6 +369,11 @@ def extend(
     tables = _rope_tables(at.positions, c)
 
     def attend(w: Layers, x: Array, info: LayerInfo, cache: Any) -> tuple[Array, Any]:
+        if one_token.is_available(x.shape[1], info.kind):
+            q, *own = _projected(w, x, c, info.kind, dtype)
+            norms = w.query_norm, w.key_norm
+            projected = one_token.Projected(q, [own[0], own[-1]] if own else [], norms, info.choose(*tables))
+            return one_token.attend(projected, cache, jnp.asarray(info.index), at, c)
         q, kv = _projections(w, x, info.choose(*tables), c, info.kind, dtype)
         entries = kv_cache.entries(c, info.kind.is_global)
         if kv is not None:

@@ -24,8 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from alhena.model import sharding
-from alhena.model.int4 import Int4
-from alhena.model.linear import Plain, take_rows
+from alhena.model.linear import Plain, dense, take_rows
 from alhena.shapes import Array, Bool, Float, Int, pytree
 
 # A structures, B colors.
@@ -60,9 +59,7 @@ def whole(embedding: Table) -> Plain:
 
 
 def _row_count(embedding: Table) -> int:
-    if isinstance(embedding, Extended):
-        return embedding.table.shape[0]
-    return embedding.packed.shape[-1] if isinstance(embedding, Int4) else embedding.shape[0]
+    return embedding.table.shape[0] if isinstance(embedding, Extended) else embedding.shape[0]
 
 
 def _take(embedding: Table, rows: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
@@ -112,7 +109,7 @@ def lookup_on_mesh(embedding: Plain, ids: Int[Array, "B L"], factors: Factors | 
         return sharding.reduce_scatter(out)
 
     inputs = (("vocabulary", "width"), ("batch", None))
-    return sharding.on_shards(local, inputs, ("batch", "length", None))(embedding, ids)
+    return sharding.on_shards(local, inputs, ("batch", "length", None))(dense(embedding), ids)
 
 
 def expand_logits(logits: Float[Array, "*batch R"], factors: Factors | None) -> Float[Array, "*batch V"]:
@@ -156,6 +153,20 @@ def shard_ids(rows: int, factors: Factors | None, axis: str) -> Int[Array, " col
     A, colors = _local_factors(factors, axis)
     codes = first + jax.lax.axis_index(axis) * A * colors + jnp.arange(A * colors)
     return jnp.concatenate([jnp.where(row < first, row, -1), codes])
+
+
+def shard_columns(ids: Int[Array, "*batch"], columns: int, factors: Factors | None, axis: str) -> Int[Array, "*batch"]:
+    """Inverse of :func:`shard_ids`: the column of each id in a chip's logits; ``columns``, their number, where another chip has it."""
+    chip = jax.lax.axis_index(axis)
+    if not factors:
+        local = ids - chip * columns
+        return jnp.where((local >= 0) & (local < columns), local, columns)
+    A, colors = _local_factors(factors, axis)
+    rows = columns - A * colors
+    first = rows * jax.lax.axis_size(axis) - sum(factors)
+    row, code = ids - chip * rows, ids - first - chip * A * colors
+    column = jnp.where((ids < first) & (row >= 0) & (row < rows), row, columns)
+    return jnp.where((ids >= first) & (code >= 0) & (code < A * colors), rows + code, column)
 
 
 def expand_logits_shard(

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from alhena.model import config, lora, model, spec
-from alhena.model.folders import load_model
-from alhena.model.int4 import Int4
-from alhena.model.weights import read_config
+from alhena.model.quantized.layout import Quantized, is_quantized
+from alhena.model.storage.folders import load_model
+from alhena.model.storage.weights import read_config
 from alhena.shapes import Array, Float
 
 # Rows of the base from which the size of the new ones is estimated.
@@ -40,8 +40,8 @@ def read_base(folder: Path) -> config.Model:
 
 
 def _float32(name: str, w: Any) -> Array:
-    if isinstance(w, Int4):
-        raise ValueError(f"{name} has 4 bits, which cannot be trained: import the model with --weights bfloat16")
+    if isinstance(w, Quantized):
+        raise ValueError(f"{name} is quantized, which cannot be trained: import the model with --weights bfloat16")
     return jnp.asarray(w, jnp.float32)
 
 
@@ -65,9 +65,7 @@ def extended(key: Array, c: config.Model, base: Path) -> model.Params:
     rows, width = new.embedding.shape
     new = replace(new, embedding=replace(new.embedding, shape=(rows - c.frozen_rows, width)))
     new = jax.jit(lambda key: spec.init(key, new))(key)
-    taken = jax.tree.map(
-        lambda w: _float32(str(base), w), replace(old, embedding=jnp.zeros(0)), is_leaf=lambda w: isinstance(w, Int4)
-    )
+    taken = jax.tree.map(lambda w: _float32(str(base), w), replace(old, embedding=jnp.zeros(0)), is_leaf=is_quantized)
     table = _float32(str(base), old.embedding)
     like = table[:: max(1, len(table) // SAMPLE)]
     embedding = jnp.concatenate([table, _scaled(new.embedding, like, sum(c.code_factors or (0,)))])

@@ -23,8 +23,8 @@ from alhena.files import write_json
 from alhena.model import config, spec
 from alhena.model.layers import rms_norm
 from alhena.model.spec import matrix, stacked, vector
-from alhena.model.tensors import read_settings, regular
-from alhena.model.weights import check_size, read_tree, write_tree
+from alhena.model.storage.tensors import read_settings, regular
+from alhena.model.storage.weights import check_size, read_tree, write_tree
 from alhena.schema import parsed_whole
 from alhena.shapes import Array, Float, Int, Shaped, UInt8, pytree
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from alhena.model import config, spec
 from alhena.model.linear import slice_stack
+from alhena.model.quantized.layout import is_quantized
 from alhena.shapes import Array, Float, Shaped
 
 Tree = TypeVar("Tree")
@@ -79,8 +80,10 @@ def run_layers(
 
     if c.remat:
         body = jax.checkpoint(body, prevent_cse=False)
-    if c.layers > UNROLLED and any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(stack)):
-        # A scan over a stack of bfloat16 would convert all of it first.
+    leaves, unroll = jax.tree.leaves(stack, is_leaf=is_quantized), c.layers if c.layers <= UNROLLED else 1
+    in_bfloat16 = unroll == 1 and any(leaf.dtype == jnp.bfloat16 for leaf in leaves if not is_quantized(leaf))
+    if in_bfloat16 or any(map(is_quantized, leaves)):
+        # A scan over a stack of bfloat16 would convert all of it first; a quantized stack is never sliced.
         indices = jnp.arange(c.layers)
-        return jax.lax.scan(lambda x, index: body(x, slice_stack(stack, index)), x, indices)[0]
-    return jax.lax.scan(body, x, stack, unroll=c.layers if c.layers <= UNROLLED else 1)[0]
+        return jax.lax.scan(lambda x, index: body(x, slice_stack(stack, index)), x, indices, unroll=unroll)[0]
+    return jax.lax.scan(body, x, stack, unroll=unroll)[0]

@@ -1,6 +1,6 @@
-"""LoRA: a weight that is frozen, and a trained update of low rank beside it (Hu et al. 2021); over 4-bit weights QLoRA (Dettmers et al. 2023).
+"""LoRA: a weight that is frozen, and a trained update of low rank beside it (Hu et al. 2021); over quantized weights QLoRA (Dettmers et al. 2023).
 
-    y = x · base + (x · down) · up · scale          base [I, O] of any dtype or 4-bit, down [I, r], up [r, O]
+    y = x · base + (x · down) · up · scale          base [I, O] of any dtype or quantized, down [I, r], up [r, O]
 
 ``up`` is zero at first, so that nothing changes before the first step. Adapters are the trained part: a tree of its own, which is
 trained and stored while the model is neither changed nor copied.
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from alhena.model.int4 import Int4, dequantize
+from alhena.model.quantized.layout import Quantized, dequantize
 from alhena.model.spec import Constant, Normal, WeightSpec, named
 from alhena.shapes import Array, Float, pytree
 
@@ -32,7 +32,7 @@ TARGETS = ("query", "key", "value", "output", "gate", "up", "down")
 class Lora:
     """A frozen weight with its update."""
 
-    base: Array | Int4
+    base: Array | Quantized
     down: Float[Array, "*layers I rank"]
     up: Float[Array, "*layers rank O"]
     scale: float = field(metadata={"static": True})
@@ -96,7 +96,7 @@ def weights_like(adapters: Adapters, specs: Any) -> Adapters:
 
 def is_weight(x: Any) -> bool:
     """Whether a node of a tree of params is one weight, so that trees of weights can be mapped: ``is_leaf=is_weight``."""
-    return isinstance(x, Int4 | Lora)
+    return isinstance(x, Quantized | Lora)
 
 
 def attach(params: Tree, adapters: Adapters) -> Tree:
@@ -119,8 +119,8 @@ def attach(params: Tree, adapters: Adapters) -> Tree:
 
 
 def merge(w: Lora) -> Float[Array, "*layers I O"]:
-    """The ordinary weight with the update added, in the dtype of the base (float32 over a 4-bit one)."""
-    base = dequantize(w.base) if isinstance(w.base, Int4) else w.base
+    """The ordinary weight with the update added, in the dtype of the base (float32 over a quantized one)."""
+    base = dequantize(w.base) if isinstance(w.base, Quantized) else w.base
     update = jnp.einsum("...ir,...ro->...io", w.down, w.up, precision="highest") * w.scale
     return (base.astype(jnp.float32) + update).astype(base.dtype)
 

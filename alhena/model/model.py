@@ -22,13 +22,15 @@ import jax
 import jax.numpy as jnp
 
 from alhena.batch import Batch
-from alhena.model import altup, config, decoder, paged_cache, per_layer, sharding, spec
+from alhena.model import config, decoder, sharding, spec
+from alhena.model.attention import paged_cache
+from alhena.model.attention.ring_cache import Cache
 from alhena.model.embedding import Table, embedding_rows, expand_logits, lookup, lookup_on_mesh, whole
 from alhena.model.encoders import conformer, gemma_vision, unified, unified_audio, usm, vision
-from alhena.model.kv_cache import Cache
 from alhena.model.layers import rms_norm, softcap
 from alhena.model.linear import einsum
 from alhena.model.spec import WeightSpec, matrix, vector, within
+from alhena.model.variants import altup, per_layer
 from alhena.shapes import Array, Bool, Float, Int, pytree
 
 # Size of the embeddings' shared direction, relative to that of their individual directions.

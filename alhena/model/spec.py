@@ -167,6 +167,13 @@ def named(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
+def _quantized_axes(s: WeightSpec, ndim: int) -> tuple[str | None, ...]:
+    """Logical axes of the packed values or of the scales of a quantized weight: stack, tiles of outputs, groups of inputs."""
+    inner, outer = s.axes[:-3:-1] if s.contracted == -1 else s.axes[-2:]
+    axes = (*s.axes[:-2], outer, inner)
+    return (*axes, *(None,) * (ndim - len(axes)))
+
+
 def logical_axes(tree: Any, specs: Any) -> Any:
     """Logical axes of every array of params, or of trees that contain such trees: gradients, optimizer and training states.
 
@@ -178,8 +185,14 @@ def logical_axes(tree: Any, specs: Any) -> Any:
     if not any(map(is_params, jax.tree.leaves(tree, is_leaf=is_params))):
         raise ValueError(f"sharding: there is no {params_type.__name__} in a tree of type {type(tree).__name__}")
 
+    def is_quantized_part(name: str) -> bool:
+        weight, _, part = name.rpartition(".")
+        return part in ("packed", "scales") and name not in declared and weight in declared
+
     def of_weight(path: tuple[Any, ...], leaf: Any) -> tuple[str | None, ...]:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if is_quantized_part(name):
+            return _quantized_axes(declared[name.rpartition(".")[0]], leaf.ndim)
         if name not in declared:
             raise ValueError(
                 f"sharding: {name} {leaf.shape} has no specification: declare it in weights(c) of its module"
@@ -213,12 +226,14 @@ def constrain(tree: Tree, specs: Any) -> Tree:
 def gathered(layer: Tree, specs: Tree, dtype: str) -> Tree:
     """The weights of one layer replicated and in ``dtype``, for the encoders, which shard patches and chunks instead.
 
-    ``specs`` are those of the stacked layers.
+    ``specs`` are those of the stacked layers. Quantized weights, which have no gradient, are unchanged.
     """
     if not sharding.has_mesh():
         return layer
 
-    def gather(w: Array, s: WeightSpec) -> Array:
-        return w if w.ndim < 2 else sharding.replicated(w.astype(dtype), sharding.partition_spec(s.axes[1:]))
+    def gather(s: WeightSpec, w: Any) -> Any:
+        if not isinstance(w, Array) or w.ndim < 2:
+            return w
+        return sharding.replicated(w.astype(dtype), sharding.partition_spec(s.axes[1:]))
 
-    return jax.tree.map(gather, layer, specs)
+    return jax.tree.map(gather, specs, layer)

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from alhena.model import altup, config, spec
+from alhena.model import config, spec
+from alhena.model.variants import altup
 
 D, S, R = 24, 4, 6
 C = config.Decoder(

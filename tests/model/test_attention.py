@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alhena.model import attention, attention_kernels
-from alhena.model.attention import Visibility, dense_attention, segment_attention
-from alhena.model.attention_kernels import AttentionOptions
+from alhena.model.attention import full as attention
+from alhena.model.attention import kernels as attention_kernels
+from alhena.model.attention.full import Visibility, dense_attention, segment_attention
+from alhena.model.attention.kernels import AttentionOptions
 
 
 def causal_attention(q, k, v, segments, options=AttentionOptions(), is_global=False, blocks=None):
@@ -189,9 +190,10 @@ def test_on_a_tpu_splash_is_chosen_where_it_fits():
 ON_A_MESH = """
 import jax
 from functools import partial
-from alhena.model import attention_kernels, sharding
-from alhena.model.attention_kernels import AttentionOptions
-from alhena.model.attention import dense_attention
+from alhena.model.attention import kernels as attention_kernels
+from alhena.model import sharding
+from alhena.model.attention.kernels import AttentionOptions
+from alhena.model.attention.full import dense_attention
 from tests.model.test_attention import assert_same, causal_attention, image_mask, make, make_images, reference
 splash = partial(attention_kernels.splash, interpret=True)
 settings = dict(window=50, scale=0.2)

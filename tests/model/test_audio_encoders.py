@@ -22,7 +22,7 @@ from alhena.model.families.gemma3n import Embedder
 from alhena.model.families.tensor_map import Source, Table, names, read_arrays, tensors
 from alhena.model.layers import run_layers
 from alhena.model.linear import einsum
-from alhena.model.tensors import Tensors, read_settings
+from alhena.model.storage.tensors import Tensors, read_settings
 
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = 1e-4  # of the largest number, float32

@@ -11,8 +11,8 @@ import pytest
 
 from alhena.model import model
 from alhena.model.embedding import collapse_gradient, embedding_rows, expand_logits, lookup
-from alhena.model.int4 import quantize
-from alhena.tokens.loader import padded_batch
+from alhena.model.quantized.rounding import quantize
+from alhena.tokens.padding import padded_batch
 from alhena.train.loss import batch_loss
 
 FACTORS = (6, 4)
@@ -45,7 +45,7 @@ def test_collapse_is_the_transpose_of_expand():
 
 
 def test_lookup_in_a_4_bit_table_equals_lookup_in_the_dequantized_one(rows):
-    quantized, ids = quantize(rows, 16, transposed=True), jnp.array([[0, 9, 10], [17, 33, 5]])
+    quantized, ids = quantize(rows, transposed=True), jnp.array([[0, 9, 10], [17, 33, 5]])
     table = lookup(quantized, jnp.arange(VOCABULARY), FACTORS)
     np.testing.assert_allclose(lookup(quantized, ids, FACTORS), table[ids], atol=1e-6)
 

@@ -16,7 +16,7 @@ from alhena.batch import Batch
 from alhena.model import config, model
 from alhena.model.families.export_weights import write
 from alhena.model.families.open_weights import read
-from alhena.model.weights import load_model, save_model
+from alhena.model.storage.weights import load_model, save_model
 from alhena.train.loss import Z_LOSS, batch_loss
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from alhena.model import config, model
-from alhena.model.kv_cache import cache_bytes
+from alhena.model.attention.ring_cache import cache_bytes
 from tests.model.test_gemma import text_batch
 
 # Prompt lengths, around a window of 8.

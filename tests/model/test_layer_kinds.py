@@ -14,8 +14,8 @@ import pytest
 
 from alhena.batch import Batch
 from alhena.model import config, decoder, layer_kinds, model
+from alhena.model.attention.ring_cache import cache_bytes
 from alhena.model.config import AltUp, Decoder, Experts, PerLayerInputs
-from alhena.model.kv_cache import cache_bytes
 from alhena.model.layer_kinds import Location, locate, segments
 from alhena.model.layers import rope_table
 from alhena.model.spec import WeightSpec

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from alhena.model import model
-from alhena.tokens.loader import padded_batch
+from alhena.tokens.padding import padded_batch
 
 forward = jax.jit(model.forward, static_argnums=1)
 prefill = jax.jit(model.prefill, static_argnums=(1, 3))

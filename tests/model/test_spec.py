@@ -14,15 +14,16 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from alhena.compress.quantize import quantize_model
+from alhena.compress.types import type_table
 from alhena.model import config, image_tokenizer, model, spec
-from alhena.model.linear import Int4
+from alhena.model.quantized.layout import Int4, is_quantized
 from alhena.model.spec import Normal, WeightSpec, matrix, stacked, vector, within
-from alhena.model.weights import read_tree, write_tree
+from alhena.model.storage.weights import read_tree, write_tree
 from alhena.shapes import pytree
 from alhena.train.optimizer import Optimizer, optimizer
 from recipes import nano_1, nano_2, pro, starter, two_pods, ultra
 
-DECODER = config.Decoder(width=32, layers=3, heads=4, head_dim=8, hidden=48)
+DECODER = config.Decoder(width=32, layers=3, heads=4, head_dim=8, hidden=64)
 VISION = config.Vision(width=16, layers=2, heads=2, hidden=24, side=16)
 AUDIO = config.Conformer(width=16, layers=2, heads=2, hidden=24)
 USM = config.Usm(width=16, layers=2, heads=2, hidden=32, mels=8, chunk=64, channels=(4, 4), block=3, left=4, right=1)
@@ -55,7 +56,7 @@ class Network:
 def weights() -> Network:
     adapter = Adapter(
         norm=vector(8, 0.5),
-        side=matrix(0, (8, 16), ("width", "hidden"), gain=0.5, quantize=True),
+        side=matrix(0, (32, 16), ("width", "hidden"), gain=0.5, quantize=True),
         positions=WeightSpec((4, 8), (None, None), Normal(1), "adam", decay=True),
     )
     return Network(within(3, stacked(2, adapter)), matrix(0, (8, 4), ("width", None)))
@@ -64,12 +65,12 @@ def weights() -> Network:
 def test_a_weight_declared_once_is_initialized_counted_sharded_trained_quantized_and_stored(tmp_path):
     specs = weights()
     params = spec.init(jax.random.key(0), specs)
-    assert params.adapter.side.shape == (2, 8, 16) and params.adapter.bias is None
-    assert float(params.adapter.side.std()) == pytest.approx(0.5 / 8**0.5, rel=0.1)
+    assert params.adapter.side.shape == (2, 32, 16) and params.adapter.bias is None
+    assert float(params.adapter.side.std()) == pytest.approx(0.5 / 32**0.5, rel=0.1)
     np.testing.assert_array_equal(params.adapter.norm, np.full((2, 8), 0.5, np.float32))
     # Each module has its own key.
     assert not np.array_equal(params.adapter.side[0, :, :4], params.head)
-    assert model.count(specs) == model.count(params) == model.count(spec.shapes(specs)) == 2 * (8 + 128 + 32) + 32
+    assert model.count(specs) == model.count(params) == model.count(spec.shapes(specs)) == 2 * (8 + 512 + 32) + 32
 
     transform = optimizer(Optimizer(warmup=1), 10, specs)
     state = {"params": params, "optimizer": transform.init(params), "step": jnp.zeros(())}
@@ -79,7 +80,7 @@ def test_a_weight_declared_once_is_initialized_counted_sharded_trained_quantized
     # Muon has one moment, Adam would have two.
     assert len(moments) == 1 and parts["step"] == PartitionSpec()
 
-    quantized = quantize_model(params, specs, 4)
+    quantized = quantize_model(params, specs)
     assert isinstance(quantized.adapter.side, Int4) and not isinstance(quantized.adapter.positions, Int4)
     for tree, names in ((params, {"adapter.side"}), (quantized, {"adapter.side.packed", "adapter.side.scales"})):
         assert names <= spec.named(tree).keys()
@@ -153,12 +154,11 @@ def test_arrays_are_those_of_the_specifications(name):
 def test_a_decoder_of_any_kind_is_quantized(name):
     c = CONFIGS[name]
     params, specs = model.init(jax.random.key(0), c), model.weights(c)
-    leaves = jax.tree.leaves(quantize_model(params, specs, 8), is_leaf=lambda w: isinstance(w, Int4))
+    leaves = jax.tree.leaves(quantize_model(params, specs), is_leaf=is_quantized)
     four_bit = [name for name, w in zip(spec.named(specs), leaves, strict=True) if isinstance(w, Int4)]
-    assert four_bit == [
-        "embedding",
-        *(f"layers.{n}" for n in ("query", "key", "value", "output", "gate", "up", "down")),
-    ]
+    matrices = {f"layers.{n}" for n in ("query", "key", "value", "output", "gate", "up", "down")}
+    assert matrices <= {*four_bit} and "embedding" not in four_bit
+    assert four_bit == [name for name, entry in type_table(specs).items() if entry.type == "int4"]
 
 
 def test_random_weights_of_a_module_have_different_keys():

@@ -20,8 +20,8 @@ from alhena.model.families import gemma4_vision, siglip
 from alhena.model.families.tensor_map import Table, read_arrays, tensors
 from alhena.model.model import vision_encoder
 from alhena.model.spec import named
-from alhena.model.tensors import Tensors
-from alhena.model.weights import load_model, save_model
+from alhena.model.storage.tensors import Tensors
+from alhena.model.storage.weights import load_model, save_model
 from alhena.tokens.images import patchify, preprocess
 
 GOLDEN = Path(__file__).parent / "golden"

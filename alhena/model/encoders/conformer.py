@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from alhena.model import config, sharding, spec
-from alhena.model.attention import dense_attention
+from alhena.model.attention.full import dense_attention
 from alhena.model.layers import rms_norm, rope, rope_table, run_layers
-from alhena.model.linear import einsum
+from alhena.model.linear import Weight, einsum
 from alhena.model.spec import Normal, WeightSpec, matrix, stacked, vector
 from alhena.shapes import Array, Bool, Float, Int, pytree
 
@@ -27,19 +27,19 @@ class Layers:
     """Weights of the conformer layers, stacked: half-step MLP, attention, convolution, half-step MLP, norm."""
 
     first_norm: Array
-    first_up: Array  # [E, F]
-    first_down: Array  # [F, E]
+    first_up: Weight  # [E, F]
+    first_down: Weight  # [F, E]
     attention_norm: Array
-    qkv: Array  # [E, 3·E]
-    output: Array  # [E, E]
+    qkv: Weight  # [E, 3·E]
+    output: Weight  # [E, E]
     convolution_norm: Array
-    convolution_in: Array  # [E, 2·E]
+    convolution_in: Weight  # [E, 2·E]
     depthwise: Array  # [kernel, E]
     depthwise_norm: Array
-    convolution_out: Array  # [E, E]
+    convolution_out: Weight  # [E, E]
     second_norm: Array
-    second_up: Array  # [E, F]
-    second_down: Array  # [F, E]
+    second_up: Weight  # [E, F]
+    second_down: Weight  # [F, E]
     last_norm: Array
 
 
@@ -48,29 +48,29 @@ class Layers:
 class Conformer:
     """Weights of the encoder."""
 
-    subsample_1: Array  # [3·M, E]
-    subsample_2: Array  # [3·E, E]
+    subsample_1: Weight  # [3·M, E]
+    subsample_2: Weight  # [3·E, E]
     layers: Layers
-    project: Array  # [stack·E, D]
+    project: Weight  # [stack·E, D]
 
 
 def _layer_weights(c: config.Conformer) -> Layers:
     E, F, small = c.width, c.hidden, (4 * c.layers) ** -0.5
     layer = Layers(
         first_norm=vector(E),
-        first_up=matrix(0, (E, F), ("width", "hidden")),
-        first_down=matrix(1, (F, E), ("hidden", "width"), gain=small),
+        first_up=matrix(0, (E, F), ("width", "hidden"), quantize=True),
+        first_down=matrix(1, (F, E), ("hidden", "width"), gain=small, quantize=True),
         attention_norm=vector(E),
-        qkv=matrix(2, (E, 3 * E), ("width", "heads")),
-        output=matrix(3, (E, E), ("heads", "width"), gain=small),
+        qkv=matrix(2, (E, 3 * E), ("width", "heads"), quantize=True),
+        output=matrix(3, (E, E), ("heads", "width"), gain=small, quantize=True),
         convolution_norm=vector(E),
-        convolution_in=matrix(4, (E, 2 * E), ("width", "hidden")),
+        convolution_in=matrix(4, (E, 2 * E), ("width", "hidden"), quantize=True),
         depthwise=depthwise(5, c),
         depthwise_norm=vector(E),
-        convolution_out=matrix(6, (E, E), ("hidden", "width"), gain=small),
+        convolution_out=matrix(6, (E, E), ("hidden", "width"), gain=small, quantize=True),
         second_norm=vector(E),
-        second_up=matrix(7, (E, F), ("width", "hidden")),
-        second_down=matrix(8, (F, E), ("hidden", "width"), gain=small),
+        second_up=matrix(7, (E, F), ("width", "hidden"), quantize=True),
+        second_down=matrix(8, (F, E), ("hidden", "width"), gain=small, quantize=True),
         last_norm=vector(E),
     )
     return stacked(c.layers, layer)
@@ -85,10 +85,10 @@ def weights(c: config.Conformer, width: int) -> Conformer:
     """The specification of every weight, for a decoder of model width ``width``."""
     E = c.width
     return Conformer(
-        subsample_1=matrix(9, (3 * c.mels, E), (None, "width")),
-        subsample_2=matrix(10, (3 * E, E), ("width", "hidden")),
+        subsample_1=matrix(9, (3 * c.mels, E), (None, "width"), quantize=True),
+        subsample_2=matrix(10, (3 * E, E), ("width", "hidden"), quantize=True),
         layers=_layer_weights(c),
-        project=matrix(11, (c.stack * E, width), ("hidden", "width")),
+        project=matrix(11, (c.stack * E, width), ("hidden", "width"), quantize=True),
     )
 
 
@@ -97,7 +97,7 @@ def init(key: Array, c: config.Conformer, width: int) -> Conformer:
     return spec.init(key, weights(c, width))
 
 
-def _subsample(x: Float[Array, "X T I"], w: Float[Array, "3*I O"], dtype: str) -> Float[Array, "X T//2 O"]:
+def _subsample(x: Float[Array, "X T I"], w: Weight, dtype: str) -> Float[Array, "X T//2 O"]:
     """Convolution over time, kernel size 3 and stride 2, as one matmul."""
     padded = jnp.pad(x, ((0, 0), (1, 0), (0, 0)))
     windows = jnp.concatenate([padded[:, 0:-1:2], padded[:, 1::2], x[:, 1::2]], -1)
@@ -114,8 +114,8 @@ def _depthwise(x: Float[Array, "X T E"], w: Float[Array, "k E"]) -> Float[Array,
 def _mlp(
     x: Float[Array, "X T E"],
     norm: Float[Array, " E"],
-    up: Float[Array, "E F"],
-    down: Float[Array, "F E"],
+    up: Weight,
+    down: Weight,
     dtype: str,
 ) -> Float[Array, "X T E"]:
     """Adds half of a SiLU MLP's output to ``x``."""

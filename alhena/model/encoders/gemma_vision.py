@@ -5,7 +5,7 @@
     one layer    RMSNorm before and after each sub-layer, norms of queries, keys and values, 2-D RoPE, GeGLU
 
 2-D RoPE rotates the first half of each head by the column of its patch and the second half by the row (RoFormer, Su et al. 2021).
-Linear layers may be clipped (alhena/model/clipped.py). A soft token is multiplied by √E, standardized by stored numbers where the
+Linear layers may be clipped (alhena/model/encoders/clipped.py). A soft token is multiplied by √E, standardized by stored numbers where the
 configuration says so, and normalized without a scale. A test compares the outputs with those of the reference.
 """
 
@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from alhena.model import config, sharding, spec
-from alhena.model.attention import segment_attention
-from alhena.model.clipped import Clipped, clipped_matrix, project
+from alhena.model.attention.full import segment_attention
+from alhena.model.encoders.clipped import Clipped, clipped_matrix, project
 from alhena.model.layers import gated, rms_norm, rope, rope_table, run_layers
 from alhena.model.linear import Weight, einsum
 from alhena.model.spec import Normal, WeightSpec, matrix, stacked, vector
@@ -61,10 +61,10 @@ class Standard:
 class GemmaVision:
     """Weights of the encoder."""
 
-    patch: Array  # [Q, E]
+    patch: Weight  # [Q, E]
     positions: Array  # [2, side, E]: of columns, then of rows
     layers: Layers
-    project: Array  # [E, D]
+    project: Weight  # [E, D]
     standard: Standard | None = None
 
 
@@ -98,10 +98,10 @@ def weights(c: config.GemmaVision, width: int) -> GemmaVision:
     E = c.width
     positions: Any = WeightSpec((2, c.side, E), (None, None, None), Normal(8), "adam", decay=False)
     return GemmaVision(
-        patch=matrix(7, (c.patch_values, E), (None, "width")),
+        patch=matrix(7, (c.patch_values, E), (None, "width"), quantize=True),
         positions=positions,
         layers=_layer_weights(c),
-        project=matrix(9, (E, width), ("hidden", "width")),
+        project=matrix(9, (E, width), ("hidden", "width"), quantize=True),
         standard=Standard(vector(E), vector(E, 1.0)) if c.standardize else None,
     )
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from alhena.model import config, sharding, spec
 from alhena.model.layers import rms_norm
-from alhena.model.linear import einsum
+from alhena.model.linear import Weight, einsum
 from alhena.model.spec import Normal, WeightSpec, matrix, vector
 from alhena.shapes import Array, Float, Int, Shaped, pytree
 
@@ -38,12 +38,12 @@ class UnifiedVision:
     """Weights of the embedder; I are the values of a window."""
 
     patch_norm: LayerNorm  # [I]
-    patch: Array  # [I, E]
+    patch: Weight  # [I, E]
     patch_bias: Array  # [E]
     patch_post_norm: LayerNorm  # [E]
     positions: Array  # [token_side, 2, E]: of columns, then of rows
     position_norm: LayerNorm  # [E]
-    project: Array  # [E, D]
+    project: Weight  # [E, D]
 
 
 def weights(c: config.UnifiedVision, width: int) -> UnifiedVision:
@@ -52,12 +52,12 @@ def weights(c: config.UnifiedVision, width: int) -> UnifiedVision:
     positions: Any = WeightSpec((c.token_side, 2, E), (None, None, None), Normal(1), "adam", decay=False)
     return UnifiedVision(
         patch_norm=LayerNorm(vector(values), vector(values)),
-        patch=matrix(0, (values, E), (None, "width")),
+        patch=matrix(0, (values, E), (None, "width"), quantize=True),
         patch_bias=vector(E),
         patch_post_norm=LayerNorm(vector(E), vector(E)),
         positions=positions,
         position_norm=LayerNorm(vector(E), vector(E)),
-        project=matrix(2, (E, width), ("hidden", "width")),
+        project=matrix(2, (E, width), ("hidden", "width"), quantize=True),
     )
 
 

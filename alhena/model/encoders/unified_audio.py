@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from alhena.model import config
 from alhena.model.layers import rms_norm
-from alhena.model.linear import einsum
+from alhena.model.linear import Weight, einsum
 from alhena.model.spec import matrix
 from alhena.shapes import Array, Bool, Float, Int, pytree
 
@@ -21,12 +21,12 @@ from alhena.shapes import Array, Bool, Float, Int, pytree
 class UnifiedAudio:
     """Weights of the embedder."""
 
-    project: Array  # [M, D]
+    project: Weight  # [M, D]
 
 
 def weights(c: config.UnifiedAudio, width: int) -> UnifiedAudio:
     """The specification of every weight, for a decoder of model width ``width``."""
-    return UnifiedAudio(matrix(0, (c.samples_per_token, width), (None, "width")))
+    return UnifiedAudio(matrix(0, (c.samples_per_token, width), (None, "width"), quantize=True))
 
 
 def encode(

@@ -31,9 +31,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from alhena.model import config, sharding, spec
-from alhena.model.attention import MASKED
-from alhena.model.clipped import Clipped, clipped_matrix
-from alhena.model.clipped import project as apply
+from alhena.model.attention.full import MASKED
+from alhena.model.encoders.clipped import Clipped, clipped_matrix
+from alhena.model.encoders.clipped import project as apply
 from alhena.model.encoders.conformer import depthwise
 from alhena.model.layers import rms_norm, run_layers, softcap
 from alhena.model.linear import Weight, einsum
@@ -94,7 +94,7 @@ class Usm:
     scale_2: Array  # [channels₂]
     input_projection: Weight  # [M/4·channels₂, E]
     layers: Layers
-    project: Array  # [E or O, D]
+    project: Weight  # [E or O, D]
     output: Weight | None = None  # [E, O]
     output_bias: Array | None = None  # [O]
     project_norm: Array | None = None  # [E]
@@ -105,7 +105,7 @@ class Usm:
 def _layer_weights(c: config.Usm) -> Layers:
     E, F, clip = c.width, c.hidden, c.clipped
     post_norm = vector(E, -1 + 1 / np.sqrt(2 * c.layers))
-    qkv: Any = matrix(2, (E, 3 * E), ("width", "heads"))
+    qkv: Any = matrix(2, (E, 3 * E), ("width", "heads"), quantize=True)
     if clip:
         qkv = QueryKeyValue(*(clipped_matrix(number, (E, E), ("width", "heads"), clip) for number in (2, 14, 15)))
     layer = Layers(
@@ -141,10 +141,10 @@ def weights(c: config.Usm, width: int) -> Usm:
         scale_1=vector(first),
         kernel_2=matrix(11, (9 * first, second), (None, None)),
         scale_2=vector(second),
-        input_projection=matrix(12, (c.mels // 4 * second, c.width), (None, "width")),
+        input_projection=matrix(12, (c.mels // 4 * second, c.width), (None, "width"), quantize=True),
         layers=_layer_weights(c),
-        project=matrix(13, (O or c.width, width), ("hidden", "width")),
-        output=matrix(16, (c.width, O), ("hidden", "width")) if O else None,
+        project=matrix(13, (O or c.width, width), ("hidden", "width"), quantize=True),
+        output=matrix(16, (c.width, O), ("hidden", "width"), quantize=True) if O else None,
         output_bias=vector(O) if O else None,
         project_norm=vector(c.width) if is_3n else None,
         padding=vector(width) if is_3n else None,

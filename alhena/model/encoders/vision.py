@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from alhena.model import config, sharding, spec
-from alhena.model.attention import dense_attention, segment_attention
+from alhena.model.attention.full import dense_attention, segment_attention
 from alhena.model.layers import gated, rms_norm, run_layers
-from alhena.model.linear import einsum
+from alhena.model.linear import Weight, einsum
 from alhena.model.spec import WeightSpec, matrix, stacked, vector
 from alhena.shapes import Array, Bool, Float, Int, Shaped, pytree
 
@@ -38,12 +38,12 @@ class Layers:
     """Weights of the layers, stacked."""
 
     attention_norm: Array
-    qkv: Array  # [E, 3·E]
-    output: Array  # [E, E]
+    qkv: Weight  # [E, 3·E]
+    output: Weight  # [E, E]
     mlp_norm: Array
-    gate: Array | None  # [E, F]; None in a plain layer
-    up: Array  # [E, F]
-    down: Array  # [F, E]
+    gate: Weight | None  # [E, F]; None in a plain layer
+    up: Weight  # [E, F]
+    down: Weight  # [F, E]
     biases: Biases | None = None  # only in a plain layer
 
 
@@ -65,11 +65,11 @@ class Biases:
 class Vision:
     """Weights of the encoder."""
 
-    patch: Array  # [Q, E]
+    patch: Weight  # [Q, E]
     stem: Stem | PlainStem
     layers: Layers
     norm: Array
-    project: Array  # [pool²·E, D]; [E, D] where windows are averaged
+    project: Weight  # [pool²·E, D]; [E, D] where windows are averaged
     norm_bias: Array | None = None
     token_norm: Array | None = None  # [E], of the averaged windows
 
@@ -79,8 +79,8 @@ class Vision:
 class Stem:
     """What is added to a patch's embedding: an MLP of its window's pixels, and embeddings of its row and column."""
 
-    window_in: Array  # [pool²·Q, 2·E]
-    window_out: Array  # [2·E, pool²·E]
+    window_in: Weight  # [pool²·Q, 2·E]
+    window_out: Weight  # [2·E, pool²·E]
     rows: Array  # [side, E]
     columns: Array  # [side, E]
 
@@ -117,12 +117,12 @@ def _layer_weights(c: config.Vision) -> Layers:
     biases = Biases(vector(E), vector(3 * E), vector(E), vector(E), vector(F), vector(E))
     layer = Layers(
         attention_norm=vector(E),
-        qkv=matrix(0, (E, 3 * E), ("width", "heads")),
-        output=matrix(1, (E, E), ("heads", "width"), gain=small),
+        qkv=matrix(0, (E, 3 * E), ("width", "heads"), quantize=True),
+        output=matrix(1, (E, E), ("heads", "width"), gain=small, quantize=True),
         mlp_norm=vector(E),
-        gate=None if c.plain else matrix(2, (E, F), ("width", "hidden")),
-        up=matrix(3, (E, F), ("width", "hidden")),
-        down=matrix(4, (F, E), ("hidden", "width"), gain=small),
+        gate=None if c.plain else matrix(2, (E, F), ("width", "hidden"), quantize=True),
+        up=matrix(3, (E, F), ("width", "hidden"), quantize=True),
+        down=matrix(4, (F, E), ("hidden", "width"), gain=small, quantize=True),
         biases=biases if c.plain else None,
     )
     return stacked(c.layers, layer)
@@ -136,17 +136,17 @@ def weights(c: config.Vision, width: int) -> Vision:
         return WeightSpec((n, E), (None, None), Sinusoids(of), "adam", decay=False)
 
     stem = Stem(
-        window_in=matrix(7, (window * Q, 2 * E), (None, "hidden")),
-        window_out=matrix(8, (2 * E, window * E), ("hidden", "width")),
+        window_in=matrix(7, (window * Q, 2 * E), (None, "hidden"), quantize=True),
+        window_out=matrix(8, (2 * E, window * E), ("hidden", "width"), quantize=True),
         rows=position(c.side, "rows"),
         columns=position(c.side, "columns"),
     )
     return Vision(
-        patch=matrix(5, (Q, E), (None, "width")),
+        patch=matrix(5, (Q, E), (None, "width"), quantize=True),
         stem=PlainStem(position(c.side**2, "patches"), vector(E)) if c.plain else stem,
         layers=_layer_weights(c),
         norm=vector(E),
-        project=matrix(6, (E if c.mean_pool else window * E, width), ("hidden", "width")),
+        project=matrix(6, (E if c.mean_pool else window * E, width), ("hidden", "width"), quantize=True),
         norm_bias=vector(E) if c.plain else None,
         token_norm=vector(E) if c.mean_pool else None,
     )
@@ -157,9 +157,7 @@ def init(key: Array, c: config.Vision, width: int) -> Vision:
     return spec.init(key, weights(c, width))
 
 
-def _linear(
-    x: Float[Array, "... I"], w: Float[Array, "I O"], bias: Float[Array, " O"] | None, dtype: str
-) -> Float[Array, "... O"]:
+def _linear(x: Float[Array, "... I"], w: Weight, bias: Float[Array, " O"] | None, dtype: str) -> Float[Array, "... O"]:
     out = einsum("...i,io->...o", x, w, dtype)
     return out if bias is None else out + bias
 
@@ -242,4 +240,5 @@ def encode(
     x = features(params, patches, positions, images, c, dtype)
     if params.token_norm is not None:
         x = rms_norm(x.reshape(len(x), -1, c.pool**2, c.width).mean(2), params.token_norm)
-    return einsum("...i,io->...o", x.reshape(len(x), -1, len(params.project)), params.project, dtype)
+    inputs = c.width if c.mean_pool else c.pool**2 * c.width
+    return einsum("...i,io->...o", x.reshape(len(x), -1, inputs), params.project, dtype)

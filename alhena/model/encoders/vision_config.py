@@ -77,7 +77,7 @@ class GemmaVision(_Patches):
     # Maximum rows and columns of the grid of patches.
     side: int = 10_240
     rope_base: float = 100.0
-    # Linear layers clamp their inputs and outputs (alhena/model/clipped.py).
+    # Linear layers clamp their inputs and outputs (alhena/model/encoders/clipped.py).
     clipped: bool = False
     # Soft tokens are shifted and scaled by stored numbers.
     standardize: bool = False

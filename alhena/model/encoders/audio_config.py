@@ -75,7 +75,7 @@ class Usm(Conformer):
     cap: float = 50.0
     # One of USM_VARIANTS: features, convolutions, scale of the keys, norms around the projection to the model width.
     variant: str = "usm"
-    # Linear layers clip their inputs and outputs (alhena/model/clipped.py).
+    # Linear layers clip their inputs and outputs (alhena/model/encoders/clipped.py).
     clipped: bool = False
     # Width of a linear layer with bias after the last layer; None: there is none.
     output: int | None = None

@@ -38,8 +38,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alhena.model import attention_kernels, sharding
-from alhena.model.attention_kernels import AttentionOptions, Kernel
+from alhena.model import sharding
+from alhena.model.attention import kernels as attention_kernels
+from alhena.model.attention.kernels import AttentionOptions, Kernel
 from alhena.model.layers import softcap
 from alhena.shapes import Array, Bool, Float, Int, pytree
 

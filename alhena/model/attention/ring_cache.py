@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alhena.model import config
-from alhena.model.attention import dense_attention
+from alhena.model.attention.full import dense_attention
 from alhena.model.layer_kinds import is_global, layer_kind
 from alhena.shapes import Array, Bool, Float, Int, pytree
 

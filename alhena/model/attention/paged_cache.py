@@ -17,22 +17,37 @@ import jax
 import jax.numpy as jnp
 
 from alhena.model import config
-from alhena.model.attention import MASKED
-from alhena.model.kv_cache import KeysValues, Rings, rings
+from alhena.model.attention.full import MASKED
+from alhena.model.attention.ring_cache import KeysValues, Rings, rings
 from alhena.model.layers import softcap
 from alhena.shapes import Array, Bool, Float, Int, Shaped, pytree
 
 # Tokens of a page.
 PAGE = 128
+# The dtype of a cache whose keys and values are rounded.
+INT8 = "int8"
 
 
 @pytree
 @dataclass(frozen=True)
 class Pages:
-    """Keys and values of all layers of one kind; bfloat16 is stored as uint16, which XLA's CPU backend does not convert to float32."""
+    """Keys and values of all layers of one kind; bfloat16 is stored as uint16, which XLA's CPU backend does not convert to float32.
+
+    8-bit ones have a scale for each token and head: the largest of its values is 127.
+    """
 
     keys: Shaped[Array, "layers pages K page H"]
     values: Shaped[Array, "layers pages K page H"]
+
+    key_scales: Float[Array, "layers pages K page"] | None = None
+    value_scales: Float[Array, "layers pages K page"] | None = None
+
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """Those that there are."""
+        if self.key_scales is None or self.value_scales is None:
+            return self.keys, self.values
+        return self.keys, self.values, self.key_scales, self.value_scales
 
 
 # One for each entry of kv_cache.rings.
@@ -60,14 +75,20 @@ def kinds(c: config.Decoder) -> list[Rings]:
 
 def page_bytes(kind: Rings, dtype: str) -> int:
     """Bytes of a page of one kind."""
-    return kind.writers * PAGE * 2 * kind.kv_heads * kind.head_dim * jnp.dtype(dtype).itemsize
+    scale = jnp.dtype(jnp.float32).itemsize if dtype == INT8 else 0
+    return kind.writers * PAGE * 2 * kind.kv_heads * (kind.head_dim * jnp.dtype(dtype).itemsize + scale)
 
 
 def empty(c: config.Decoder, counts: tuple[int, ...], dtype: str) -> PagedCache:
     """Zeros: that many pages of each kind."""
     stored = "uint16" if dtype == "bfloat16" else dtype
     shapes = [(k.writers, n, k.kv_heads, PAGE, k.head_dim) for k, n in zip(kinds(c), counts, strict=True)]
-    return tuple(Pages(jnp.zeros(shape, stored), jnp.zeros(shape, stored)) for shape in shapes)
+
+    def pages(shape: tuple[int, ...]) -> Pages:
+        scales = [jnp.zeros(shape[:-1], jnp.float32) for _ in range(2 if dtype == INT8 else 0)]
+        return Pages(jnp.zeros(shape, stored), jnp.zeros(shape, stored), *scales)
+
+    return tuple(map(pages, shapes))
 
 
 def write(
@@ -83,22 +104,33 @@ def write(
             return pages
         numbers = jnp.take_along_axis(at.tables[i], at.positions // PAGE, 1)
         where = (index[i], jnp.where(at.valid, numbers, pages.keys.shape[1]), slice(None), at.positions % PAGE)
-        return Pages(*(_set(a, where, new) for a, new in zip((pages.keys, pages.values), kv, strict=True)))
+        stored = zip(pages.arrays, _rounded(kv) if pages.key_scales is not None else kv, strict=True)
+        return Pages(*(_set(a, where, new) for a, new in stored))
 
     return tuple(one(i, pages) for i, pages in enumerate(cache))
 
 
-def _set(stored: Shaped[Array, "layers pages K page H"], where: tuple, new: Float[Array, "B L K H"]) -> Array:  # type: ignore[type-arg]
+def _rounded(kv: KeysValues) -> tuple[Array, ...]:
+    """Keys and values as integers -127..127, and their scales."""
+    scales = [jnp.abs(a).max(-1) / 127 for a in kv]
+    integers = [jnp.round(a / jnp.maximum(s, 1e-30)[..., None]) for a, s in zip(kv, scales, strict=True)]
+    return *integers, *scales
+
+
+def _set(stored: Shaped[Array, "layers pages K page *H"], where: tuple, new: Float[Array, "B L K *H"]) -> Array:  # type: ignore[type-arg]
     if stored.dtype == jnp.uint16:
         new = jax.lax.bitcast_convert_type(new.astype(jnp.bfloat16), jnp.uint16)
     return stored.at[where].set(new.astype(stored.dtype), mode="drop")
 
 
-def _get(
-    stored: Shaped[Array, "layers pages K page H"], layer: Int[Array, ""], numbers: Int[Array, " B"]
-) -> Float[Array, "B K page H"]:
-    read = stored.at[layer, numbers].get(mode="clip")
-    return jax.lax.bitcast_convert_type(read, jnp.bfloat16) if read.dtype == jnp.uint16 else read
+def _get(pages: Pages, layer: Int[Array, ""], numbers: Int[Array, " B"]) -> list[Float[Array, "B K page H"]]:
+    """Keys and values of a page of each sequence."""
+    read, scales = (
+        [a.at[layer, numbers].get(mode="clip") for a in part] for part in (pages.arrays[:2], pages.arrays[2:])
+    )
+    if scales:
+        return [a * scale[..., None] for a, scale in zip(read, scales, strict=True)]
+    return [jax.lax.bitcast_convert_type(a, jnp.bfloat16) if a.dtype == jnp.uint16 else a for a in read]
 
 
 def _mask(at: Tokens, number: Int[Array, " B"], is_causal: bool, window: int | None) -> Bool[Array, "B L page"]:
@@ -114,7 +146,7 @@ def attend(
     """Attention of tokens to the pages of their sequences in one layer of entry ``i``, their own keys and values included."""
     (B, L, N, H), pages, is_global = q.shape, cache[i], kinds(c)[i].is_global
     K, scale = pages.keys.shape[2], c.attention_scale(H)
-    dtype = jnp.bfloat16 if pages.keys.dtype == jnp.uint16 else pages.keys.dtype
+    dtype = jnp.bfloat16 if pages.keys.dtype == jnp.uint16 else jnp.float32
     q = q.astype(dtype).reshape(B, L, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, K, (N // K) * L, H)
     is_causal, window = is_global and c.image_attention != "all", None if is_global else c.window
     first = jnp.zeros(B, jnp.int32) if window is None else jnp.maximum(at.positions[:, 0] - window + 1, 0) // PAGE
@@ -123,7 +155,7 @@ def attend(
     def page(r: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         out, total, maximum = carry
         numbers = jnp.take_along_axis(at.tables[i], (first + r)[:, None], 1, mode="clip")[:, 0]
-        k, v = (_get(a, layer, numbers) for a in (pages.keys, pages.values))
+        k, v = _get(pages, layer, numbers)
         scores = jnp.einsum("bkrh,bksh->bkrs", q, k, preferred_element_type=jnp.float32)
         scores = softcap(scores * scale, c.attention_softcap).reshape(B, K, N // K, L, PAGE)
         mask = _mask(at, first + r, is_causal, window)[:, None, None]

@@ -42,7 +42,7 @@ def clipped_matrix(
     key: int, shape: tuple[int, int], axes: tuple[str | None, str | None], clip: bool, gain: float = 1.0
 ) -> Any:
     """Specification of a linear layer, with bounds where ``clip``."""
-    weight = matrix(key, shape, axes, gain)
+    weight = matrix(key, shape, axes, gain, quantize=True)
     bounds: Any = WeightSpec((4,), (None,), _unbounded, "adam", decay=False)
     return Clipped(weight, bounds) if clip else weight
 

@@ -4,7 +4,7 @@
     TPU   splash attention    yes      yes     yes   multiples of 128   float32, bfloat16
     GPU   cuDNN               no       yes     no    any                bfloat16, float16, heads of up to 128
 
-All other cases use :func:`alhena.model.attention.blockwise_attention`, which every platform compiles. Splash attention is
+All other cases use :func:`alhena.model.attention.full.blockwise_attention`, which every platform compiles. Splash attention is
 FlashAttention that skips blocks of a static mask (``jax.experimental.pallas.ops.tpu.splash_attention``).
 """
 

@@ -1,0 +1,1 @@
+"""Attention over complete sequences, and over a key-value cache."""

@@ -1,0 +1,168 @@
+// Attention of one token of each sequence to the pages of its sequence, with what comes before it: norms of queries, keys and values,
+// RoPE, and the keys and values written to their page. The reference is paged_cache.py.
+//
+// Every page gives a maximum, a sum and a weighted sum of values; they are combined in the order of the pages. So the result of a sequence
+// depends neither on the others nor on the number of threads.
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "parallel.h"
+#include "targets.h"
+
+namespace ffi = xla::ffi;
+
+namespace alhena {
+namespace {
+
+// Pages of all layers of one kind.
+struct Entry {
+  Type type;
+  void *keys, *values;
+  // Of each token and head, of 8-bit ones.
+  float *key_scales, *value_scales;
+  int64_t layers, pages;
+  const int32_t* table;
+  int64_t table_size, window;
+};
+
+struct Shape {
+  int64_t batch, heads, kv_heads, size;
+  int64_t group() const { return heads / kv_heads; }
+};
+
+// One page of one head of keys of one sequence.
+struct Task {
+  int64_t sequence, head, page, first, end;
+};
+
+class Step {
+ public:
+  Step(const Shape& shape, const Entry& entry, int64_t layer, const int32_t* positions, float scale, float cap)
+      : s_(shape), e_(entry), layer_(layer), positions_(positions), scale_(scale), cap_(cap) {}
+
+  // Index of a token of a sequence among those of all layers, pages and heads.
+  int64_t index(int64_t sequence, int64_t head, int64_t position) const {
+    int64_t at = std::min<int64_t>(position / PAGE, e_.table_size - 1);
+    int64_t page = std::clamp<int64_t>(e_.table[sequence * e_.table_size + at], 0, e_.pages - 1);
+    return ((layer_ * e_.pages + page) * s_.kv_heads + head) * PAGE + position % PAGE;
+  }
+
+  void write(const float* k, const float* v, const bool* valid) const {
+    for (int64_t b = 0; b < s_.batch; ++b)
+      for (int64_t h = 0; valid[b] && h < s_.kv_heads; ++h) {
+        int64_t at = index(b, h, positions_[b]), from = (b * s_.kv_heads + h) * s_.size;
+        ALHENA_CHOOSE(write_head)(k + from, e_.keys, e_.key_scales, at, s_.size, e_.type);
+        ALHENA_CHOOSE(write_head)(v + from, e_.values, e_.value_scales, at, s_.size, e_.type);
+      }
+  }
+
+  void attend(const float* q, float* out, ffi::ThreadPool pool) const {
+    std::vector<Task> tasks;
+    std::vector<int64_t> starts;
+    for (int64_t b = 0; b < s_.batch; ++b)
+      for (int64_t h = 0; h < s_.kv_heads; ++h) {
+        starts.push_back(tasks.size());
+        int64_t end = positions_[b] + 1, first = e_.window ? std::max<int64_t>(end - e_.window, 0) : 0;
+        for (int64_t p = first / PAGE; p * PAGE < end; ++p)
+          tasks.push_back({b, h, p, std::max<int64_t>(first - p * PAGE, 0), std::min<int64_t>(end - p * PAGE, PAGE)});
+      }
+    starts.push_back(tasks.size());
+    int64_t group = s_.group(), floats = group * (2 + s_.size);
+    std::vector<float> scratch(tasks.size() * floats);
+    std::vector<Partial> parts;
+    for (size_t i = 0; i < tasks.size(); ++i) {
+      float* p = scratch.data() + i * floats;
+      parts.push_back({p, p + group, p + 2 * group});
+    }
+    auto one = [&](int64_t i) { run(tasks[i], q, parts[i]); };
+    // Less than a thread's start takes.
+    bool is_small = int64_t(tasks.size()) * group * s_.size < 16384;
+    if (is_small) for (size_t i = 0; i < tasks.size(); ++i) one(i);
+    else parallel(pool, tasks.size(), one);
+    for (size_t i = 0; i + 1 < starts.size(); ++i)
+      ALHENA_CHOOSE(combine)(parts.data() + starts[i], starts[i + 1] - starts[i], group, s_.size, out + i * group * s_.size);
+  }
+
+ private:
+  void run(const Task& t, const float* q, Partial p) const {
+    int64_t at = index(t.sequence, t.head, t.page * PAGE), from = at * s_.size;
+    Queries a{q + (t.sequence * s_.heads + t.head * s_.group()) * s_.size, s_.group(), s_.size, scale_, cap_};
+    if (e_.type == Type::F32)
+      ALHENA_CHOOSE(attend_float)(a, static_cast<float*>(e_.keys) + from, static_cast<float*>(e_.values) + from, t.first, t.end, p);
+    else if (e_.type == Type::BF16)
+      ALHENA_CHOOSE(attend_bfloat16)(a, static_cast<uint16_t*>(e_.keys) + from, static_cast<uint16_t*>(e_.values) + from, t.first, t.end, p);
+    else
+      ALHENA_CHOOSE(attend_int8)(a, static_cast<int8_t*>(e_.keys) + from, static_cast<int8_t*>(e_.values) + from, e_.key_scales + at,
+                  e_.value_scales + at, t.first, t.end, p);
+  }
+
+  Shape s_;
+  Entry e_;
+  int64_t layer_;
+  const int32_t* positions_;
+  float scale_, cap_;
+};
+
+ffi::Error error(const char* what) { return ffi::Error(ffi::ErrorCode::kInvalidArgument, what); }
+
+// Arguments: q, k, v (float32, flat heads), scales of their norms (empty: none), RoPE table, positions, valid, index of the layer in each
+// entry, then keys, values, [their scales,] table of each entry. Results: heads, then keys, values [and scales] of each entry.
+ffi::Error attend_token(
+    ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets, ffi::Span<const int64_t> windows, int64_t heads,
+    bool has_norms, bool value_norm, float scale, float cap) {
+  constexpr size_t FIXED = 8;
+  if (args.size() <= FIXED) return error("attend_token: arguments are missing");
+  auto floats = [&](size_t i) { return args.get<ffi::AnyBuffer>(i)->typed_data<float>(); };
+  auto q = *args.get<ffi::AnyBuffer>(0), k = *args.get<ffi::AnyBuffer>(1);
+  size_t per_entry = (args.size() - FIXED) / windows.size();
+  bool writes = k.element_count() > 0;
+  auto* positions = args.get<ffi::AnyBuffer>(5)->typed_data<int32_t>();
+  auto* valid = args.get<ffi::AnyBuffer>(6)->typed_data<bool>();
+  auto* index = args.get<ffi::AnyBuffer>(7)->typed_data<int32_t>();
+  auto q_dims = q.dimensions();
+  int64_t batch = q_dims[0], size = q_dims[1] / heads;
+  for (size_t e = 0; e < windows.size(); ++e) {
+    size_t first = FIXED + e * per_entry;
+    auto keys = *args.get<ffi::AnyBuffer>(first), values = *args.get<ffi::AnyBuffer>(first + 1);
+    auto d = keys.dimensions();
+    if (index[e] < 0 || index[e] >= d[0]) continue;
+    bool is_int8 = keys.element_type() == ffi::S8;
+    auto pages = *args.get<ffi::AnyBuffer>(first + per_entry - 1);
+    Type type = is_int8 ? Type::INT8 : keys.element_type() == ffi::U16 ? Type::BF16 : Type::F32;
+    Entry entry{type, keys.untyped_data(), values.untyped_data(),
+                is_int8 ? floats(first + 2) : nullptr, is_int8 ? floats(first + 3) : nullptr,
+                d[0], d[1], pages.typed_data<int32_t>(), pages.dimensions()[1], windows[e]};
+    Shape shape{batch, heads, d[2], size};
+    if (size % 16 || d[3] != PAGE || d[4] != size || heads % d[2]) return error("attend_token: shapes that do not fit");
+    std::vector<float> projected(q.typed_data<float>(), q.typed_data<float>() + q.element_count());
+    std::vector<float> new_k, new_v;
+    const float* rope = floats(4);
+    if (writes) {
+      new_k.assign(floats(1), floats(1) + k.element_count());
+      new_v.assign(floats(2), floats(2) + k.element_count());
+    }
+    const float* scales = has_norms ? floats(3) : nullptr;
+    for (int64_t b = 0; b < batch; ++b) {
+      ALHENA_CHOOSE(prepare)(projected.data() + b * heads * size, heads, scales, has_norms, rope + b * size, size);
+      if (!writes) continue;
+      ALHENA_CHOOSE(prepare)(new_k.data() + b * d[2] * size, d[2], has_norms ? scales + size : nullptr, has_norms, rope + b * size, size);
+      if (value_norm) ALHENA_CHOOSE(prepare)(new_v.data() + b * d[2] * size, d[2], nullptr, true, nullptr, size);
+    }
+    Step step(shape, entry, index[e], positions, scale, cap);
+    if (writes) step.write(new_k.data(), new_v.data(), valid);
+    step.attend(projected.data(), rets.get<ffi::AnyBuffer>(0).value()->typed_data<float>(), pool);
+  }
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    AlhenaAttendToken, attend_token,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets().Attr<ffi::Span<const int64_t>>("windows")
+        .Attr<int64_t>("heads").Attr<bool>("has_norms").Attr<bool>("value_norm").Attr<float>("scale").Attr<float>("cap"));
+
+}  // namespace alhena

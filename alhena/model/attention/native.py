@@ -1,0 +1,91 @@
+"""The compiled kernels of decoding, XLA custom calls on the CPU (csrc/): attention of one token, and matmuls of a few rows.
+
+    python setup.py build_ext --inplace        builds them in a checkout
+
+They are optional: without them, on accelerators, on a mesh, and under gradients the same functions are computed by XLA. With them the result
+of a row depends, bitwise, neither on the other rows nor on their number, so that a step computes only the sequences in use.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from alhena.shapes import Array, Float, Int
+
+TARGETS = {
+    "alhena_attend_token": "AlhenaAttendToken",
+    "alhena_multiply": "AlhenaMultiply",
+    "alhena_take_rows": "AlhenaTakeRows",
+}
+# Rows that a matmul by a float weight reads it for; XLA is faster for more.
+MAX_ROWS = 16
+
+
+@cache
+def is_available() -> bool:
+    """Whether the kernels were built and this is a CPU; registers them."""
+    paths = [Path(__file__).parent / f"_kernel{suffix}" for suffix in EXTENSION_SUFFIXES]
+    path = next(filter(Path.exists, paths), None)
+    if path is None or jax.default_backend() != "cpu":
+        return False
+    library = ctypes.CDLL(str(path))
+    for target, symbol in TARGETS.items():
+        jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, symbol)), platform="cpu")
+    return True
+
+
+def multiplies(w: Array, transposed: bool = False) -> bool:
+    """Whether the kernel multiplies by a float weight ``[in, out]``, or with ``transposed`` ``[out, in]``, or by one of a stack."""
+    sizes = w.shape[-1:] if transposed else w.shape[-2:]
+    return w.dtype in (jnp.float32, jnp.bfloat16) and not any(size % 32 for size in sizes) and is_available()
+
+
+def multiply(
+    x: Float[Array, "M I"], w: Float[Array, "*layers a b"], layer: Int[Array, ""] | int = 0, transposed: bool = False
+) -> Float[Array, "M O"]:
+    """``x`` times a weight, or the one of a stack at an index; float32. A bfloat16 weight has ``x`` rounded to it."""
+    out = jax.ShapeDtypeStruct((len(x), w.shape[-2] if transposed else w.shape[-1]), jnp.float32)
+    index = jnp.asarray(layer, jnp.int32).reshape(1)
+    return jax.ffi.ffi_call("alhena_multiply", out)(x.astype(jnp.float32), w, index, transposed=transposed)
+
+
+def take_rows(w: Float[Array, "R D"], ids: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
+    """Rows of a table, float32."""
+    out = jax.ShapeDtypeStruct((*ids.shape, w.shape[1]), jnp.float32)
+    return jax.ffi.ffi_call("alhena_take_rows", out)(w, ids.astype(jnp.int32))
+
+
+def attend_token(
+    inputs: Sequence[Array],
+    cache: Sequence[Sequence[Array]],
+    tables: Sequence[Int[Array, "B T"]],
+    settings: dict[str, Any],
+) -> tuple[Float[Array, "B heads"], list[tuple[Array, ...]]]:
+    """Attention of one token of each sequence; and the cache of each kind of layer with its keys and values.
+
+    ``inputs``: queries, keys and values as projected (without keys nothing is written), the scales of their norms, the RoPE table,
+    positions, which are valid, and the index of the layer among those of each kind: the first that is one is used.
+    """
+    entries = [(*arrays, table) for arrays, table in zip(cache, tables, strict=True)]
+    flat = [a for entry in entries for a in entry]
+    writes = inputs[1].size > 0
+    results, aliases, first = [jax.ShapeDtypeStruct(inputs[0].shape, jnp.float32)], {}, len(inputs)
+    for entry in entries if writes else ():
+        for i, a in enumerate(entry[:-1]):
+            aliases[first + i] = len(results)
+            results.append(jax.ShapeDtypeStruct(a.shape, a.dtype))
+        first += len(entry)
+    call = jax.ffi.ffi_call("alhena_attend_token", results, input_output_aliases=aliases)
+    out, *rest = call(*inputs, *flat, **settings)
+    if not writes:
+        return out, [tuple(arrays) for arrays in cache]
+    written, parts = iter(rest), [len(arrays) for arrays in cache]
+    return out, [tuple(next(written) for _ in range(n)) for n in parts]
