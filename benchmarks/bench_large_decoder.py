@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import tyro
 from bench_import import e2b
 
-from alhena.model import model, paged_cache
-from alhena.model.paged_cache import PAGE, Tokens
+from alhena.model import model
+from alhena.model.attention import paged_cache
+from alhena.model.attention.paged_cache import PAGE, Tokens
 
 
 @dataclass(frozen=True)

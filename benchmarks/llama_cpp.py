@@ -56,9 +56,10 @@ Log = ctypes.CFUNCTYPE(None, c_int32, c_char_p, c_void_p)
 
 
 class LlamaCpp:
-    """A model with one sequence of at most ``context`` tokens."""
+    """A model with sequences of at most ``context`` tokens together."""
 
-    def __init__(self, path: Path, context: int) -> None:
+    def __init__(self, path: Path, context: int, sequences: int = 1, exact: bool = False) -> None:
+        """``exact``: with a cache of float32, and without flash attention, which rounds to float16."""
         import xllamacpp
 
         self._lib: Any = ctypes.CDLL(xllamacpp.xllamacpp.__file__)
@@ -77,7 +78,13 @@ class LlamaCpp:
         # n_ctx, n_batch, n_ubatch
         if sizes[0:3] != [512, 2048, 512]:
             raise RuntimeError(f"llama_context_params begins with {sizes[0:3]}: another layout than is known here")
-        sizes[0], sizes[1] = context, context
+        # n_seq_max
+        sizes[0], sizes[1], sizes[3] = context, context, sequences
+        if exact:
+            # rope_scaling_type, pooling_type, attention_type, flash_attn_type; type_k, type_v: float16
+            if (sizes[10:14], sizes[26:28]) != ([-1] * 4, [1, 1]):
+                raise RuntimeError("llama_context_params has another layout than is known here")
+            sizes[13], sizes[26], sizes[27] = 0, 0, 0
         self._context = self._lib.llama_init_from_model(self._model, parameters)
         self.use_threads(1)
         self._vocab = self._lib.llama_model_get_vocab(self._model)
@@ -101,16 +108,27 @@ class LlamaCpp:
 
     def feed(self, tokens: Sequence[int], first: int, every: bool = False) -> np.ndarray:
         """Appends tokens, the first of them at position ``first``: logits after the last one, or ``[tokens, V]`` after every one."""
-        batch = self._batch
-        batch.n_tokens = len(tokens)
-        for i, token in enumerate(tokens):
-            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0] = token, first + i, 1, 0
-            batch.logits[i] = every or i == len(tokens) - 1
-        if code := self._lib.llama_decode(self._context, batch):
-            raise RuntimeError(f"llama_decode returned {code}")
+        count = len(tokens)
+        self._decode(tokens, range(first, first + count), [0] * count, [every or i == count - 1 for i in range(count)])
         indices = range(len(tokens)) if every else [len(tokens) - 1]
         out = [
             np.ctypeslib.as_array(self._lib.llama_get_logits_ith(self._context, i), (self.vocabulary,)).copy()
             for i in indices
         ]
         return np.stack(out) if every else out[0]
+
+    def feed_batch(self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> None:
+        """Appends tokens to sequences; logits are computed after the last one of each."""
+        last = {sequence: i for i, sequence in enumerate(sequences)}
+        self._decode(tokens, positions, sequences, [last[s] == i for i, s in enumerate(sequences)])
+
+    def _decode(
+        self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int], logits: Sequence[bool]
+    ) -> None:
+        batch = self._batch
+        batch.n_tokens = len(tokens)
+        for i, (token, position, sequence) in enumerate(zip(tokens, positions, sequences, strict=True)):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0] = token, position, 1, sequence
+            batch.logits[i] = logits[i]
+        if code := self._lib.llama_decode(self._context, batch):
+            raise RuntimeError(f"llama_decode returned {code}")

@@ -13,14 +13,15 @@ import pytest
 
 from alhena.content import Content, Image, Part, Text, Thought
 from alhena.model import model
-from alhena.model.paged_cache import PAGE
+from alhena.model.attention import native
+from alhena.model.attention.paged_cache import PAGE
 from alhena.serve.answer import Answer, Overloaded, Unavailable
 from alhena.serve.decoding.pages import PagePlan, Pages
 from alhena.serve.decoding.sampler import OutputFormat, Sampling
 from alhena.serve.decoding.warm_up import with_tokens
 from alhena.serve.engine import Engine, Prompt, _LocalJob
 from alhena.serve.scheduler import Scheduler
-from alhena.tokens.loader import padded_batch
+from alhena.tokens.padding import padded_batch
 from tests.conftest import random_audio, random_image
 from tests.serve.imported_models import write_imported
 
@@ -69,6 +70,11 @@ def job_of(engine: Engine, prompt: list[Content], sampling: Sampling, stride: in
 
 
 def test_an_answer_is_the_same_alone_and_in_a_crowd_bitwise(engine):
+    """Sizes that the compiled kernels take, so that the sequence alone is computed in a batch of another size."""
+    decoder = replace(engine.config.decoder, head_dim=32, window=PAGE + 9, global_every=2)
+    c = replace(engine.config, decoder=decoder)
+    engine = replace(engine, config=c, params=model.init(jax.random.key(5), c))
+    assert engine.batch.row_sizes == ((1, 4, 16) if native.is_available() else (16,))
     alone = [run(engine, [job_of(engine, *request)])[0] for request in requests()]
     assert any(isinstance(part, Image) for part in alone[3].content.parts)
     assert all(len(answer.logprobs) == answer.answer_tokens > 3 for answer in alone)

@@ -32,9 +32,10 @@ def sorted_sample(logits, s, step):
     kept = np.arange(len(p)) < (s.top_k or len(p))
     p = np.where(kept, p, 0) / p[kept].sum()
     kept &= np.cumsum(p) - p < s.top_p
-    key = jax.random.fold_in(jax.random.key(s.seed), step)
-    noise = np.asarray(jax.random.gumbel(key, (len(p),)))
-    sampled = order[np.argmax(np.where(kept, noise + scaled[order], -np.inf))]
+    # Of every token by its id.
+    arrays = jax.tree.map(lambda a: a[0], stack([s]))
+    noise = np.asarray(sampler._noise(arrays, jnp.int32(step), jnp.arange(len(p))))
+    sampled = order[np.argmax(np.where(kept, noise[order] + scaled[order], -np.inf))]
     return int(sampled if s.temperature > 0 else np.argmax(logits))
 
 

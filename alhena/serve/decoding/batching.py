@@ -12,7 +12,7 @@ import logging
 import threading
 from collections import deque
 from dataclasses import replace
-from functools import partial
+from itertools import accumulate
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -20,9 +20,9 @@ import numpy as np
 
 from alhena.batch import Example
 from alhena.content import Tool
-from alhena.model import model, paged_cache
+from alhena.model import model
+from alhena.model.attention.paged_cache import PAGE, PagedCache
 from alhena.model.config import Model
-from alhena.model.paged_cache import PAGE
 from alhena.serve.answer import Failed, Finish, Refused, ServingError, Unavailable
 from alhena.serve.decoding import slots as programs
 from alhena.serve.decoding.buckets import MAX_OUTPUT_TOKENS
@@ -30,7 +30,8 @@ from alhena.serve.decoding.constraints import Constraints
 from alhena.serve.decoding.detokenize import Detokenizer
 from alhena.serve.decoding.jobs import Answering, Job, Matcher, Reader, token_logprobs
 from alhena.serve.decoding.pages import PagePlan, Pages
-from alhena.serve.decoding.sampler import Sampling, sequences_per_answer, stack
+from alhena.serve.decoding.run_inputs import Rows, make_inputs, make_options
+from alhena.serve.decoding.sampler import Sampling, sequences_per_answer
 from alhena.serve.decoding.sequence import Media, PromptPlan, Sequence, max_chunk
 from alhena.serve.decoding.slots import Emitted, Inputs, Options
 from alhena.tokens.answers import AnswerParser
@@ -57,6 +58,9 @@ class Owner(Protocol):
 
     @property
     def slots(self) -> int: ...
+
+    @property
+    def cache_dtype(self) -> str | None: ...
 
     @property
     def page_plan(self) -> PagePlan: ...
@@ -88,15 +92,16 @@ class RunningBatch:
         width = -(-plan.context // PAGE) + 1
         self._tables = [np.zeros((owner.slots, width), np.int32) for _ in plan.counts]
         self._is_stepping = False
+        self.row_sizes = programs.row_sizes(owner.params, self._c, owner.slots)
         self._clear()
 
     def _clear(self) -> None:
         """An empty cache and free slots."""
         self.pages.clear()
         self._free = list(range(self._owner.slots))[::-1]
-        self._state = programs.new_state(self._c, self._owner.slots)
         counts = tuple(pool.count for pool in self.pages.pools)
-        self._cache = paged_cache.empty(self._c.decoder, counts, self._c.compute_dtype)
+        dtype = self._owner.cache_dtype or self._c.compute_dtype
+        self._state, self._cache = programs.empty(self._c, self._owner.slots, counts, dtype)
         self._changed()
 
     def _changed(self) -> None:
@@ -116,6 +121,15 @@ class RunningBatch:
                 f"the cache has room for {self._context:,}"
             )
         self._waiting.append(job)
+
+    def warm_up(self, rows: int) -> None:
+        """Compiles the steps of so many sequences: runs one without any sequence."""
+        with self._lock:
+            options, inputs = (
+                make_options(self._owner, [], Rows((), rows)),
+                make_inputs([], Rows((), rows), self._tables, self._c.vocabulary),
+            )
+            self._state, self._cache, _ = self._steps(options, inputs)
 
     @property
     def has_free_slot(self) -> bool:
@@ -287,9 +301,10 @@ class RunningBatch:
         except Exception as error:
             self._reset(error)
             return
-        for a in active:
+        starts = accumulate((len(a.slots) for a in active), initial=0)
+        for a, row in zip(active, starts, strict=False):
             try:
-                self._take(a, emitted)
+                self._take(a, row, emitted)
             except Exception as error:
                 self._end(a, _as_error(error))
 
@@ -297,68 +312,45 @@ class RunningBatch:
         new = [s.reserve(min(s.position + count, self._context)) for a in active for s in a.sequences]
         if any(new):
             self._inputs = None
+        rows = Rows.of([slot for a in active for slot in a.slots], self.row_sizes)
         if self._options is None:
-            self._options = self._make_options(active)
-        inputs = replace(self._make_inputs(active), count=jax.device_put(np.int32(count)))
-        run = partial(programs.run_steps, self._owner.params, self._c, self._owner.constraints)
-        self._state, self._cache, emitted = run((self._state, self._cache), self._options, inputs)
+            self._options = make_options(self._owner, active, rows)
+        inputs = replace(self._make_inputs(active, rows), count=jax.device_put(np.int32(count)))
+        self._state, self._cache, emitted = self._steps(self._options, inputs)
+        return self._fetch(active, emitted)
+
+    @staticmethod
+    def _fetch(active: list[Answering], emitted: Emitted) -> Emitted:
+        """The tokens of a run on the host, and where a job wants them the log-probabilities."""
         wants_logprobs = any(a.job.sampling.logprobs is not None for a in active)
         tokens, produced = jax.device_get((emitted.tokens, emitted.produced))
         rest = (emitted.logprobs, emitted.top, emitted.top_logprobs)
         return Emitted(tokens, produced, *(jax.device_get(rest) if wants_logprobs else rest))
 
-    def _take(self, a: Answering, emitted: Emitted) -> None:
+    def _steps(self, options: Options, inputs: Inputs) -> tuple[programs.State, PagedCache, Emitted]:
+        params, constraints = self._owner.params, self._owner.constraints
+        return programs.run_steps(params, self._c, constraints, (self._state, self._cache), options, inputs)
+
+    def _make_inputs(self, active: list[Answering], rows: Rows) -> Inputs:
+        """The inputs of a run; those of the last one where nothing has changed."""
+        is_special = any(a.forced or a.matcher for a in active)
+        if self._inputs is not None and not is_special:
+            return self._inputs
+        inputs = make_inputs(active, rows, self._tables, self._c.vocabulary)
+        self._inputs = None if is_special else inputs
+        return inputs
+
+    def _take(self, a: Answering, row: int, emitted: Emitted) -> None:
         """Gives a job its tokens of a run; ends it where they end its answer."""
-        slot, reason = a.slots[0], None
-        tokens = emitted.tokens[slot, : emitted.produced[slot]].tolist()
+        reason = None
+        tokens = emitted.tokens[row, : emitted.produced[row]].tolist()
         for i, token in enumerate(tokens):
-            reason = a.accept(token, token_logprobs(emitted, slot, i, a.job.sampling.logprobs))
+            reason = a.accept(token, token_logprobs(emitted, row, i, a.job.sampling.logprobs))
             if reason:
                 return self._end(a, reason)
         for sequence in a.sequences:
             sequence.move(sequence.position + len(tokens))
         return None
-
-    def _make_options(self, active: list[Answering]) -> Options:
-        size = self._owner.slots
-        samplings = [Sampling()] * size
-        partner, source = np.arange(size, dtype=np.int32), np.arange(size, dtype=np.int32)
-        forced, max_tokens = np.zeros((size, 3), np.int32), np.ones(size, np.int32)
-        for a in active:
-            partner[a.slots[0]] = a.slots[-1]
-            for slot in a.slots:
-                samplings[slot], source[slot], max_tokens[slot] = a.job.sampling, a.slots[0], a.max_tokens
-            forced[a.slots[0]] = self._owner.forced_tokens(a.job.sampling)
-        columns = {
-            "guidance": np.array([s.guidance for s in samplings], np.float32),
-            "partner": partner,
-            "source": source,
-            "forced_tokens": forced,
-            "max_tokens": max_tokens,
-            "logprobs": np.array([s.logprobs is not None for s in samplings]),
-        }
-        return Options(sampling=stack(samplings), max_codes=self._owner.max_codes, **jax.device_put(columns))
-
-    def _make_inputs(self, active: list[Answering]) -> Inputs:
-        """The inputs of a run; those of the last one where nothing has changed."""
-        is_special = any(a.forced or a.matcher for a in active)
-        if self._inputs is not None and not is_special:
-            return self._inputs
-        size = self._owner.slots
-        alive, masked, forced = np.zeros(size, bool), np.zeros(size, bool), np.full(size, -1, np.int32)
-        masks = np.zeros((size, -(-self._c.vocabulary // 32)), np.uint32)
-        for a in active:
-            alive[list(a.slots)] = True
-            if a.forced:
-                forced[list(a.slots)] = a.forced[0]
-            elif a.matcher:
-                masks[a.slots[0]], masked[a.slots[0]] = a.matcher.mask(), True
-        arrays = (alive, forced, masked, masks, np.ones((), np.int32))
-        # The tables change while the program runs: it gets copies.
-        tables, arrays = jax.device_put((tuple(table.copy() for table in self._tables), arrays))
-        inputs = Inputs(tables, *arrays)
-        self._inputs = None if is_special else inputs
-        return inputs
 
 
 def _as_error(error: Exception) -> Exception:

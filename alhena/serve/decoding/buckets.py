@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 from alhena.batch import Batch, Example
 from alhena.model import config
-from alhena.tokens.loader import padded_batch
+from alhena.tokens.padding import padded_batch
 
 TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131_072, 262_144)
 PATCHES = (0, 64, 128, 256, 512, 1024, 2048, 2560, 4096, 5120, 8192, 16384, 32768)
 CHUNKS = (0, 1, 2, 4, 8, 32, 128, 1024)
 BATCH_SIZES = (1, 8, 32)
+# Sequences that take a token in one step.
+ROWS = (1, 4, 16)
 OUTPUTS = (32, 128, 256, 1024, 4096)
 # A request for more output tokens gets this many.
 MAX_OUTPUT_TOKENS = OUTPUTS[-1]
@@ -29,6 +31,15 @@ def bucket(sizes: Sequence[int], needed: int, what: str) -> int:
         if needed <= size:
             return size
     raise ValueError(f"the prompt has {needed:,} {what}; at most {sizes[-1]:,} can be read")
+
+
+def rows(slots: int) -> tuple[int, ...]:
+    """Numbers of sequences for which a program of an engine with so many slots is compiled.
+
+    >>> rows(4), rows(6)
+    ((1, 4), (1, 4, 6))
+    """
+    return (*(size for size in ROWS if size < slots), slots)
 
 
 def max_patches(c: config.Model, sequences: int = 1) -> int:

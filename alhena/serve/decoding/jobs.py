@@ -12,6 +12,7 @@ import numpy as np
 from alhena.batch import Example
 from alhena.content import Content, Part, Tool
 from alhena.serve.answer import Answer, Finish, TokenLogprobs
+from alhena.serve.decoding.buckets import MAX_OUTPUT_TOKENS
 from alhena.serve.decoding.detokenize import Detokenizer
 from alhena.serve.decoding.sampler import Sampling
 from alhena.serve.decoding.sequence import Sequence
@@ -82,13 +83,16 @@ class Answering:
         self.is_inserted, self.forced = False, deque[int]()
         self._thought_end = reader.thought_end
 
-    def steps(self) -> int:
+    def limit(self) -> int:
         """Tokens that may be generated before the host must look at them."""
         if self.matcher or self.forced:
             return 1
         budget = self.job.sampling.thinking_budget
-        left = MAX_STEPS if budget is None else max(1, budget - self.parser.thought_count)
-        return min(self.job.stride, left, MAX_STEPS)
+        return MAX_OUTPUT_TOKENS if budget is None else max(1, budget - self.parser.thought_count)
+
+    def steps(self) -> int:
+        """Steps until the host looks at the tokens, and whether the job is cancelled."""
+        return min(self.job.stride, self.limit(), MAX_STEPS)
 
     def accept(self, token: int, logprobs: TokenLogprobs | None) -> Finish | None:
         """Takes one token: puts the parts that became final; the reason to end, if there is one."""

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from alhena.model import config
-from alhena.model.paged_cache import PAGE, kinds, page_bytes
+from alhena.model.attention.paged_cache import PAGE, kinds, page_bytes
 
 # Tokens of a slot that the cache is made for, beside one context of full length.
 SLOT_TOKENS = 2048
@@ -148,8 +148,12 @@ class PagePlan:
     context: int
 
 
-def plan_pages(c: config.Model, slots: int, context: int, at_once: int, budget: int) -> PagePlan:
+def plan_pages(
+    c: config.Model, slots: int, context: int, at_once: int, budget: int, dtype: str | None = None
+) -> PagePlan:
     """Pages for ``slots`` sequences within a budget of bytes; the context is shortened where one alone exceeds it.
+
+    ``dtype`` is that of the cache, by default the one that the model computes in.
 
     >>> decoder = config.Decoder(width=64, layers=6, heads=1, head_dim=64, hidden=64, window=512, global_every=6)
     >>> plan = plan_pages(config.Model(9, 1, 2, decoder, None, None), 16, 32768, 128, 1 << 30)
@@ -158,7 +162,7 @@ def plan_pages(c: config.Model, slots: int, context: int, at_once: int, budget: 
     """
     of_kind = kinds(c.decoder)
     windows = tuple(None if k.is_global else c.decoder.window for k in of_kind)
-    size = [page_bytes(k, c.compute_dtype) for k in of_kind]
+    size = [page_bytes(k, dtype or c.compute_dtype) for k in of_kind]
 
     def one(tokens: int) -> tuple[int, ...]:
         return tuple(PagePool(0, window).need(tokens, at_once) for window in windows)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.random import threefry_2x32
 
 from alhena.shapes import Array, Bool, Float, Int, pytree
 
@@ -107,14 +110,19 @@ def stack(samplings: list[Sampling]) -> SamplingArrays:
     return SamplingArrays(**jax.device_put({name: np.array(columns[name], kinds[name]) for name in kinds}))
 
 
-def penalized(logits: Float[Array, "B V"], counts: Int[Array, "B V"], s: SamplingArrays) -> Float[Array, "B V"]:
-    """Logits less the penalties of the tokens that each answer has, ``counts`` times."""
+def has_penalty(s: SamplingArrays) -> Bool[Array, " B"]:
+    """Which sequences have a penalty."""
+    return (s.presence_penalty != 0) | (s.frequency_penalty != 0)
 
-    def subtract() -> Array:
-        presence, frequency = s.presence_penalty[:, None], s.frequency_penalty[:, None]
-        return logits - presence * (counts > 0) - frequency * counts.astype(jnp.float32)
 
-    return jax.lax.cond(jnp.any((s.presence_penalty != 0) | (s.frequency_penalty != 0)), subtract, lambda: logits)
+def penalized(
+    logits: Float[Array, "B V"], history: Int[Array, "B tokens"], step: Int[Array, " B"], s: SamplingArrays
+) -> Float[Array, "B V"]:
+    """Logits less the penalties of the tokens that each answer has: the first ``step`` of its history."""
+    B, tokens = history.shape
+    generated = jnp.arange(tokens) < step[:, None]
+    counts = jnp.zeros_like(logits).at[jnp.arange(B)[:, None], history].add(generated, mode="drop")
+    return logits - s.presence_penalty[:, None] * (counts > 0) - s.frequency_penalty[:, None] * counts
 
 
 def log_probabilities(
@@ -123,18 +131,47 @@ def log_probabilities(
     """Of a token each, and of the MAX_LOGPROBS most likely ones; zeros where no sequence wants them."""
     top = min(MAX_LOGPROBS, logits.shape[1])
 
-    def some() -> tuple[Array, ...]:
-        normalized = jax.nn.log_softmax(logits, -1)
+    def one(row: Array, token: Array) -> tuple[Array, ...]:
+        normalized = jax.nn.log_softmax(row)
         best, ids = jax.lax.top_k(normalized, top)
-        return jnp.take_along_axis(normalized, tokens[:, None], 1)[:, 0], ids.astype(jnp.int32), best
+        return normalized[token], ids.astype(jnp.int32), best
+
+    def some() -> tuple[Array, ...]:
+        return _each(one, logits, tokens)
 
     size = (len(tokens), top)
     none = lambda: (jnp.zeros(len(tokens)), jnp.zeros(size, jnp.int32), jnp.zeros(size))  # noqa: E731
     return jax.lax.cond(jnp.any(wanted), some, none)
 
 
+def _each(one: Callable[..., Any], *arrays: Any) -> Any:
+    """A function of every sequence, one after the other: XLA's order of a sum depends on how many there are."""
+    take = lambda i: jax.tree.map(lambda a: a[i], arrays)  # noqa: E731
+    size = jax.tree.leaves(arrays)[0].shape[0]
+    shapes = jax.eval_shape(lambda: one(*take(0)))
+    out = jax.tree.map(lambda s: jnp.zeros((size, *s.shape), s.dtype), shapes)
+
+    def step(i: Array, out: Any) -> Any:
+        return jax.tree.map(lambda a, new: a.at[i].set(new), out, one(*take(i)))
+
+    # A loop over one sequence would be compiled without the loop, and fused in another way: its end is not known to the compiler.
+    return jax.lax.fori_loop(0, jax.lax.optimization_barrier(jnp.int32(size)), step, out)
+
+
 def _random_key(s: SamplingArrays, step: Int[Array, ""]) -> Array:
     return jax.random.fold_in(jax.random.key(s.seed), step)
+
+
+def _noise(s: SamplingArrays, step: Int[Array, ""], ids: Int[Array, " N"]) -> Float[Array, " N"]:
+    """Gumbel noise of tokens, which depends on the seed, the step and the id of each, not on its rank.
+
+    So two models that sample with one seed mostly choose the same token (alhena/serve/decoding/speculative.py).
+    """
+    ids, key = ids.astype(jnp.uint32), jax.random.key_data(_random_key(s, step))
+    high, low = jnp.split(threefry_2x32(key, jnp.concatenate([jnp.zeros_like(ids), ids])), 2)
+    # 23 bits: neither 0 nor 1.
+    uniform = ((high ^ low) >> 9).astype(jnp.float32) * 2**-23 + 2**-24
+    return -jnp.log(-jnp.log(uniform))
 
 
 def _scaled(logits: Float[Array, " V"], s: SamplingArrays) -> Float[Array, " V"]:
@@ -150,7 +187,7 @@ def _sample_sorted(logits: Float[Array, " V"], s: SamplingArrays, step: Int[Arra
     probabilities = jax.nn.softmax(jnp.where(kept, ranked, -jnp.inf))
     # The token that crosses the threshold is kept.
     kept &= jnp.cumsum(probabilities) - probabilities < s.top_p
-    return order[jax.random.categorical(_random_key(s, step), jnp.where(kept, ranked, -jnp.inf))].astype(jnp.int32)
+    return order[jnp.argmax(jnp.where(kept, ranked + _noise(s, step, order), -jnp.inf))].astype(jnp.int32)
 
 
 def _sample_candidates(
@@ -158,7 +195,7 @@ def _sample_candidates(
 ) -> tuple[Int[Array, ""], Bool[Array, ""]]:
     """:func:`_sample_sorted` from the most likely CANDIDATES alone; and whether no other token could be kept.
 
-    The random number of a token depends on its rank, not on how many tokens there are: both give the same token.
+    Both give the same token.
     """
     scaled = _scaled(logits, s)
     ranked, order = jax.lax.top_k(scaled, CANDIDATES)
@@ -168,22 +205,22 @@ def _sample_candidates(
     total = jnp.cumsum(probabilities)
     kept &= total - probabilities < s.top_p
     complete = jnp.where(s.top_k > 0, s.top_k <= CANDIDATES, total[-1] >= s.top_p)
-    token = order[jax.random.categorical(_random_key(s, step), jnp.where(kept, ranked, -jnp.inf))]
+    token = order[jnp.argmax(jnp.where(kept, ranked + _noise(s, step, order), -jnp.inf))]
     return token.astype(jnp.int32), complete
 
 
 def _sample_all(logits: Float[Array, " V"], s: SamplingArrays, step: Int[Array, ""]) -> Int[Array, ""]:
     """A sample from all tokens, without any order."""
-    return jax.random.categorical(_random_key(s, step), _scaled(logits, s)).astype(jnp.int32)
+    return jnp.argmax(_scaled(logits, s) + _noise(s, step, jnp.arange(len(logits)))).astype(jnp.int32)
 
 
 def _sample_large(logits: Float[Array, "B V"], s: SamplingArrays, step: Int[Array, " B"]) -> Int[Array, " B"]:
     """One token of each sequence, sorting only what must be: the way of a sequence does not depend on the others."""
-    tokens, complete = jax.vmap(_sample_candidates)(logits, s, step)
+    tokens, complete = _each(_sample_candidates, logits, s, step)
     unlimited = (s.top_k == 0) & (s.top_p >= 1)
 
     def replaced(selected: Bool[Array, " B"], one: Callable[..., Array], tokens: Int[Array, " B"]) -> Int[Array, " B"]:
-        other = lambda: jnp.where(selected, jax.vmap(one)(logits, s, step), tokens)  # noqa: E731
+        other = lambda: jnp.where(selected, _each(one, logits, s, step), tokens)  # noqa: E731
         return jax.lax.cond(jnp.any(selected & (s.temperature > 0)), other, lambda: tokens)
 
     return replaced(~unlimited & ~complete, _sample_sorted, replaced(unlimited, _sample_all, tokens))
@@ -196,12 +233,15 @@ def _largest(logits: Float[Array, "B V"]) -> Int[Array, " B"]:
     return jnp.where(is_largest, ids, logits.shape[1] - 1).min(-1)
 
 
-def sample(logits: Float[Array, "B V"], s: SamplingArrays, step: Int[Array, " B"]) -> Int[Array, " B"]:
+def sample(
+    logits: Float[Array, "B V"], s: SamplingArrays, step: Int[Array, " B"], allowed: Bool[Array, "#B V"] | None = None
+) -> Int[Array, " B"]:
     """One token of each sequence: the ``step``-th sample of a sequence depends on its own seed, not on the rest of the batch.
 
     A batch that is greedy throughout is not sorted, nor are large vocabularies where a few candidates decide.
     """
-    sample_batch = _sample_large if logits.shape[1] > MAX_SORTED else jax.vmap(_sample_sorted)
-    greedy = _largest(logits)
-    some = lambda: jnp.where(s.temperature > 0, sample_batch(logits, s, step), greedy)  # noqa: E731
+    sample_batch = _sample_large if logits.shape[1] > MAX_SORTED else partial(_each, _sample_sorted)
+    scores = logits if allowed is None else jnp.where(allowed, logits, -jnp.inf)
+    greedy = _largest(scores)
+    some = lambda: jnp.where(s.temperature > 0, sample_batch(scores, s, step), greedy)  # noqa: E731
     return jax.lax.cond(jnp.any(s.temperature > 0), some, lambda: greedy)

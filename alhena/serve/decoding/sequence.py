@@ -20,8 +20,8 @@ import numpy as np
 
 from alhena.batch import Example
 from alhena.model import model
+from alhena.model.attention.paged_cache import PAGE, Tokens
 from alhena.model.config import Model
-from alhena.model.paged_cache import PAGE, Tokens
 from alhena.serve.decoding import buckets
 from alhena.serve.decoding.pages import Pages
 from alhena.serve.decoding.slots import encode_audio, encode_image

@@ -1,17 +1,17 @@
-"""The jitted programs of the engine: prompts are read a piece at a time, and all slots take one token each, step by step.
+"""The jitted programs of the engine: prompts are read a piece at a time, and sequences take one token each, step by step.
 
     read_chunk    up to a few hundred tokens of one prompt ─► its pages of the cache, hidden state of the last one
     insert        that hidden state ─► a free slot
-    run_steps     logits ─ penalties, constraints, masks ─ sample ─ next hidden state of every slot, a few times
+    run_steps     logits ─ penalties, constraints, masks ─ sample ─ next hidden state, a few times
 
-Shapes do not depend on the requests, so that nothing compiles while the server runs. The batch of ``run_steps`` always has all slots,
-free ones too: each sequence is computed in the same way alone and in a crowd. With classifier-free guidance an answer has two slots;
-the second has another prompt and takes the tokens of the first.
+Shapes do not depend on the requests, so that nothing compiles while the server runs. The batch of ``run_steps`` has the slots in use,
+padded to one of a few sizes (buckets.rows): each sequence is computed in the same way alone and in a crowd. With classifier-free
+guidance an answer has two slots; the second has another prompt and takes the tokens of the first.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import jax
@@ -19,14 +19,26 @@ import jax.numpy as jnp
 
 from alhena.batch import Batch
 from alhena.model import model
+from alhena.model.attention import native, paged_cache
+from alhena.model.attention.paged_cache import PagedCache, Tokens
 from alhena.model.config import Model
-from alhena.model.paged_cache import PagedCache, Tokens
-from alhena.serve.decoding import image_grammar
+from alhena.model.layer_kinds import segments
+from alhena.model.lora import Lora
+from alhena.model.quantized import native as quantized
+from alhena.serve.decoding import buckets, image_grammar
+from alhena.serve.decoding.buckets import MAX_OUTPUT_TOKENS
 from alhena.serve.decoding.constraints import Constraints, unpacked
-from alhena.serve.decoding.sampler import MAX_LOGPROBS, SamplingArrays, log_probabilities, penalized, sample
+from alhena.serve.decoding.sampler import (
+    MAX_LOGPROBS,
+    SamplingArrays,
+    has_penalty,
+    log_probabilities,
+    penalized,
+    sample,
+)
 from alhena.shapes import Array, Bool, Float, Int, UInt32, pytree
 
-# Tokens of a slot between two returns to the host, at most.
+# Tokens of a sequence between two returns to the host, at most.
 MAX_STEPS = 16
 
 
@@ -43,18 +55,18 @@ class State:
     # Generated tokens.
     step: Int[Array, " B"]
     done: Bool[Array, " B"]
-    # How many times each token was generated.
-    counts: Int[Array, "B V"]
+    # Those tokens.
+    history: Int[Array, "B tokens"]
 
 
 @pytree
 @dataclass(frozen=True)
 class Options:
-    """How the next tokens of B slots are chosen, and how many there may be."""
+    """How the next tokens of the B sequences of a run are chosen, and how many there may be."""
 
     sampling: SamplingArrays
     guidance: Float[Array, " B"]
-    # The slot with the unconditional sequence, and that whose tokens a slot takes; the slot itself without guidance.
+    # The unconditional sequence of each, and that whose tokens it takes, as indices in the run; itself without guidance.
     partner: Int[Array, " B"]
     source: Int[Array, " B"]
     # The first token, and those of a grid's rows and columns; 0: not forced.
@@ -70,22 +82,24 @@ class Options:
 class Inputs:
     """What the host decides between two runs."""
 
+    # The slot of each sequence of the run; padding has a number that no slot has.
+    slots: Int[Array, " B"]
     tables: tuple[Int[Array, "B T"], ...]
-    # Slots with a sequence.
+    # False: padding.
     alive: Bool[Array, " B"]
     # The next token; -1: it is sampled.
     forced: Int[Array, " B"]
-    # Slots whose next token must be one of ``masks`` (constraints.unpacked).
+    # Sequences whose next token must be one of ``masks`` (constraints.unpacked).
     masked: Bool[Array, " B"]
     masks: UInt32[Array, "B words"]
-    # Tokens of each slot, at most MAX_STEPS; one where a slot is masked.
+    # Tokens of each sequence, at most MAX_STEPS; one where a sequence is masked.
     count: Int[Array, ""]
 
 
 @pytree
 @dataclass(frozen=True)
 class Emitted:
-    """Tokens of a run: of each slot the first ``produced``."""
+    """Tokens of a run: of each sequence the first ``produced``."""
 
     tokens: Int[Array, "B steps"]
     produced: Int[Array, " B"]
@@ -94,11 +108,43 @@ class Emitted:
     top_logprobs: Float[Array, "B steps top"]
 
 
-def new_state(c: Model, slots: int) -> State:
-    """Free slots; an array of its own for each field, since all are donated."""
-    zeros = [jnp.zeros(slots, jnp.int32) for _ in range(5)]
-    hidden, counts = jnp.zeros((slots, c.decoder.width)), jnp.zeros((slots, c.vocabulary), jnp.int32)
-    return State(hidden, zeros[0], image_grammar.Grammar(*zeros[1:4]), zeros[4], jnp.ones(slots, bool), counts)
+def empty_emitted(c: Model, constraints: Constraints, size: int, width: int) -> Emitted:
+    """Of sequences that have taken no token; at most ``width`` each."""
+    top = min(MAX_LOGPROBS, c.vocabulary)
+    return Emitted(
+        jnp.full((size, width), constraints.pad, jnp.int32),
+        jnp.zeros(size, jnp.int32),
+        jnp.zeros((size, width)),
+        jnp.zeros((size, width, top), jnp.int32),
+        jnp.zeros((size, width, top)),
+    )
+
+
+def row_sizes(params: model.Params, c: Model, slots: int) -> tuple[int, ...]:
+    """Numbers of sequences for which ``run_steps`` is compiled: several where no sequence's result depends on their number.
+
+    That is so where the compiled kernels compute every matmul and the attention: otherwise the batch always has all slots.
+    """
+    sizes = [getattr(kind, name) for s in segments(c.decoder) for kind in s.kinds for name in ("head_dim", "hidden")]
+    fits = c.decoder.width % 32 == 0 and not any(size % 32 for size in sizes)
+    plain = c.decoder.experts is None and c.decoder.altup is None and not _has_lora(params)
+    kernels = native.is_available() and quantized.chosen() != quantized.NONE
+    return buckets.rows(slots) if fits and plain and kernels else (slots,)
+
+
+def _has_lora(params: model.Params) -> bool:
+    is_lora = lambda node: isinstance(node, Lora)  # noqa: E731
+    return any(map(is_lora, jax.tree.leaves(params, is_leaf=is_lora)))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def empty(c: Model, slots: int, counts: tuple[int, ...], cache_dtype: str) -> tuple[State, PagedCache]:
+    """Free slots, and a cache with ``counts`` pages of each kind of layer."""
+    zeros = jnp.zeros(slots, jnp.int32)
+    hidden, history = jnp.zeros((slots, c.decoder.width)), jnp.zeros((slots, MAX_OUTPUT_TOKENS), jnp.int32)
+    grammar = image_grammar.Grammar(zeros, zeros, zeros)
+    state = State(hidden, zeros, grammar, zeros, jnp.ones(slots, bool), history)
+    return state, paged_cache.empty(c.decoder, counts, cache_dtype)
 
 
 @partial(jax.jit, static_argnums=1, donate_argnums=2)
@@ -134,36 +180,48 @@ def insert(state: State, slot: Int[Array, ""], hidden: Float[Array, " D"], posit
         image_grammar.Grammar(*(a.at[slot].set(zero) for a in fields)),
         state.step.at[slot].set(zero),
         state.done.at[slot].set(False),
-        state.counts.at[slot].set(0),
+        state.history,
     )
 
 
-def _guided(logits: Float[Array, "B V"], state: State, options: Options) -> Float[Array, "B V"]:
+def _guided(logits: Float[Array, "B V"], in_image: Bool[Array, " B"], options: Options) -> Float[Array, "B V"]:
     """Logits with classifier-free guidance of image codes."""
-    in_image = (state.grammar.phase == image_grammar.CODES) & (options.partner != jnp.arange(len(options.partner)))
-
-    def guide() -> Array:
-        unconditional = logits[options.partner]
-        guided = unconditional + options.guidance[:, None] * (logits - unconditional)
-        return jnp.where(in_image[:, None], guided, logits)
-
-    return jax.lax.cond(jnp.any(in_image), guide, lambda: logits)
+    unconditional = logits[options.partner]
+    guided = unconditional + options.guidance[:, None] * (logits - unconditional)
+    return jnp.where(in_image[:, None], guided, logits)
 
 
-def _allowed(c: Model, constraints: Constraints, state: State, options: Options, inputs: Inputs) -> Bool[Array, "#B V"]:
-    """The tokens that each slot may take next."""
+def _allowed(c: Model, constraints: Constraints, state: State, options: Options) -> Bool[Array, "#B V"]:
+    """The tokens that each sequence may take next, without the masks of the host."""
     phase, forced = state.grammar.phase, options.forced_tokens
     allowed = constraints.allowed_tokens(state.grammar, c.vocabulary, options.max_codes)
     if constraints.images:
         for i, due in enumerate((state.step == 0, phase == image_grammar.ROWS, phase == image_grammar.COLUMNS)):
             only_forced = jnp.arange(c.vocabulary) == forced[:, i, None]
             allowed = jnp.where((due & (forced[:, i] > 0))[:, None], only_forced, allowed)
+    return allowed
 
-    def with_masks() -> Array:
-        return allowed & (unpacked(inputs.masks, c.vocabulary) | ~inputs.masked[:, None])
 
-    every = jnp.broadcast_to(allowed, (len(phase), c.vocabulary))
-    return jax.lax.cond(jnp.any(inputs.masked), with_masks, lambda: every)
+def next_tokens(
+    c: Model, constraints: Constraints, logits: Float[Array, "B V"], state: State, options: Options, inputs: Inputs
+) -> Int[Array, " B"]:
+    """The token that each sequence takes next.
+
+    The usual batch, without penalties, guidance and masks, reads its logits once and writes no array of the vocabulary's size.
+    """
+    s = options.sampling
+    in_image = (state.grammar.phase == image_grammar.CODES) & (options.partner != jnp.arange(len(options.partner)))
+
+    def plain() -> Array:
+        return sample(logits, s, state.step, _allowed(c, constraints, state, options))
+
+    def adjusted() -> Array:
+        scores = penalized(_guided(logits, in_image, options), state.history, state.step, s)
+        allowed = _allowed(c, constraints, state, options)
+        allowed &= unpacked(inputs.masks, c.vocabulary) | ~inputs.masked[:, None]
+        return sample(scores, s, state.step, allowed)
+
+    return jax.lax.cond(jnp.any(inputs.masked | in_image | has_penalty(s)), adjusted, plain)
 
 
 @pytree
@@ -179,30 +237,38 @@ class _Run:
     ended: Bool[Array, ""]
 
 
-def _step(
-    params: model.Params, c: Model, constraints: Constraints, run: _Run, options: Options, inputs: Inputs
-) -> _Run:
-    """One more token of each slot."""
-    state, emitted = run.state, run.emitted
-    logits = model.logits(params, c, state.hidden)
-    scores = penalized(_guided(logits, state, options), state.counts, options.sampling)
-    allowed = _allowed(c, constraints, state, options, inputs)
-    token = sample(jnp.where(allowed, scores, -jnp.inf), options.sampling, state.step)
-    forced = inputs.forced >= 0
-    token = jnp.where(forced & (run.number == 0), inputs.forced, token)
+def choose(
+    c: Model, constraints: Constraints, logits: Float[Array, "B V"], state: State, options: Options, inputs: Inputs
+) -> tuple[Int[Array, " B"], State]:
+    """The token that each sequence takes, and the state after it, in which ``hidden`` is still that of the token before."""
+    token = next_tokens(c, constraints, logits, state, options, inputs)
+    token = jnp.where(inputs.forced >= 0, inputs.forced, token)
     idle = state.done | ~inputs.alive
     token = jnp.where(idle, constraints.pad, token)[options.source]
     done = idle | constraints.ends(token) | (state.step + 1 >= options.max_tokens)
+    history = state.history.at[jnp.arange(len(token)), state.step].set(token, mode="drop")
+    grammar = constraints.advance(state.grammar, token)
+    position, step = state.positions + ~done, state.step + ~idle
+    return token, State(state.hidden, position, grammar, step, state.done | done, history)
+
+
+def _step(
+    params: model.Params, c: Model, constraints: Constraints, run: _Run, options: Options, inputs: Inputs
+) -> _Run:
+    """One more token of each sequence."""
+    state, emitted = run.state, run.emitted
+    logits = model.logits(params, c, state.hidden)
+    forced = jnp.where(run.number == 0, inputs.forced, -1)
+    token, next_state = choose(c, constraints, logits, state, options, replace(inputs, forced=forced))
     of_token = log_probabilities(logits, token, options.logprobs)
     columns = (emitted.tokens, emitted.logprobs, emitted.top, emitted.top_logprobs)
     written = [a.at[:, run.number].set(new) for a, new in zip(columns, (token, *of_token), strict=True)]
+    idle = state.done | ~inputs.alive
     emitted = Emitted(written[0], emitted.produced + ~idle, *written[1:])
-    at = Tokens(inputs.tables, state.positions[:, None], state.positions[:, None], ~done[:, None])
+    at = Tokens(inputs.tables, state.positions[:, None], state.positions[:, None], ~(next_state.done | idle)[:, None])
     hidden, cache = model.extend(params, c, token[:, None], at, run.cache)
-    counts = state.counts.at[jnp.arange(len(token)), token].add(jnp.where(idle, 0, 1))
-    grammar = constraints.advance(state.grammar, token)
-    state = State(hidden[:, 0], state.positions + ~done, grammar, state.step + ~idle, state.done | done, counts)
-    return _Run(state, cache, emitted, run.number + 1, run.ended | jnp.any(done & ~idle))
+    ended = run.ended | jnp.any(next_state.done & ~idle)
+    return _Run(replace(next_state, hidden=hidden[:, 0]), cache, emitted, run.number + 1, ended)
 
 
 @partial(jax.jit, static_argnums=(1, 2), donate_argnums=3)
@@ -214,20 +280,15 @@ def run_steps(
     options: Options,
     inputs: Inputs,
 ) -> tuple[State, PagedCache, Emitted]:
-    """Up to ``inputs.count`` tokens of each slot, fewer once one of the sequences has ended."""
-    state, cache = slots
-    size, top = len(state.done), min(MAX_LOGPROBS, c.vocabulary)
-    emitted = Emitted(
-        jnp.full((size, MAX_STEPS), constraints.pad, jnp.int32),
-        jnp.zeros(size, jnp.int32),
-        jnp.zeros((size, MAX_STEPS)),
-        jnp.zeros((size, MAX_STEPS, top), jnp.int32),
-        jnp.zeros((size, MAX_STEPS, top)),
-    )
+    """Up to ``inputs.count`` tokens of each sequence, fewer once one of them has ended."""
+    all_slots, cache = slots
+    state = jax.tree.map(lambda a: a.at[inputs.slots].get(mode="clip"), all_slots)
+    emitted = empty_emitted(c, constraints, len(state.done), MAX_STEPS)
     run = _Run(state, cache, emitted, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
     run = jax.lax.while_loop(
         lambda r: (r.number < inputs.count) & ~r.ended,
         lambda r: _step(params, c, constraints, r, options, inputs),
         run,
     )
-    return run.state, run.cache, run.emitted
+    written = jax.tree.map(lambda a, new: a.at[inputs.slots].set(new, mode="drop"), all_slots, run.state)
+    return written, run.cache, run.emitted

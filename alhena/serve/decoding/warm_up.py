@@ -1,4 +1,4 @@
-"""Compilation before the first request: every program of the engine runs once, and compiled programs are kept on disk.
+"""Compilation before the first requests: every program of the engine runs once, and compiled programs are kept on disk.
 
 Shapes do not depend on requests but for a few buckets: two lengths of chunks of a prompt, the sizes of one image, and the grids of
 generated images. After the warm-up a server compiles nothing, except for grids that no aspect ratio of the API has.
@@ -6,7 +6,9 @@ generated images. After the warm-up a server compiles nothing, except for grids 
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,7 @@ import numpy as np
 
 from alhena.batch import Example
 from alhena.content import Content
-from alhena.model.paged_cache import PAGE
+from alhena.model.attention.paged_cache import PAGE
 from alhena.progress import progress_bar
 from alhena.serve.decoding import buckets
 from alhena.serve.decoding.sampler import Sampling
@@ -27,6 +29,7 @@ from alhena.shapes import Int
 from alhena.tokens.encode import Encoder
 from alhena.tokens.images import code_grid
 
+log = logging.getLogger("alhena.serve")
 # Width by height: the aspect ratios that the API offers.
 RATIOS = (1.0, 2 / 3, 3 / 2, 3 / 4, 4 / 3, 4 / 5, 5 / 4, 9 / 16, 16 / 9, 21 / 9)
 
@@ -41,17 +44,45 @@ def keep_compiled(folder: Path | None = None) -> None:
     folder = folder or cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    # Reading the smallest program takes less time than compiling it.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def warm_up(engine: Engine) -> None:
-    """Runs every program of the engine once, under a progress bar."""
-    work = [*_work(engine)]
+def warm_up(engine: Engine) -> MediaWarmUp:
+    """Runs the programs that every answer needs, under a progress bar.
+
+    The others, for media in and out, run in the thread that it starts and returns: requests without media do not wait for them,
+    and one with media compiles what it needs itself. The thread ends soon after its ``stop`` is set.
+    """
+    empty = engine.encode([Content("user", ())])
+    work = [*_text(engine, empty)]
     with progress_bar() as progress:
         bar = progress.add_task("compile", total=len(work))
         for one in work:
             one()
             progress.update(bar, advance=1)
+    thread = MediaWarmUp(engine, empty)
+    thread.start()
+    return thread
+
+
+class MediaWarmUp(threading.Thread):
+    """Runs the programs for media. Their time limits no answer of text: they do not use the running batch."""
+
+    def __init__(self, engine: Engine, empty: Example) -> None:
+        super().__init__(name="alhena-warm-up", daemon=True)
+        self._engine, self._empty, self.stop = engine, empty, threading.Event()
+
+    def run(self) -> None:
+        for one in _media(self._engine, self._empty):
+            if self.stop.is_set():
+                return
+            try:
+                one()
+            except Exception:
+                # The first request with such a medium says what is wrong.
+                log.exception("a program for media could not be run")
 
 
 def with_tokens(example: Example, tokens: Int[np.ndarray, " L"]) -> Example:
@@ -61,25 +92,17 @@ def with_tokens(example: Example, tokens: Int[np.ndarray, " L"]) -> Example:
     return replace(example, tokens=tokens, targets=tokens, weights=np.zeros(size, np.float32), modality=zeros)
 
 
-def _work(engine: Engine) -> Iterator[Callable[[], object]]:
-    """What is to run, one function for each program or two."""
-    empty = engine.encode([Content("user", ())])
+def _text(engine: Engine, empty: Example) -> Iterator[Callable[[], object]]:
+    """What every answer needs, one function for each program or two."""
     for length in CHUNK_TOKENS[: CHUNK_TOKENS.index(PAGE) + 1]:
-        yield lambda length=length: [  # type: ignore[misc]
-            *engine.stream(
-                replace(empty, tokens=np.resize(empty.tokens, length)), Sampling(max_tokens=2, temperature=1.0)
-            )
-        ]
-    yield from _media(engine, empty)
-    if engine.image_decoder is not None and isinstance(engine.encoder, Encoder):
-        decoder, codes = engine.image_decoder, engine.encoder.budget.image_out_codes
-        grids = {code_grid(ASPECT_HEIGHT, round(ASPECT_HEIGHT * ratio), codes) for ratio in RATIOS}
-        for grid in sorted(grids):
-            yield lambda grid=grid: decoder(np.zeros(grid, np.int32))  # type: ignore[misc]
+        prompt = with_tokens(empty, np.resize(empty.tokens, length))
+        yield lambda prompt=prompt: [*engine.stream(prompt, Sampling(max_tokens=2, temperature=1.0))]  # type: ignore[misc]
+    for rows in engine.batch.row_sizes:
+        yield lambda rows=rows: engine.batch.warm_up(rows)  # type: ignore[misc]
 
 
 def _media(engine: Engine, empty: Example) -> Iterator[Callable[[], object]]:
-    """The encoders, each with the sizes of one image and one chunk of audio."""
+    """The encoders, each with the sizes of one image and one chunk of audio, and the image decoder."""
     c, none = engine.config, Example(*(value[:0] for value in vars(empty).values()))
     if c.vision is not None:
         most = max_patches(engine)
@@ -95,6 +118,11 @@ def _media(engine: Engine, empty: Example) -> Iterator[Callable[[], object]]:
         frames = np.zeros((1, *none.frames.shape[1:]), none.frames.dtype)
         one = replace(none, frames=frames, frame_lengths=np.full(1, frames.shape[1], np.int32))
         yield lambda: encode_audio(engine.params, c, buckets.padded([one]))
+    if engine.image_decoder is not None and isinstance(engine.encoder, Encoder):
+        decoder, codes = engine.image_decoder, engine.encoder.budget.image_out_codes
+        grids = {code_grid(ASPECT_HEIGHT, round(ASPECT_HEIGHT * ratio), codes) for ratio in RATIOS}
+        for grid in sorted(grids):
+            yield lambda grid=grid: decoder(np.zeros(grid, np.int32))  # type: ignore[misc]
 
 
 def max_patches(engine: Engine) -> int:
