@@ -6,24 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alhena.content import (
-    SCHEMA,
-    Audio,
-    Content,
-    Document,
-    Image,
-    Text,
-    Thought,
-    ToolCall,
-    ToolResult,
-    Video,
-    from_row,
-    read_documents,
-    size_of,
-    to_row,
-    write_documents,
-)
+from alhena.content import Audio, Content, Document, Image, Text, Thought, ToolCall, ToolResult, Video
 from alhena.corpus.filters import content_hash, inspect
+from alhena.documents import SCHEMA, from_row, read_documents, size_of, to_row, write_documents
 from alhena.evaluate.report import _part
 from alhena.serve.gemini.wire.parts import write_part
 from tests.conftest import random_image

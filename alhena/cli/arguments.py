@@ -58,19 +58,33 @@ def model_folder(folder: Path, name: str) -> Path:
 
 
 def served_folder(folder: Path | None, name: str | None) -> Path:
-    """The folder of the model that answers: that of the package where no folder is named. Says which one it is.
+    """The folder of the model that answers: that of the package where no folder is named, of a run the quantized one if it has one.
 
-    Raises ValueError when there is no such model.
+    Says which one it is, and of a model of full precision how to quantize it. Raises ValueError when there is no such model.
     """
     if folder is None and name is not None:
         raise ValueError(f"--name {name!r}: name the run folder too, as in {DEFAULT_RUN}")
-    path = PACKAGED if folder is None else model_folder(folder, name or "assistant")
+    path = PACKAGED if folder is None else model_folder(folder, name or _default_model(folder))
     if folder is None:
         if not (PACKAGED / "model.json").exists():
             raise ValueError(f"{PACKAGED}: this package has no model in it; name a run folder or a model folder")
         check_sealed(PACKAGED)
     print(f"{path if folder else 'the small model of this package, alhena-nano,'} answers", file=sys.stderr)
+    if folder is not None and not _is_quantized(path):
+        advice = f"`alhena compress {folder} --name SMALL` makes a 4-bit one, which is smaller and faster"
+        print(f"its weights are of full precision; {advice}", file=sys.stderr)
     return path
+
+
+def _default_model(run: Path) -> str:
+    """The model of a run that answers: the quantized one if there is one."""
+    return "nano" if (run / "models" / "nano" / "model.json").exists() else "assistant"
+
+
+def _is_quantized(folder: Path) -> bool:
+    from alhena.model.storage.folders import base_of, is_adapter, is_quantized
+
+    return is_quantized(base_of(folder) if is_adapter(folder) else folder)
 
 
 def check_name(name: str, base: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from alhena.cli.arguments import Folder, StageCommand, check_name, model_folder
 
@@ -100,32 +102,44 @@ class Pretrain(StageCommand):
 
 @dataclass(frozen=True)
 class Compress(StageCommand):
-    """Quantize a decoder to 4 bits. Without --name: the assistant's, as RUN/models/nano, with size and validation loss of both.
+    """Quantize a model: 4 bits in groups of 32 weights, 8 for the embedding. Prints which tensor has which type, and the loss of each step.
 
-    With --name: that of any finished model, as a model folder NAME beside it; FOLDER is then a run folder or a model folder, such as
-    an imported one. The flags below need --name.
+    Without --name: the run's assistant, as its recipe says, as RUN/models/nano. With --name: any finished model, as a model folder NAME
+    beside it; FOLDER is then a run folder or a model folder, such as an imported one. The flags below need --name.
+
+    The methods, each of which contains the ones before it: round to nearest; calibrated, which looks at the inputs of every weight on
+    a few batches; qat, which trains the model with rounded weights to answer as it did before.
     """
 
     name: str | None = None  # name of the new model
     base: str = "assistant"  # name of the model to start from, in a run folder
-    group: int = 32  # values that share a scale
-    encoders: Literal["bfloat16"] | None = None  # dtype of the encoders' weights; as they are when left out
-    data: Path | None = None  # held-out documents: bits per byte and perplexity of their running text, before and after
+    method: Literal["round", "calibrated", "qat"] = "calibrated"  # how weights are rounded
+    # the type of a tensor, of all below a name or of a pattern, as in vision=bfloat16 or *.down=int8: int4, int8, bfloat16, float
+    type: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    examples: Path | None = None  # curated documents to calibrate or train on; left out: those of the model's run
+    data: Path | None = (
+        None  # held-out documents to measure losses on; left out: the validation split of the model's run
+    )
+    steps: int = 100  # training steps of qat
 
     def __call__(self) -> None:
+        from alhena.stages import locked
+
         if self.name is None:
             from alhena.pipeline import make_nano
 
-            if self.data is not None:
-                raise ValueError("--data needs --name, the name of the new model")
+            if self.data is not None or self.examples is not None or self.type:
+                raise ValueError("--data, --examples and --type need --name, the name of the new model")
             with self.open_run() as run:
                 make_nano(run, self.folder)
             return
-        from alhena.compress_folder import Form, compress_folder
+        from alhena.compress.steps import Quantization
+        from alhena.compress.types import read_types
+        from alhena.compress_folder import Documents, compress_folder
         from alhena.own_data import run_of
-        from alhena.stages import locked
 
         base = model_folder(self.folder, self.base)
         check_name(self.name, base)
+        how = Quantization(self.method, read_types(self.type), steps=self.steps)
         with locked(run_of(base)):
-            compress_folder(base, self.name, Form(self.group, self.encoders), self.data)
+            compress_folder(base, self.name, how, Documents(self.examples, self.data))

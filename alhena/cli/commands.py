@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from alhena.cli.build import Compress, Corpus, Curate, Demo, Pretrain, Tokenize
+from alhena.cli.measuring import Compare, Evaluate
 from alhena.cli.scaling import Launch, Plan, Replay, Runs, Scale
 from alhena.cli.serving import Chat, Serve
-from alhena.cli.tuning import Evaluate, Tune
+from alhena.cli.tuning import Tune
 from alhena.cli.weights import Check, Export, Import
 
 Command = (
@@ -17,6 +18,7 @@ Command = (
     | Tune
     | Compress
     | Evaluate
+    | Compare
     | Chat
     | Serve
     | Import

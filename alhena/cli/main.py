@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from alhena.cli.interrupts import end_interrupted, handle_signals, hold_signals, interrupt_behind
@@ -40,10 +39,17 @@ def main() -> None:
     except (Exception, KeyboardInterrupt) as error:
         if interrupt := interrupt_behind(error):
             end_interrupted(getattr(interrupt, "number", signal.SIGINT))
-        foreseen = isinstance(error, ValueError | OSError | MemoryError | BrokenProcessPool)
+        foreseen = isinstance(error, ValueError | OSError | MemoryError) or _is_lost_worker(error)
         if not foreseen or os.environ.get("ALHENA_TRACEBACK"):
             raise
         sys.exit(f"alhena: {_line_of(error)}")
+
+
+def _is_lost_worker(error: BaseException) -> bool:
+    # Not imported above: the program is started twice.
+    from concurrent.futures.process import BrokenProcessPool
+
+    return isinstance(error, BrokenProcessPool)
 
 
 def _line_of(error: BaseException) -> str:
@@ -51,7 +57,7 @@ def _line_of(error: BaseException) -> str:
         return (
             f"out of memory ({error or 'no more could be allocated'}); give the process more, or less to do at a time"
         )
-    if isinstance(error, BrokenProcessPool):
+    if _is_lost_worker(error):
         return "a worker process was killed, probably for memory; finished work is saved: type the command again"
     return str(error)
 

@@ -147,6 +147,10 @@ class Plan:
         # Nothing runs on a device: the planned machine is only described.
         jax.config.update("jax_platforms", "cpu")
         run, machine, console = load_recipe(self.recipe), parse_machine(self.on, self.pods), Console()
+        if run.distill is not None:
+            raise ValueError(
+                f"{run.name} has a teacher, which a plan does not include; plan the recipe of the student without it"
+            )
         c = run.model(Vocabulary(run.text_vocabulary_size, run.image_tokenizer.num_codes))
         training = run.pretrain.with_batch_size(self.batch_size) if self.batch_size else run.pretrain
         mesh = plan.read_mesh(self.mesh, machine) if self.mesh else None

@@ -1,4 +1,4 @@
-"""Commands that adapt and measure a model: tune, evaluate."""
+"""The command that adapts a model: tune."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from alhena.cli.arguments import StageCommand, check_name, load_recipe, model_fo
 
 if TYPE_CHECKING:
     from alhena.align.sft import Tune as Settings
+    from alhena.compress.distill import Distill
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Tune(StageCommand):
     """Supervised fine-tuning. Without --data: of RUN/models/base on the run's own chats, as RUN/models/assistant.
 
     With --data: of a finished model on your own documents, as a model folder NAME beside it (docs/your-data.md). FOLDER is then a run
-    folder or a model folder, such as an imported one. The flags below need --data.
+    folder or a model folder, such as an imported one. The flags below need --data. With --teacher the model also learns what a larger
+    one predicts at every token of the answers.
     """
 
     data: Path | None = None  # your documents, as written by `alhena curate`
@@ -30,6 +32,11 @@ class Tune(StageCommand):
     lora_alpha: float | None = None  # factor of the adapters times their rank; default: twice the rank
     tokens: int = 512  # tokens of a sequence, for an imported model
     batch_size: int = 4  # sequences of a step, for an imported model
+    teacher: Path | None = (
+        None  # a model folder with the same tokenizer, whose predictions are learned too (distillation)
+    )
+    soft: float | None = None  # share of the loss on the teacher's predictions, 0 to 1; default 0.7
+    temperature: float | None = None  # at which both distributions are compared; default 1
 
     def __call__(self) -> None:
         from alhena.own_data import run_of, tune_on_documents
@@ -43,13 +50,28 @@ class Tune(StageCommand):
         base = model_folder(self.folder, self.base)
         check_name(self.name, base)
         with locked(run_of(base)):
-            facts = tune_on_documents(base, self.data, self.name, self._settings(base))
+            facts = tune_on_documents(base, self.data, self.name, self._settings(base), self._distill())
         self._report(facts, base.parent / self.name)
+
+    def _distill(self) -> Distill | None:
+        """Settings of the distillation, if a teacher is named."""
+        from alhena.compress.distill import Distill
+        from alhena.train.chunk_loss import Mix
+
+        if self.teacher is None:
+            if self.soft is not None or self.temperature is not None:
+                raise ValueError("--soft and --temperature need --teacher, the folder of a model to learn from")
+            return None
+        if self.soft is not None and not 0 <= self.soft <= 1:
+            raise ValueError(f"--soft {self.soft}: a share of the loss, 0 to 1")
+        mix = Mix() if self.soft is None else Mix(1 - self.soft, self.soft)
+        mix = mix if self.temperature is None else replace(mix, temperature=self.temperature)
+        return Distill(model_folder(self.teacher, "assistant"), mix)
 
     def _settings(self, base: Path) -> Settings:
         """Settings of the fine-tuning of a model folder."""
         from alhena.align import sft
-        from alhena.model.weights import read_config
+        from alhena.model.storage.weights import read_config
         from alhena.tokens.encoders import is_own
         from alhena.train.optimizer import Optimizer
 
@@ -81,34 +103,3 @@ class Tune(StageCommand):
         print(f"the model: {model}")
         print(f"next: alhena evaluate {model} --data HELD_OUT")
         print(f"      alhena chat {model}")
-
-
-@dataclass(frozen=True)
-class Evaluate(StageCommand):
-    """Measure models. Without flags: the report card of the assistant and its 4-bit form, in RUN/report.
-
-    With --name: the report card of one model, in RUN/reports/NAME. With --data: exact match, WER, CER and perplexity on your own
-    held-out documents, in RUN/held_out/NAME; FOLDER may then be a model folder, such as an imported one.
-    """
-
-    data: Path | None = None  # your held-out documents, as written by `alhena curate --held-out`
-    name: str | None = None  # name of the model; with --data the default is assistant
-
-    def __call__(self) -> None:
-        from alhena.own_data import report_on, run_of
-        from alhena.pipeline import ASSISTANT, make_report
-        from alhena.stages import locked
-
-        if self.data is None and self.name is None:
-            with self.open_run() as run:
-                make_report(run, self.folder)
-            return
-        model = model_folder(self.folder, self.name or ASSISTANT)
-        if self.data is not None:
-            from alhena.evaluate.held_out import evaluate_held_out
-
-            with locked(run_of(model)):
-                evaluate_held_out(self.data, model, run_of(model) / "held_out" / model.name)
-            return
-        with self.open_run():
-            print(f"Report card: {report_on(self.folder, model) / 'report.html'} and report.png")

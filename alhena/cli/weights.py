@@ -73,12 +73,14 @@ SIDECARS = (
     "chat_template.jinja", "chat_template.json", "processor_config.json", "preprocessor_config.json",
     "video_preprocessor_config.json", "LICENSE", "README.md",
 )  # fmt: skip
+# Of an export: encoders that its format does not hold.
+ENCODERS = "encoders"
 MAX_SIDECAR_BYTES = 64 * 2**20
 
 
 def _copy_sidecars(source: Path, out: Path) -> None:
     """Copies the small files beside the weights, for an export."""
-    from alhena.model.tensors import regular
+    from alhena.model.storage.tensors import regular
 
     for name in SIDECARS:
         if not (source / name).exists():
@@ -114,7 +116,7 @@ class Import:
             c = import_weights(opened, self.out, self.weights)
             if not import_prompts(self.path, self.out, opened.model_type, c):
                 print(
-                    f"{self.path}: no tokenizer.json: the model has weights alone, and can only be exported or quantized"
+                    f"{self.path}: no tokenizer of an open model: weights alone, which can only be exported or quantized"
                 )
             if not is_file:
                 _copy_sidecars(self.path, self.out)
@@ -123,37 +125,57 @@ class Import:
 
 @dataclass(frozen=True)
 class Export:
-    """Export a model as Gemma weights in Hugging Face's layout, which transformers and others read."""
+    """Export a model as Gemma weights: a folder that transformers and others read, or a GGUF file that llama.cpp reads.
+
+    Adapters are merged. Weights of 4 and 8 bits go into a GGUF file as they are (types Q4_0 and Q8_0). Encoders that the format does not
+    hold are written beside it, in a folder of their own (docs/open-weights.md).
+    """
 
     folder: Folder = DEFAULT_RUN  # a run folder or a model folder
     name: str = "assistant"  # name of the model, in a run folder
-    to: Literal["hf"] = "hf"  # the format: hf is safetensors and config.json
-    out: Path = Path("models/exported")  # the new folder
+    to: Literal["hf", "gguf"] = "hf"  # the format: hf is safetensors and config.json, gguf one file for llama.cpp
+    out: Path | None = None  # the new folder or file; models/exported, or models/exported.gguf
+    floats: Literal["f32", "bf16", "f16"] | None = (
+        None  # gguf: type of matrices that are not quantized; left out, as they are
+    )
 
     def __call__(self) -> None:
-        from alhena.model.families.export_weights import exported, write
-        from alhena.model.families.model_config import model_type
-        from alhena.model.folders import base_of, is_adapter, load_model
-        from alhena.model.lora import merged
-
         folder = model_folder(self.folder, self.name)
-        check_output(self.out, "export")
+        if self.to == "gguf":
+            self._gguf(folder, self.out or Path("models/exported.gguf"))
+        elif self.floats:
+            raise ValueError("--floats belongs to --to gguf")
+        else:
+            self._hf(folder, self.out or Path("models/exported"))
+
+    def _gguf(self, folder: Path, out: Path) -> None:
+        from alhena.compress.export_gguf import export_gguf
+
+        done = export_gguf(folder, out, self.floats)
+        for path in done.beside:
+            print(f"encoders → {path}")
+        print(f"{done.architecture} → {out}")
+
+    def _hf(self, folder: Path, out: Path) -> None:
+        from alhena.model.families.export_weights import exported, lost_encoders, write, write_encoders
+        from alhena.model.families.model_config import model_type
+        from alhena.model.lora import merged
+        from alhena.model.storage.folders import base_of, is_adapter, load_model
+
+        check_output(out, "export")
         params, c = load_model(folder)
-        with output_folder(self.out, "export"):
-            write(self.out, merged(params), c)
+        lost = lost_encoders(c, exported(c))
+        with output_folder(out, "export"):
+            write(out, merged(params), c)
+            if lost:
+                write_encoders(out / ENCODERS, params, c, lost)
             for path in sorted(((base_of(folder) if is_adapter(folder) else folder) / SOURCE).glob("*")):
-                copy_atomically(path, self.out / path.name)
+                copy_atomically(path, out / path.name)
             for ours, theirs in (("tokenizer.json", "tokenizer.json"), ("text.model", "tokenizer.model")):
                 if (folder / ours).exists():
-                    copy_atomically(folder / ours, self.out / theirs)
-        complete = exported(c)
-        lost = [name for name in ("vision", "audio") if getattr(c, name) and not getattr(complete, name)]
-        left_out = (
-            f" (without its {' and '.join(lost)} encoder{'s' * (len(lost) > 1)}, which this format does not hold)"
-            if lost
-            else ""
-        )
-        print(f"{model_type(complete)} → {self.out}{left_out}")
+                    copy_atomically(folder / ours, out / theirs)
+        without = f" (without its {' and '.join(lost)} encoder{'s' * (len(lost) > 1)}, which are in {out / ENCODERS})"
+        print(f"{model_type(exported(c))} → {out}{without if lost else ''}")
 
 
 @dataclass(frozen=True)

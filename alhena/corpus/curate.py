@@ -21,10 +21,11 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from alhena.content import Document, Text, read_documents, size_of
+from alhena.content import Document, Text
 from alhena.corpus.filters import Classifier, Decontaminator, Deduplicator, Inspected, Reason, inspect, quality
 from alhena.corpus.outputs import Outputs
 from alhena.corpus.readers import Dropped, Record, read, read_split, split_files
+from alhena.documents import read_documents, size_of
 from alhena.pools import map_bounded
 from alhena.progress import progress_bar
 

@@ -161,7 +161,7 @@ class Deduplicator:
         return None
 
 
-def _questions(inspected: Inspected) -> Iterable[tuple[bytes, ...]]:
+def questions(inspected: Inspected) -> Iterable[tuple[bytes, ...]]:
     """Each question with its answer: the hashes of the media so far (without media, the words of the question), and the words of the answer."""
     media, shown, question = iter(inspected.media), list[bytes](), ""
     for content in inspected.document.contents:
@@ -173,6 +173,18 @@ def _questions(inspected: Inspected) -> Iterable[tuple[bytes, ...]]:
             question = text
         elif content.role == "model":
             yield (*(shown or [question.encode()]), text.encode())
+
+
+def ngrams(document: Document, n: int) -> Iterator[int]:
+    """Hashes of all n-grams of words (2 n characters in scripts without spaces); with media, those of ``document`` contents only."""
+    has_media = any(written(part) is None for part in _flat(document.parts))
+    contents = [c for c in document.contents if not has_media or c.role == "document"]
+    for part in (part for content in contents for part in content.parts):
+        if isinstance(part, Text):
+            words, size = units(part.text), n * (2 if is_spaceless(part.text) else 1)
+            for i in range(len(words) - size + 1):
+                key = hashlib.blake2b(" ".join(words[i : i + size]).encode(), digest_size=8).digest()
+                yield int.from_bytes(key, "big")
 
 
 class Decontaminator:
@@ -190,31 +202,20 @@ class Decontaminator:
         counts: Counter[int] = Counter()
         for inspected in documents:
             self._hashes.add(content_hash(inspected))
-            self._items.update(_questions(inspected))
-            counts.update(set(self._ngrams(inspected.document)))
+            self._items.update(questions(inspected))
+            counts.update(set(ngrams(inspected.document, n)))
         self._ngrams_held_out = {ngram for ngram, count in counts.items() if count <= MAX_ITEMS_OF_NGRAM}
-
-    def _ngrams(self, document: Document) -> Iterable[int]:
-        """Hashes of all n-grams of words (2 n characters in scripts without spaces); with media, those of ``document`` contents only."""
-        has_media = any(written(part) is None for part in _flat(document.parts))
-        contents = [c for c in document.contents if not has_media or c.role == "document"]
-        for part in (part for content in contents for part in content.parts):
-            if isinstance(part, Text):
-                words, n = units(part.text), self._n * (2 if is_spaceless(part.text) else 1)
-                for i in range(len(words) - n + 1):
-                    key = hashlib.blake2b(" ".join(words[i : i + n]).encode(), digest_size=8).digest()
-                    yield int.from_bytes(key, "big")
 
     def __call__(self, inspected: Inspected) -> Reason | None:
         if content_hash(inspected) in self._hashes:
             return "in an evaluation set", "the whole document"
-        for item in _questions(inspected):
+        for item in questions(inspected):
             if item in self._items:
                 return (
                     "in an evaluation set",
                     f"the same question or media with the same answer: {item[-1].decode()[:60]!r}",
                 )
-        for ngram in self._ngrams(inspected.document):
+        for ngram in ngrams(inspected.document, self._n):
             if ngram in self._ngrams_held_out:
                 return "overlaps an evaluation set", f"{self._n} consecutive words are part of an evaluation item"
         return None

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alhena.content import UNFINISHED, Document, size_of, write_documents
+from alhena.content import Document
+from alhena.documents import UNFINISHED, size_of, write_documents
 from alhena.files import digest, flush, read_json, write_json
 
 REPORT = UNFINISHED.name

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alhena.content import Document, from_row
+from alhena.content import Document
 from alhena.corpus.records import InvalidRecord, parse_line, to_document, validate
+from alhena.documents import from_row
 from alhena.parquet import Lost, open_parquet, read_rows
 
 MAX_LINE_BYTES = 16 << 20

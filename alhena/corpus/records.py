@@ -27,7 +27,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from alhena.content import MEDIA, MIME_OF_SUFFIX, Content, Document, Part, Role, Text, size_of
+from alhena.content import MEDIA, MIME_OF_SUFFIX, Content, Document, Part, Role, Text
+from alhena.documents import size_of
 from alhena.media import LIMITS, sniff
 
 PART_KEYS = ("text", *MEDIA)

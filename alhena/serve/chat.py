@@ -21,6 +21,7 @@ from rich.text import Text as Line
 from alhena.content import MEDIA, MIME_OF_SUFFIX, Content, Image, Part, Text, Thought, ToolCall, call_text
 from alhena.files import write_atomically
 from alhena.media import LIMITS, check, decode_image
+from alhena.serve.decoding.draft import DraftSource
 from alhena.serve.decoding.sampler import IMAGE_GUIDANCE, Sampling
 from alhena.serve.decoding.warm_up import keep_compiled
 from alhena.serve.engine import Answer, Engine, Prompt
@@ -218,13 +219,20 @@ class Chat:
                 contents = self.reply(contents, line)
 
 
-def chat(folder: Path, ask: str | None = None, system: str | None = None, thinking: bool = False) -> None:
+def chat(
+    folder: Path,
+    ask: str | None = None,
+    system: str | None = None,
+    thinking: bool = False,
+    draft: DraftSource | None = None,
+) -> None:
     """Chats with the model of a folder; with ``ask``, answers that question only.
 
-    ``system`` is the instruction before the first turn; with ``thinking`` the model thinks before it answers.
+    ``system`` is the instruction before the first turn; with ``thinking`` the model thinks before it answers;
+    ``draft`` proposes tokens.
     """
     keep_compiled()
-    engine = Engine.load(folder, slots=2)
+    engine = Engine.load(folder, slots=2, draft=draft)
     guidance = 1.0 if engine.image_decoder is None else IMAGE_GUIDANCE
     sampling = replace(engine.default_sampling, max_tokens=MAX_TOKENS, guidance=guidance)
     session = Chat(engine, Console(), sampling, system=system, thinking=thinking)

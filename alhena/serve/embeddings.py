@@ -26,7 +26,7 @@ from alhena.content import Content, Document, Text
 from alhena.model import model
 from alhena.model.config import Model
 from alhena.model.layers import rms_norm
-from alhena.model.truncated import hidden_states, split_near
+from alhena.model.storage.truncated import hidden_states, split_near
 from alhena.serve.decoding import buckets
 from alhena.serve.embedding_sentences import SENTENCES
 from alhena.serve.engine import Engine

@@ -25,19 +25,21 @@ from alhena.media import encode_png
 from alhena.model import image_tokenizer, model
 from alhena.model.config import ImageTokenizer as ImageTokenizerConfig
 from alhena.model.config import Model
-from alhena.model.folders import load_model
-from alhena.model.weights import read_config
+from alhena.model.storage.folders import load_model
+from alhena.model.storage.weights import read_config
 from alhena.serve.answer import Answer, Finish, Prompt, TokenLogprobs
 from alhena.serve.decoding import buckets
 from alhena.serve.decoding.batching import RunningBatch
 from alhena.serve.decoding.constraints import Constraints
 from alhena.serve.decoding.detokenize import Detokenizer
+from alhena.serve.decoding.draft import Draft, DraftSource
 from alhena.serve.decoding.jobs import Matcher
 from alhena.serve.decoding.memory import cache_budget
 from alhena.serve.decoding.pages import PagePlan, plan_pages
 from alhena.serve.decoding.sampler import Sampling, sequences_per_answer
 from alhena.serve.decoding.sequence import PromptPlan, max_chunk
 from alhena.serve.decoding.slots import MAX_STEPS
+from alhena.serve.decoding.speculative_batch import SpeculativeBatch
 from alhena.serve.structured.matcher import Compiler
 from alhena.shapes import Int
 from alhena.tokens.answers import AnswerParser
@@ -51,6 +53,8 @@ __all__ = ["Answer", "Engine", "Finish", "ImageDecoder", "Prefix", "Prompt", "To
 ASPECT_HEIGHT = 1 << 12
 # Sequences that are generated at a time.
 SLOTS = 16
+# The cache of a draft has at most this part of the bytes of that of its target.
+DRAFT_CACHE = 4
 _lock = threading.Lock()
 
 
@@ -95,6 +99,16 @@ class _LocalJob:
     def is_cancelled(self) -> bool:
         return self.cancelled
 
+    @property
+    def is_done(self) -> bool:
+        return bool(self.items) and isinstance(self.items[-1], Answer | Exception)
+
+    @property
+    def last(self) -> Answer | Exception:
+        item = self.items[-1]
+        assert isinstance(item, Answer | Exception)
+        return item
+
 
 @dataclass(frozen=True)
 class Prefix:
@@ -123,10 +137,21 @@ class Engine:
     slots: int = SLOTS
     # Bytes of the key-value cache; None: a share of the memory.
     cache_bytes: int | None = None
+    # Its dtype: "int8" rounds keys and values, so that as many bytes hold about twice the tokens; None: that of the model.
+    cache_dtype: str | None = None
+    # Proposes tokens of the answers (alhena/serve/decoding/speculative.py).
+    draft: Draft | None = None
 
     @classmethod
-    def load(cls, folder: Path, slots: int = SLOTS, cache_bytes: int | None = None) -> Engine:
-        """Raises ValueError that names the file when the folder is no complete model."""
+    def load(
+        cls,
+        folder: Path,
+        slots: int = SLOTS,
+        cache_bytes: int | None = None,
+        cache_dtype: str | None = None,
+        draft: DraftSource | None = None,
+    ) -> Engine:
+        """Raises ValueError that names the file when a folder is no complete model, or the draft's vocabulary is another."""
         params, c = load_model(folder)
         encoder, image_decoder = _load_own(folder) if is_own(folder) else (load_encoder(folder), None)
         try:
@@ -134,7 +159,8 @@ class Engine:
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from None
         name = str(read_config(folder)[1].get("name", folder.name))
-        return cls(params, c, encoder, image_decoder, name, slots, cache_bytes)
+        loaded = Draft.load(draft, encoder) if draft else None
+        return cls(params, c, encoder, image_decoder, name, slots, cache_bytes, cache_dtype, loaded)
 
     @cached_property
     def constraints(self) -> Constraints:
@@ -142,7 +168,10 @@ class Engine:
 
     @cached_property
     def _batch(self) -> RunningBatch:
-        return RunningBatch(self)
+        if self.draft is None:
+            return RunningBatch(self)
+        budget = cache_budget() // DRAFT_CACHE if self.cache_bytes is None else self.cache_bytes
+        return SpeculativeBatch(self, self.draft, budget)
 
     @property
     def batch(self) -> RunningBatch:
@@ -154,7 +183,7 @@ class Engine:
     def page_plan(self) -> PagePlan:
         context = buckets.MAX_PROMPT_TOKENS if isinstance(self.encoder, Encoder) else self.encoder.settings.context
         budget = cache_budget() if self.cache_bytes is None else self.cache_bytes
-        return plan_pages(self.config, self.slots, context, max_chunk(self.config), budget)
+        return plan_pages(self.config, self.slots, context, max_chunk(self.config), budget, self.cache_dtype)
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -185,9 +214,13 @@ class Engine:
         ):
             raise ValueError("this model generates no images: ask it for text only")
         example = self._example(prompt)
-        buckets.check_fits(example, self.config, sequences_per_answer(sampling), self.max_prompt_tokens)
+        self.check(example, sequences_per_answer(sampling))
         self.matcher(example, sampling, Prompt.of(prompt).tools)
         return example
+
+    def check(self, example: Example, sequences: int = 1) -> None:
+        """Raises ValueError when a prompt has media that the model does not read, or is too long for it."""
+        buckets.check_fits(example, self.config, sequences, self.max_prompt_tokens)
 
     def _example(self, conversation: Prompt | Sequence[Content]) -> Example:
         prompt = Prompt.of(conversation)
@@ -222,15 +255,42 @@ class Engine:
         """Answers each conversation; an answer does not depend on the others."""
         samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
         jobs = [_LocalJob(self.encode(p, s), s, Prompt.of(p).tools) for p, s in zip(prompts, samplings, strict=True)]
+        return [_answer_of(item) for item in self._run(jobs, self.batch.add)]
+
+    def answers(
+        self, prompts: Sequence[tuple[Example, Sampling]], advance: Callable[[int], None] = lambda done: None
+    ) -> list[Answer | Exception]:
+        """The answer to each encoded prompt, or why there is none. ``advance`` is called with the number of answers that became ready."""
+        jobs = [_LocalJob(example, sampling) for example, sampling in prompts]
+
+        def add(job: _LocalJob) -> None:
+            try:
+                self.batch.add(job)
+            except ValueError as error:
+                job.put(error)
+
+        return self._run(jobs, add, advance)
+
+    def _run(
+        self,
+        jobs: Sequence[_LocalJob],
+        add: Callable[[_LocalJob], None],
+        advance: Callable[[int], None] = lambda done: None,
+    ) -> list[Answer | Exception]:
+        """The last item of each job, once all are done."""
+        done = 0
         try:
             for job in jobs:
-                self.batch.add(job)
-            while not all(job.items and isinstance(job.items[-1], Answer | Exception) for job in jobs):
+                add(job)
+            while (ready := sum(job.is_done for job in jobs)) < len(jobs):
+                advance(ready - done)
+                done = ready
                 self.batch.step()
+            advance(ready - done)
         finally:
             for job in jobs:
                 job.cancelled = True
-        return [_answer_of(job.items[-1]) for job in jobs]
+        return [job.last for job in jobs]
 
     def stream(
         self,
@@ -288,8 +348,7 @@ class Engine:
         return (*line_end, end)
 
 
-def _answer_of(item: Part | Answer | Exception) -> Answer:
+def _answer_of(item: Answer | Exception) -> Answer:
     if isinstance(item, Exception):
         raise item
-    assert isinstance(item, Answer)
     return item

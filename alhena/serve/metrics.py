@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from alhena.content import Part
 from alhena.serve.answer import Answer
@@ -43,11 +46,27 @@ class Metrics:
         """Adds a gauge whose value is asked for at each scrape."""
         Gauge(name, help, registry=self.registry).set_function(value)
 
+    def count(self, name: str, help: str, value: Callable[[], float]) -> None:
+        """Adds a counter whose value is asked for at each scrape."""
+        self.registry.register(_Count(name, help, value))
+
     def generation(self) -> GenerationObserver:
         return GenerationObserver(self)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
+
+
+@dataclass(frozen=True)
+class _Count(Collector):
+    """A counter that something else counts."""
+
+    name: str
+    help: str
+    value: Callable[[], float]
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(self.name, self.help, value=self.value())
 
 
 class GenerationObserver:

@@ -35,7 +35,7 @@ from alhena.content import (
 from alhena.files import write_atomically, write_json
 from alhena.media import SAMPLE_RATE, decode_audio, decode_image, decode_video
 from alhena.model import config
-from alhena.model.tensors import read_settings
+from alhena.model.storage.tensors import read_settings
 from alhena.schema import bounded, parsed_whole
 from alhena.shapes import Float, Int
 from alhena.tokens.audio_features import HOP, count_tokens, features

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alhena.files import FILES, fingerprint, read_entries
-from alhena.model.weights import WEIGHTS
+from alhena.model.storage.weights import WEIGHTS
 from alhena.tokens.encoders import load_encoder
 from alhena.tokens.gemma_encoder import PROMPT, GemmaEncoder
 from alhena.tokens.hf_tokenizer import TOKENIZER, HfTokenizer

@@ -23,7 +23,7 @@ from alhena.files import write_json
 from alhena.media import SAMPLE_RATE, decode_audio, decode_image, decode_video
 from alhena.media.video import evenly_spaced
 from alhena.model import config
-from alhena.model.tensors import read_settings
+from alhena.model.storage.tensors import read_settings
 from alhena.schema import parsed_whole, shown
 from alhena.shapes import Float, Int
 from alhena.tokens.answers import AnswerParser, begins_in_thought

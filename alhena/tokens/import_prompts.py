@@ -6,7 +6,7 @@ from pathlib import Path
 
 from alhena.model import config
 from alhena.model.families.gguf_file import open_gguf
-from alhena.model.families.gguf_tokenizer import tokenizer_json
+from alhena.model.families.gguf_tokenizer import has_tokenizer, tokenizer_json
 from alhena.tokens.gemma_encoder import GemmaEncoder
 from alhena.tokens.hf_tokenizer import HfTokenizer
 from alhena.tokens.prompts import Facts, PromptSettings
@@ -18,11 +18,15 @@ def prompt_format(model_type: str) -> str:
 
 
 def import_prompts(source: Path, out: Path, model_type: str, c: config.Model) -> bool:
-    """Writes ``tokenizer.json`` and ``prompt.json``; False when a folder in Hugging Face's layout has no ``tokenizer.json``.
+    """Writes ``tokenizer.json`` and ``prompt.json``; False where there is no tokenizer of an open model.
+
+    That is a folder in Hugging Face's layout without ``tokenizer.json``, or a GGUF file without a tokenizer, or with one of ours.
 
     ``source`` is that folder or a GGUF file. Raises ValueError that names the file and what is wrong in it.
     """
     form, path = prompt_format(model_type), source / "tokenizer.json"
+    if source.is_file() and not has_tokenizer(open_gguf(source)):
+        return False
     if source.is_file():
         tokenizer, settings = _of_gguf(source, form)
     elif path.exists():

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alhena.model.tensors import read_settings, regular
+from alhena.model.storage.tensors import read_settings, regular
 from alhena.schema import bounded, shown
 from alhena.tokens.hf_tokenizer import HfTokenizer
 

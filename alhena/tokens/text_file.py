@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alhena.model.tensors import regular
+from alhena.model.storage.tensors import regular
 from alhena.tokens.hf_tokenizer import TOKENIZER, HfTokenizer
 from alhena.tokens.tokenizer import TextTokenizer, Tokenizer
 

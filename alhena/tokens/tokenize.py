@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 
 from alhena import plots
 from alhena.batch import Example
-from alhena.content import Document, Image, Text, part_size, read_documents
+from alhena.content import Document, Image, Text, part_size
+from alhena.documents import read_documents
 from alhena.media import decode_image, limit_memory
 from alhena.pools import map_bounded
 from alhena.processes import end_with_parent

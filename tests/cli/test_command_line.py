@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from alhena.cli.build import Compress, Corpus, Demo, Pretrain, Tokenize
-from alhena.cli.tuning import Evaluate, Tune
+from alhena.cli.measuring import Evaluate
+from alhena.cli.tuning import Tune
 from alhena.stages import locked
 
 ROOT = Path(__file__).parents[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,11 @@ import pytest
 
 from alhena.cli import arguments
 from alhena.cli.arguments import PACKAGED, served_folder
-from alhena.compress_folder import Form
+from alhena.compress.quantize import quantize_model
 from alhena.content import Content, Text
-from alhena.model.folders import load_model
-from alhena.model.int4 import Int4
+from alhena.model import model
+from alhena.model.quantized.layout import Int8
+from alhena.model.storage.folders import load_model
 from alhena.serve.decoding.sampler import Sampling
 from alhena.serve.engine import Engine
 from alhena.tuning import write_model_folder
@@ -37,7 +39,19 @@ def test_the_packaged_model_answers_where_no_folder_is_named(folder, monkeypatch
     assert served_folder(None, None) == folder
     assert "the small model of this package" in capsys.readouterr().err
     assert served_folder(folder, None) == served_folder(folder.parents[1], None) == folder
-    assert f"{folder} answers" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{folder} answers" in said and "of full precision; `alhena compress" in said
+
+
+def test_a_run_answers_with_its_quantized_model(folder, capsys):
+    params, c = load_model(folder)
+    quantized = quantize_model(params, model.weights(c))
+    write_model_folder(quantized, c, folder, folder.parent / "nano", {"name": "nano"})
+    try:
+        assert served_folder(folder.parents[1], None) == folder.parent / "nano"
+        assert "full precision" not in capsys.readouterr().err
+    finally:
+        shutil.rmtree(folder.parent / "nano")
 
 
 def test_a_name_alone_and_a_package_without_a_model_are_errors(tmp_path, monkeypatch):
@@ -50,8 +64,8 @@ def test_a_name_alone_and_a_package_without_a_model_are_errors(tmp_path, monkeyp
 
 def test_encoders_of_16_bits_answer_as_those_of_32_rounded(folder, tmp_path):
     params, c = load_model(folder)
-    small = Form(8, "bfloat16").apply(params, c)
-    assert isinstance(small.embedding, Int4)
+    small = quantize_model(params, model.weights(c), {"vision": "bfloat16", "audio": "bfloat16"})
+    assert isinstance(small.embedding, Int8)
     assert {leaf.dtype for leaf in jax.tree.leaves((small.vision, small.audio))} == {jnp.dtype("bfloat16")}
     write_model_folder(small, c, folder, tmp_path / "small", {"name": "small"})
     rounded = replace(small, vision=_float32(small.vision), audio=_float32(small.audio))

@@ -11,21 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alhena.content import (
-    Audio,
-    Content,
-    Document,
-    Image,
-    Text,
-    Video,
-    from_row,
-    read_documents,
-    to_row,
-    write_documents,
-)
+from alhena.content import Audio, Content, Document, Image, Text, Video
 from alhena.corpus.curate import Curate, curate
 from alhena.corpus.filters import Decontaminator, Deduplicator, inspect, quality
 from alhena.corpus.readers import Dropped, read
+from alhena.documents import from_row, read_documents, to_row, write_documents
 from tests.conftest import random_audio, random_image
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

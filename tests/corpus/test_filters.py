@@ -9,10 +9,11 @@ import pytest
 import soundfile
 from PIL import Image as Pillow
 
-from alhena.content import Audio, Image, Video, write_documents
+from alhena.content import Audio, Image, Video
 from alhena.corpus.curate import curate
 from alhena.corpus.filters import Deduplicator, inspect, quality
 from alhena.corpus.prose import is_spaceless, units
+from alhena.documents import write_documents
 from alhena.media import Clip, decode_audio, decode_image, encode_video
 from tests.conftest import random_audio, random_image
 from tests.corpus.test_curate import chat, overlap_with, prose

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alhena.content import MIME_OF_SUFFIX, Audio, Document, Image, Video, read_documents
+from alhena.content import MIME_OF_SUFFIX, Audio, Document, Image, Video
 from alhena.corpus.curate import curate
 from alhena.corpus.readers import Dropped, read
+from alhena.documents import read_documents
 from alhena.media import sniff
 from tests.conftest import random_audio, random_image
 

@@ -10,10 +10,10 @@ import time
 import pytest
 
 from alhena.cli.build import Curate as Command
-from alhena.content import read_documents, write_documents
 from alhena.corpus.curate import Curate, curate
 from alhena.corpus.filters import inspect
 from alhena.corpus.outputs import Outputs
+from alhena.documents import read_documents, write_documents
 from alhena.stages import locked
 from tests.corpus.test_curate import chat
 

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alhena.content import Content, Document, Image, Text, read_documents, size_of, write_documents
+from alhena.content import Content, Document, Image, Text
 from alhena.corpus.curate import Curate, curate
 from alhena.corpus.readers import Dropped, read
+from alhena.documents import read_documents, size_of, write_documents
 from alhena.parquet import Lost, Row, decoded_bytes, read_rows
 
 

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alhena.content import SCHEMA, Audio, Document, Image, Text, to_row
+from alhena.content import Audio, Document, Image, Text
 from alhena.corpus.curate import curate
 from alhena.corpus.readers import Dropped, read
+from alhena.documents import SCHEMA, to_row
 from tests.conftest import random_audio, random_image
 from tests.corpus.test_curate import chat
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from alhena.content import read_documents, write_documents
 from alhena.corpus.curate import curate
 from alhena.corpus.readers import split_files
+from alhena.documents import read_documents, write_documents
 from tests.corpus.test_curate import chat
 
 

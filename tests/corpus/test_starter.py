@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alhena.content import Audio, Document, Image, Text, ToolCall, ToolResult, Video, read_documents
+from alhena.content import Audio, Document, Image, Text, ToolCall, ToolResult, Video
 from alhena.corpus.starter import FACTORIES, TASKS, Job, Starter, build, make_job
 from alhena.corpus.starter.images.digits import scans
 from alhena.corpus.starter.splits import (
@@ -25,6 +25,7 @@ from alhena.corpus.starter.splits import (
 )
 from alhena.corpus.starter.text.multilingual_names import translations
 from alhena.corpus.starter.text.prose_and_code import standard_library
+from alhena.documents import read_documents
 from alhena.media import decode_audio, decode_image, decode_video
 
 SMALL = Starter(train=dict.fromkeys(FACTORIES, 12), validation=3, test=10, seed=5)

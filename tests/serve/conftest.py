@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from alhena.model import config, image_tokenizer, model
-from alhena.model.weights import save_model
+from alhena.model.storage.weights import save_model
 from alhena.serve.engine import Engine
 from alhena.serve.gemini.app import create_app, listen, make_server
 from alhena.serve.gemini.settings import Settings

@@ -30,7 +30,7 @@ CONFIGURED = {
 }
 
 
-def write_source(name: str, out: Path) -> Path:
+def write_source(name: str, out: Path, context: int = 1024) -> Path:
     """A folder in Hugging Face's layout: a golden model, its embedding as large as the vocabulary of a small tokenizer."""
     settings = read_json(GOLDEN / name / "config.json")
     format, text = prompt_format(settings["model_type"]), settings.get("text_config", settings)
@@ -40,7 +40,7 @@ def write_source(name: str, out: Path) -> Path:
     for control, keys in CONFIGURED.items():
         settings |= {key: tokenizer.id(CONTROLS[format][control]) for key in keys if key in settings}
     vocabularies = ("vocab_size", "vocab_size_per_layer_input")
-    text |= {key: rows for key in vocabularies if key in text} | {"max_position_embeddings": 1024}
+    text |= {key: rows for key in vocabularies if key in text} | {"max_position_embeddings": context}
     if text.get("final_logit_softcapping"):
         # A small one makes the largest logits almost equal, and samples depend on rounding.
         text["final_logit_softcapping"] = 30.0
@@ -65,9 +65,9 @@ def write_source(name: str, out: Path) -> Path:
     return out
 
 
-def write_imported(name: str, folder: Path) -> Path:
+def write_imported(name: str, folder: Path, context: int = 1024) -> Path:
     """The model folder of a golden model."""
-    Import(write_source(name, folder / "source" / name), folder / "models" / name)()
+    Import(write_source(name, folder / "source" / name, context), folder / "models" / name)()
     return folder / "models" / name
 
 

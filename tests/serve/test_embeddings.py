@@ -10,7 +10,7 @@ from google.genai import errors, types
 
 from alhena.content import Content, Text
 from alhena.model import model
-from alhena.model.truncated import hidden_states, split_near
+from alhena.model.storage.truncated import hidden_states, split_near
 from alhena.serve.decoding import buckets
 from alhena.serve.embeddings import DEPTHS, Embedder
 from tests.conftest import random_image

@@ -150,7 +150,8 @@ def test_an_excerpt_without_frames_or_with_too_many_is_refused():
 
 
 def test_a_request_with_options_is_not_stored():
-    from alhena.content import Document, to_row
+    from alhena.content import Document
+    from alhena.documents import to_row
 
     with pytest.raises(ValueError, match="are not stored"):
         to_row(Document((Content("user", (Image(PNG, resolution="low"),)),), "1", "test"))

@@ -12,11 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from alhena.content import Content, Document, Image, Text, write_documents
+from alhena.content import Content, Document, Image, Text
+from alhena.documents import write_documents
 from alhena.media import encode_png
 from alhena.model import config, image_tokenizer
 from alhena.tokens import tokenize
-from alhena.tokens.loader import BatchShape, batches_in_order
+from alhena.tokens.loader import batches_in_order
+from alhena.tokens.padding import BatchShape
 from alhena.tokens.store import Examples, ExampleWriter, write_examples
 
 INNER = {"patches": (192,), "frames": (128, 128)}

@@ -11,7 +11,8 @@ from alhena.content import Content, Document, Image, Text
 from alhena.model import config
 from alhena.tokens.audio_features import HOP, chunk, log_mel
 from alhena.tokens.images import fit_grid, patchify
-from alhena.tokens.loader import Batches, BatchShape, batches_in_order, padded_batch
+from alhena.tokens.loader import Batches, batches_in_order
+from alhena.tokens.padding import BatchShape, padded_batch
 from alhena.tokens.store import Examples, write_examples
 
 VISION, AUDIO = config.Vision(16, 1, 2, 16), config.Conformer(16, 1, 2, 16)

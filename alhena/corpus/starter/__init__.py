@@ -27,7 +27,7 @@ from pathlib import Path
 
 from rich.progress import Progress, TaskID
 
-from alhena.content import Document, write_documents
+from alhena.content import Document
 from alhena.corpus.starter import interleaved, sample_page
 from alhena.corpus.starter.audio import speech, synthesis
 from alhena.corpus.starter.images import charts, digits, generation, rendered_words, scenes
@@ -35,6 +35,7 @@ from alhena.corpus.starter.items import Factory, ItemSpec
 from alhena.corpus.starter.splits import SPLITS, Split
 from alhena.corpus.starter.text import multilingual_names, prose_and_code, retrieval, tools
 from alhena.corpus.starter.video import clips
+from alhena.documents import write_documents
 from alhena.processes import end_with_parent
 from alhena.progress import progress_bar
 

@@ -175,11 +175,11 @@ def serve(
     with listen(where.host, where.port) as listener:
         _limit_process_memory()
         keep_compiled()
-        engine = Engine.load(folder)
+        engine = Engine.load(folder, cache_dtype=settings.cache_dtype, draft=settings.draft)
         for alias, model in aliases.items():
             if model != engine.name:
                 raise ValueError(f"--alias {alias}={model}: this server has one model, {engine.name}")
-        warm_up(engine)
+        warming = warm_up(engine)
         url_host = f"[{where.host}]" if ":" in where.host else where.host
         url = f"http://{url_host}:{listener.getsockname()[1]}"
         print(
@@ -193,6 +193,7 @@ def serve(
         try:
             make_server(create_app(engine, engine.name, settings)).run([listener])
         finally:
+            warming.stop.set()
             _end_process()
 
 

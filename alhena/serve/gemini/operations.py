@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from alhena.serve import logs
+from alhena.serve.decoding.speculative_batch import SpeculativeBatch
 from alhena.serve.engine import Engine
 from alhena.serve.gemini.calls import Calls
 from alhena.serve.gemini.connections import Application, Message
@@ -119,6 +120,11 @@ def observe(app: FastAPI, calls: Calls, log_contents: bool) -> None:
     if isinstance(engine := calls.engine, Engine):
         calls.metrics.watch("alhena_slots", "Sequences that are generated at a time.", lambda: engine.slots)
         calls.metrics.watch("alhena_slots_in_use", "Slots in use.", lambda: engine.batch.slots_in_use)
+        if isinstance(batch := engine.batch, SpeculativeBatch):
+            calls.metrics.count("alhena_draft_tokens", "Tokens that the draft proposed.", lambda: batch.proposed)
+            calls.metrics.count(
+                "alhena_accepted_draft_tokens", "Of them those that the model chose too.", lambda: batch.accepted
+            )
     app.add_middleware(
         Observed, health=calls.health, metrics=calls.metrics, log_contents=log_contents  # type: ignore[arg-type]
     )  # fmt: skip
@@ -131,7 +137,9 @@ def router(calls: Calls) -> APIRouter:
     @routes.get("/healthz")
     async def healthz() -> Response:
         """200 when ready, 503 while draining."""
-        body = {"status": calls.health.status, "model": calls.name}
+        body: dict[str, object] = {"status": calls.health.status, "model": calls.name}
+        if isinstance(calls.engine, Engine) and isinstance(batch := calls.engine.batch, SpeculativeBatch):
+            body["draft"] = batch.acceptance()
         return JSONResponse(body, 503 if calls.health.draining else 200)
 
     @routes.get("/metrics")

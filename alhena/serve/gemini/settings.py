@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from alhena.serve.decoding.draft import DraftSource
 from alhena.serve.gemini.connections import Access, Hosts, is_loopback
 from alhena.serve.health import DRAIN_SECONDS
 from alhena.serve.safety import Classify, classify
@@ -38,6 +39,10 @@ class Settings:
     drain_seconds: float = DRAIN_SECONDS
     # Whether the log of requests has what users write.
     log_contents: bool = False
+    # Of the key-value cache: "int8"; None: that of the model.
+    cache_dtype: str | None = None
+    # Proposes tokens of the answers.
+    draft: DraftSource | None = None
 
     @property
     def access(self) -> Access:

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from google.genai import interactions as sdk
-
+from alhena.serve.gemini.interactions import sdk
 from alhena.serve.gemini.interactions.steps import STEPS, Json, kind_of, names, read_input, write_contents
 from alhena.serve.gemini.wire.blobs import MAX_TEXT
 from alhena.serve.gemini.wire.fields import (

@@ -7,8 +7,8 @@ from functools import cache
 from typing import Any
 
 import pydantic
-from google.genai import interactions as sdk
 
+from alhena.serve.gemini.interactions import sdk
 from alhena.serve.gemini.wire.blobs import MAX_TEXT
 from alhena.serve.gemini.wire.fields import (
     Fields,
@@ -25,9 +25,8 @@ from alhena.serve.gemini.wire.translation import Translation, read_exactly
 
 Json = dict[str, Any]
 STEPS = ("user_input", "model_output", "thought", "function_call", "function_result")
-MEDIA: Mapping[str, type[pydantic.BaseModel]] = {
-    "image": sdk.ImageContent, "audio": sdk.AudioContent, "video": sdk.VideoContent, "document": sdk.DocumentContent,
-}  # fmt: skip
+# The SDK's type of each medium.
+MEDIA = {"image": "ImageContent", "audio": "AudioContent", "video": "VideoContent", "document": "DocumentContent"}
 # Of raw audio; a video's name is for other APIs.
 MEDIA_NOT_OFFERED = ("channels", "sample_rate", "name")
 
@@ -160,7 +159,7 @@ def read_content(value: Any, where: str) -> Json:
         return {"text": read_string(content.get("text", ""), f"{where}.text", MAX_TEXT)}
     if kind not in MEDIA:
         raise WireError(400, f"{where}.type is {str(kind)[:60]!r}; there are text, {', '.join(MEDIA)}")
-    content = read_exactly(value, where, names(MEDIA[kind]))
+    content = read_exactly(value, where, names(getattr(sdk, MEDIA[kind])))
     refuse(content, where, MEDIA_NOT_OFFERED)
     if ("data" in content) == ("uri" in content):
         raise WireError(400, f"{where} must have either data or uri")
