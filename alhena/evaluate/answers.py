@@ -13,7 +13,7 @@ from rich.progress import TaskID
 
 from alhena.content import Document, Image, Text, Thought, ToolCall, call_text
 from alhena.evaluate.results import AnsweredQuestion, AnswerSet
-from alhena.evaluate.tasks import predicted_answer, reference, task_of
+from alhena.evaluate.tasks.starter import predicted_answer, reference, task_of
 from alhena.media import decode_image
 from alhena.progress import progress_bar
 from alhena.serve.decoding.buckets import OUTPUTS

@@ -14,16 +14,17 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from alhena.content import Document, Text, read_documents
+from alhena.content import Document, Text
+from alhena.documents import read_documents
 from alhena.evaluate import metrics
 from alhena.evaluate.answers import answer_questions
 from alhena.evaluate.judges import digit_judge
 from alhena.evaluate.report import formatted, write_report
 from alhena.evaluate.results import AnsweredQuestion, Evaluation, ReportRow
 from alhena.evaluate.scoring import bits_per_byte
-from alhena.evaluate.tasks import BITS_PER_BYTE, TASK_METRICS, TaskMetric, chance_level
+from alhena.evaluate.tasks.starter import BITS_PER_BYTE, TASK_METRICS, TaskMetric, chance_level
 from alhena.files import write_atomically, write_json
-from alhena.model.weights import WEIGHTS, read_config
+from alhena.model.storage.weights import WEIGHTS, read_config
 from alhena.serve.engine import Engine
 
 NOT_ABOVE_CHANCE = "✗"

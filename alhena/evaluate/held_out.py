@@ -14,13 +14,14 @@ from typing import Any
 
 from rich.console import Console
 
-from alhena.content import Document, Text, read_documents, text_of
+from alhena.content import Document, Text, text_of
+from alhena.documents import read_documents
 from alhena.evaluate import metrics
 from alhena.evaluate.answers import answer_questions, is_question
 from alhena.evaluate.evaluation import answer_row, print_report
 from alhena.evaluate.results import AnsweredQuestion, ReportRow
 from alhena.evaluate.scoring import text_nats
-from alhena.evaluate.tasks import BITS_PER_BYTE, CER, EXACT, WER, TaskMetric, reference, task_of
+from alhena.evaluate.tasks.starter import BITS_PER_BYTE, CER, EXACT, WER, TaskMetric, reference, task_of
 from alhena.files import write_atomically, write_json
 from alhena.serve.engine import Engine
 

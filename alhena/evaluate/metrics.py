@@ -14,6 +14,8 @@ import jiwer
 import numpy as np
 from sacrebleu.metrics import CHRF
 
+from alhena.evaluate.statistics import wilson
+
 
 def normalize(text: str) -> str:
     """Text in lower case, runs of white space as one space.
@@ -66,8 +68,8 @@ def wilson_interval(percent: float, items: int) -> float:
     >>> round(wilson_interval(50.0, 100), 1)
     9.6
     """
-    p, z = percent / 100, 1.96
-    return 100 * z * math.sqrt(p * (1 - p) / items + z**2 / (4 * items**2)) / (1 + z**2 / items)
+    low, high = wilson(percent / 100, items)
+    return 100 * (high - low) / 2
 
 
 def _errors(metric: Metric, reference: str, answer: str) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from alhena import plots
 from alhena.content import Audio, Image, Part, ToolResult, Video, written
 from alhena.evaluate.metrics import matches
 from alhena.evaluate.results import AnsweredQuestion, Evaluation, ReportRow
-from alhena.evaluate.tasks import BITS_PER_BYTE, task_of
+from alhena.evaluate.tasks.starter import BITS_PER_BYTE, task_of
 from alhena.files import write_atomically
 from alhena.media import SAMPLE_RATE, decode_audio, decode_video, encode_png
 from alhena.shapes import Float

@@ -20,7 +20,7 @@ from alhena.serve.engine import Engine
 from alhena.shapes import Array, Float
 from alhena.tokens.encode import Encoder
 from alhena.tokens.encoders import AnyEncoder
-from alhena.tokens.loader import padded_batch
+from alhena.tokens.padding import padded_batch
 from alhena.train.loss import LossOptions, weighted_loss
 
 # Tokens of a window of running text: of our own models, which are trained on sequences of this order, and of imported ones.
@@ -30,7 +30,7 @@ BATCH_TOKENS = 2048
 
 
 @partial(jax.jit, static_argnums=1)
-def _nats(params: model.Params, c: config.Model, batch: Batch) -> Float[Array, " B"]:
+def sequence_nats(params: model.Params, c: config.Model, batch: Batch) -> Float[Array, " B"]:
     """Negative log-likelihood of each sequence: every target of a positive weight counts once."""
     hidden = model.forward(params, c, batch)
     weights = (batch.weights > 0).astype(np.float32)
@@ -56,7 +56,7 @@ def text_nats(engine: Engine, documents: Sequence[Document]) -> tuple[float, int
         for start in range(0, len(padded), size):
             part = padded[start : start + size]
             batch = padded_batch(part + [part[0]] * (size - len(part)), length, 0, 0)
-            total += float(np.sum(_nats(engine.params, engine.config, batch)[: len(part)]))
+            total += float(np.sum(sequence_nats(engine.params, engine.config, batch)[: len(part)]))
     size = sum(len(text_of(d.contents).encode()) for d in documents)
     return total, size, sum(int((e.weights > 0).sum()) for e in examples)
 

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from alhena.content import Audio, Content, Document, Image, Text, write_documents
+from alhena.content import Audio, Content, Document, Image, Text
+from alhena.documents import write_documents
 from alhena.evaluate import metrics
 from alhena.evaluate.answers import MIN_TOKENS, answer_limits, answer_questions
 from alhena.evaluate.evaluation import evaluate, evaluate_models, print_report
@@ -16,7 +17,7 @@ from alhena.evaluate.held_out import evaluate_held_out
 from alhena.evaluate.results import ReportRow
 from alhena.files import read_json
 from alhena.model import config, image_tokenizer
-from alhena.model.weights import save_model
+from alhena.model.storage.weights import save_model
 from alhena.serve.decoding import buckets
 from alhena.serve.engine import Engine
 from tests.conftest import random_audio, random_image

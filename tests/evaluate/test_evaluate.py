@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alhena.content import Document, Image, Text, read_documents
+from alhena.content import Document, Image, Text
 from alhena.corpus.starter.splits import COLORS
+from alhena.documents import read_documents
 from alhena.evaluate import metrics
 from alhena.evaluate.evaluation import answer_row
 from alhena.evaluate.held_out import evaluate_held_out
 from alhena.evaluate.judges import colour_of, digit_judge, shape_of
 from alhena.evaluate.results import AnsweredQuestion
 from alhena.evaluate.scoring import text_nats
-from alhena.evaluate.tasks import TASK_METRICS, predicted_answer, reference
+from alhena.evaluate.tasks.starter import TASK_METRICS, predicted_answer, reference
 from alhena.files import read_json
 from alhena.media import decode_image
 from alhena.serve.engine import Engine

@@ -1,0 +1,1 @@
+"""Models as evaluation sees them: log-likelihoods of continuations, and completions."""

@@ -1,0 +1,1 @@
+"""Benchmarks by family: how each is read from its public layout, asked, and scored."""
