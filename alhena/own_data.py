@@ -9,9 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from alhena.align.sft import Tune, validation_nats
+from alhena.compress.distill import Distill, check_same_tokens
 from alhena.files import (
     changed_files,
     content_fingerprint,
@@ -23,8 +22,7 @@ from alhena.files import (
     read_json,
     write_json,
 )
-from alhena.model.folders import is_adapter
-from alhena.model.weights import WEIGHTS
+from alhena.model.storage.folders import is_adapter, is_quantized
 from alhena.pipeline import evaluation_stage
 from alhena.stages import Stage, check_inputs, fingerprint_of, run_stage
 from alhena.tokens.tokenize import Encoding
@@ -40,16 +38,17 @@ def run_of(model: Path) -> Path:
     return model.parent.parent if model.parent.name == "models" else model.parent
 
 
-def tuning_stage(base: Path, curated: Path, name: str, t: Tune) -> Stage:
+def tuning_stage(base: Path, curated: Path, name: str, t: Tune, distill: Distill | None = None) -> Stage:
     """The stage that tunes the model of folder ``base`` as NAME, in a folder beside it.
 
-    Its fingerprint depends on the content of the documents and the base model, and on the settings.
+    Its fingerprint depends on the content of the documents, of the base model and of the teacher, and on the settings.
     """
-    print_ = fingerprint("tuned", content_fingerprint(curated), content_fingerprint(base), t)
+    teacher = () if distill is None else (distill.identity(),)
+    print_ = fingerprint("tuned", content_fingerprint(curated), content_fingerprint(base), t, *teacher)
     return Stage(f"tune {name}", run_of(base) / "tuned" / name, print_, models=(base.parent / name,))
 
 
-def tune_on_documents(base: Path, curated: Path, name: str, t: Tune) -> dict[str, Any]:
+def tune_on_documents(base: Path, curated: Path, name: str, t: Tune, distill: Distill | None = None) -> dict[str, Any]:
     """Tunes the model of folder ``base`` on curated documents as NAME, beside it; returns what was used and dropped.
 
     Encoded examples and checkpoints are in tuned/NAME of the run folder. Raises ValueError for a base that cannot be tuned.
@@ -64,20 +63,23 @@ def tune_on_documents(base: Path, curated: Path, name: str, t: Tune) -> dict[str
             "quantized from (--base)"
         )
     check_inputs(base)
-    stage = tuning_stage(base, curated, name, t)
+    if distill is not None:
+        check_inputs(distill.teacher)
+        check_same_tokens(distill.teacher, base)
+    stage = tuning_stage(base, curated, name, t, distill)
     examples = stage.folder / "examples"
 
     def work() -> dict[str, Any]:
-        counts = _encode_once(curated, examples, t.encoding(base))
+        counts = encode_once(curated, examples, t.encoding(base))
         before = validation_nats(base, t.shape)
-        facts = tune_on(base, examples, stage.folder, stage.models[0], t)
+        facts = tune_on(base, examples, stage.folder, stage.models[0], t, distill)
         losses = {"before": before, "after": validation_nats(stage.models[0], t.shape)}
         return {**facts, "encoded": counts, "validation_nats": losses}
 
     return run_stage(stage, work)
 
 
-def _encode_once(curated: Path, examples: Path, how: Encoding) -> dict[str, Any]:
+def encode_once(curated: Path, examples: Path, how: Encoding) -> dict[str, Any]:
     """Encodes the documents; returns the counts. Skipped when an interrupted stage finished this: ``examples.json`` lists the files."""
     manifest = examples.with_suffix(".json")
     if not manifest.exists() or changed_files(examples, read_entries(manifest)):
@@ -85,16 +87,6 @@ def _encode_once(curated: Path, examples: Path, how: Encoding) -> dict[str, Any]
         flush_all(examples)
         write_json(manifest, {"counts": counts, "files": describe_files(examples, files_under(examples))})
     return read_json(manifest, counts=dict)["counts"]
-
-
-def is_quantized(folder: Path) -> bool:
-    """Whether a model folder holds 4-bit weights, by the names of its tensors."""
-    path = folder / WEIGHTS
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return any(name.endswith(".packed") for name in file.keys())  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from None
 
 
 def report_on(run: Path, model: Path) -> Path:

@@ -16,13 +16,17 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from alhena.compress.quantize import quantize_model
+from alhena.compress import report
+from alhena.compress.distill import distillation, tokenizers_fingerprint, tokenizers_of
+from alhena.compress.measuring import HeldOut, quantize_and_measure
+from alhena.compress.steps import Source
+from alhena.compress.types import type_table
 from alhena.corpus import starter
 from alhena.corpus.curate import curate
 from alhena.files import content_fingerprint, copy_atomically, fingerprint, write_json
 from alhena.model import config, extend, image_tokenizer, model, sharding
-from alhena.model.folders import load_model
-from alhena.model.weights import WEIGHTS, read_config, read_tree, write_tree
+from alhena.model.storage.folders import load_model
+from alhena.model.storage.weights import WEIGHTS, read_config, read_tree, write_tree
 from alhena.recipe import Recipe
 from alhena.scaling import ladder
 from alhena.scaling.laws import ScalingLaw
@@ -36,12 +40,14 @@ from alhena.train import image_tokenizer as image_training
 from alhena.train.best_rq import pretrain_audio_encoder
 from alhena.train.mixture import open_examples
 from alhena.train.replay import Replayed, replay
+from alhena.train.step import Taught
 from alhena.train.trainer import Folders, train
-from alhena.train.validation import validate
 from alhena.tuning import encode, report_left_out, tune_on, write_model_folder
 
 BASE, ASSISTANT, NANO = "base", "assistant", "nano"
 AUDIO_ENCODER = "audio_encoder"
+# Of each source, on which every step of the compression is measured.
+VALIDATION_BATCHES = 4
 _ADVICE_RAW = "your own documents need a recipe with corpus=None (docs/your-data.md); or choose another run folder"
 
 
@@ -74,7 +80,23 @@ def _with_base(run: Recipe, print_: str, reads: tuple[Path, ...], names: Sequenc
     return fingerprint(print_, extension.base_fingerprint(run.base, names)), (*reads, run.base)
 
 
+def _with_teacher(run: Recipe, print_: str, reads: tuple[Path, ...]) -> tuple[str, tuple[Path, ...]]:
+    """Fingerprint and inputs of a stage that reads the teacher's tokenizers, if the recipe has a teacher."""
+    if run.distill is None:
+        return print_, reads
+    return fingerprint(print_, tokenizers_fingerprint(run.distill.teacher)), (*reads, run.distill.teacher)
+
+
 def _train_image_tokenizer(run: Recipe, curated: Path, out: Path) -> dict[str, Any]:
+    if run.distill is not None:
+        _, _, theirs = tokenizers_of(run.distill.teacher)
+        if theirs != run.image_tokenizer:
+            raise ValueError(
+                f"{run.name}: Recipe.image_tokenizer is {run.image_tokenizer}, that of the teacher {theirs}; write the teacher's"
+            )
+        for name in IMAGE_FILES:
+            copy_atomically(run.distill.teacher / name, out / name)
+        return {}
     generated, scenes = tokenize.sample_images(curated / "train")
     measured = image_training.train(generated + scenes, run.image_tokenizer, run.image_tokenizer_training, out)
     params, c = image_tokenizer.load(out)
@@ -91,6 +113,8 @@ def _train_text_tokenizer(run: Recipe, curated: Path, out: Path) -> None:
     text: tokenizer.Tokenizer
     if run.base is not None:
         text = extension.base_tokenizer(run.base, run.text_vocabulary_size)
+    elif run.distill is not None:
+        text, _, _ = tokenizers_of(run.distill.teacher)
     else:
         with CONSOLE.status("training the text tokenizer on a sample of the corpus"):
             text = tokenize.train_text_tokenizer(curated / "train", run.text_vocabulary_size)
@@ -109,7 +133,7 @@ def make_tokens(run: Recipe, folder: Path) -> None:
     """RUN/image_tokenizer and RUN/tokens: both tokenizers, and the encoded splits."""
     curated, images, out = folder / "curated", folder / "image_tokenizer", folder / "tokens"
     image_print = fingerprint(fingerprint_of(curated), run.image_tokenizer, run.image_tokenizer_training)
-    image_stage = Stage("image tokenizer", images, image_print, (curated,))
+    image_stage = Stage("image tokenizer", images, *_with_teacher(run, image_print, (curated,)))
     run_stage(image_stage, lambda: _train_image_tokenizer(run, curated, images))
 
     def work() -> dict[str, Any]:
@@ -121,7 +145,8 @@ def make_tokens(run: Recipe, folder: Path) -> None:
 
     settings = (run.text_vocabulary_size, run.image_tokenizer, run.image_tokenizer_training, run.vision, run.audio)
     print_ = fingerprint(fingerprint_of(curated), *settings, run.budget, run.condition_dropout, run.pretrain.shape)
-    stage = Stage("tokenize", out, *_with_base(run, print_, (curated, images), extension.TEXT_FILES))
+    inputs = _with_teacher(run, *_with_base(run, print_, (curated, images), extension.TEXT_FILES))
+    stage = Stage("tokenize", out, *inputs)
     run_stage(stage, work)
 
 
@@ -134,6 +159,12 @@ def _initial_model(run: Recipe, folder: Path) -> tuple[model.Params, config.Mode
         if run.audio_pretraining is None:
             return params, c
         return replace(params, audio=read_tree(folder / AUDIO_ENCODER / "audio.safetensors", model.weights(c).audio)), c
+
+
+def _initial_training(run: Recipe, folder: Path) -> tuple[model.Params | Taught, config.Model]:
+    """The model before its first training step, with its teacher if it has one."""
+    params, c = _initial_model(run, folder)
+    return (params if run.distill is None else Taught(params, distillation(run.distill, folder / "tokens", c))), c
 
 
 def make_audio_encoder(run: Recipe, folder: Path) -> None:
@@ -155,17 +186,20 @@ def make_audio_encoder(run: Recipe, folder: Path) -> None:
 
 def replay_base(run: Recipe, folder: Path, step: int) -> Replayed:
     """Repeats pre-training up to ``step`` from a checkpoint, and compares it with the recorded fingerprints."""
-    params, c = _initial_model(run, folder)
+    params, c = _initial_training(run, folder)
     return replay(params, c, run.pretrain, folder / "tokens" / "train", folder / "pretrain", step)
 
 
 def fit_scaling(run: Recipe, folder: Path, budgets: Sequence[float], factors: Sequence[float]) -> ScalingLaw:
     """Trains a ladder of smaller copies of the run's model on the run's tokens, and fits a scaling law to it.
 
-    Finished rungs are kept as long as tokens and settings are unchanged. Raises ValueError where the run extends a model.
+    Finished rungs are kept as long as tokens and settings are unchanged. Raises ValueError where the run extends a model or has a
+    teacher.
     """
     if run.base is not None:
         raise ValueError(f"{run.name} extends {run.base}: a ladder of smaller copies cannot start from its weights")
+    if run.distill is not None:
+        raise ValueError(f"{run.name} has a teacher: a ladder is trained without one; choose the recipe without it")
     tokens, out, t = folder / "tokens", folder / "scaling", run.pretrain
     check_inputs(tokens)
     c = run.model(Encoder.load(tokens).vocabulary)
@@ -187,14 +221,14 @@ def make_base(run: Recipe, folder: Path) -> None:
     folders = Folders(tokens / "train", out, tokens / "validation")
 
     def work() -> dict[str, Any]:
-        params, c = _initial_model(run, folder)
+        taught, c = _initial_training(run, folder)
         facts = {
-            "parameters": model.count(params),
+            "parameters": model.count(model.weights(c)),
             "tokens_seen": run.pretrain.steps * run.pretrain.shape.batch_size * run.pretrain.shape.tokens,
         }
         missing = report_left_out(open_examples(tokens / "train"), run.pretrain.shape)
         CONSOLE.print(f"{facts['parameters']:,} parameters, {run.pretrain.steps:,} steps of {run.pretrain.shape}")
-        params = train(params, c, run.pretrain, folders, f"pretrain {run.name}")
+        params = train(taught, c, run.pretrain, folders, f"pretrain {run.name}")
         params = jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), params) if several else params
         if jax.process_index() == 0:
             write_model_folder(params, c, tokens, folder / "models" / BASE, {"name": BASE, **facts})
@@ -206,6 +240,8 @@ def make_base(run: Recipe, folder: Path) -> None:
     settings = replace(run.pretrain, mesh=None, memory_checkpoint_every=0)
     print_ = fingerprint(fingerprint_of(tokens), settings, run.decoder, run.compute_dtype, run.audio_pretraining)
     reads = (tokens,) if run.audio_pretraining is None else (tokens, folder / AUDIO_ENCODER)
+    if run.distill is not None:
+        print_, reads = fingerprint(print_, run.distill.identity()), (*reads, run.distill.teacher)
     stage = Stage("pretrain", out, *_with_base(run, print_, reads, extension.MODEL_FILES), (folder / "models" / BASE,))
     run_stage(stage, work)
 
@@ -222,25 +258,30 @@ def make_assistant(run: Recipe, folder: Path) -> None:
 
 
 def make_nano(run: Recipe, folder: Path) -> None:
-    """RUN/models/nano: the assistant with 4-bit weights; size and validation loss of both."""
-    assistant, nano, out = folder / "models" / ASSISTANT, folder / "models" / NANO, folder / "compress"
+    """RUN/models/nano: the assistant with quantized weights; sizes, types, and the losses of the steps on the way there."""
+    assistant, nano, out, tokens = (
+        folder / "models" / ASSISTANT,
+        folder / "models" / NANO,
+        folder / "compress",
+        folder / "tokens",
+    )
 
     def work() -> dict[str, Any]:
         params, c = load_model(assistant)
-        quantized = quantize_model(params, model.weights(c), run.quantization_group)
-        held_out = open_examples(folder / "tokens" / "validation")
-        losses = {
-            name: validate(p, c, held_out, run.pretrain.shape) for name, p in ((ASSISTANT, params), (NANO, quantized))
-        }
-        facts = read_config(assistant)[1] | {"name": NANO, "group": run.quantization_group}
-        write_model_folder(quantized, c, assistant, nano, facts)
+        last_phase, shape = run.pretrain.phases[-1], run.pretrain.shape
+        t, source = run.quantization.training(last_phase.weights, shape), Source(params, c, assistant)
+        held_out = HeldOut(tokens / "validation", shape, VALIDATION_BATCHES)
+        last, losses = quantize_and_measure(source, run.quantization, t, Folders(tokens / "train", out), held_out)
+        write_model_folder(last, c, assistant, nano, read_config(assistant)[1] | {"name": NANO})
+        table = type_table(model.weights(c), run.quantization.types)
         sizes = {n: (folder / "models" / n / WEIGHTS).stat().st_size for n in (ASSISTANT, NANO)}
-        write_json(out / "report.json", {"bytes": sizes, "validation_nats": losses})
+        write_json(out / report.FILE, report.facts(table, losses) | {"bytes": sizes})
+        report.print_report(table, losses, CONSOLE)
         CONSOLE.print(f"{sizes[ASSISTANT]:,} bytes → {sizes[NANO]:,} bytes")
         return {"bytes": sizes}
 
-    print_ = fingerprint(fingerprint_of(folder / "tune"), run.quantization_group)
-    run_stage(Stage("compress", out, print_, (assistant, folder / "tokens"), (nano,)), work)
+    print_ = fingerprint(fingerprint_of(folder / "tune"), run.quantization)
+    run_stage(Stage("compress", out, print_, (assistant, tokens), (nano,)), work)
 
 
 def make_report(run: Recipe, folder: Path) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from alhena.align.sft import Tune
+from alhena.compress.distill import Distill
+from alhena.compress.steps import Quantization
 from alhena.corpus.curate import Curate
 from alhena.corpus.starter import Starter
 from alhena.model import config
@@ -38,11 +40,12 @@ class Recipe:
     audio_pretraining: BestRq | None = None
     # Share of the image-generation documents whose prompt is dropped, for classifier-free guidance.
     condition_dropout: float = 0.08
-    # Weights that share a scale when quantized to 4 bits.
-    quantization_group: int = 32
+    quantization: Quantization = Quantization()
     compute_dtype: str = "float32"
     # The folder of an imported text model that is extended; its decoder is ``decoder``. None: all is trained from random weights.
     base: Path | None = None
+    # A teacher whose distribution pre-training learns; the model takes its tokenizers.
+    distill: Distill | None = None
 
     def model(self, vocabulary: Vocabulary) -> config.Model:
         """The model's configuration; its vocabulary size is known once the text tokenizer is trained."""

@@ -16,21 +16,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from alhena.align import sft
+from alhena.compress.distill import Distill, distillation
 from alhena.files import SOURCE, copy_atomically, plain, seal_folder
-from alhena.model import config, folders, image_tokenizer, lora, model, spec
+from alhena.model import config, image_tokenizer, lora, model, spec
 from alhena.model.families import peft
-from alhena.model.folders import load_model
-from alhena.model.weights import WEIGHTS, read_config, save_model, write_config
+from alhena.model.storage import folders
+from alhena.model.storage.folders import load_model
+from alhena.model.storage.weights import WEIGHTS, read_config, save_model, write_config
 from alhena.progress import progress_bar
 from alhena.stages import CONSOLE
 from alhena.tokens import tokenize
 from alhena.tokens.encode import Encoder
 from alhena.tokens.encoders import encoder_files, is_own, load_encoder
-from alhena.tokens.loader import BatchShape, left_out
+from alhena.tokens.loader import left_out
+from alhena.tokens.padding import BatchShape
 from alhena.tokens.store import Examples
 from alhena.train import compare
 from alhena.train.mixture import Training, open_examples
-from alhena.train.step import Adapted
+from alhena.train.step import Adapted, Taught
 from alhena.train.trainer import Folders, train
 
 
@@ -86,11 +89,16 @@ def write_adapter_folder(
 
 
 def _tuned(
-    base: Path, training: Training, where: Folders, title: str, options: sft.LoraOptions | None
+    base: Path, training: Training, where: Folders, title: str, options: sft.LoraOptions | None, distill: Distill | None
 ) -> tuple[Any, config.Model]:
     """The trained weights, in the dtypes of the base, or the trained adapters; and the configuration."""
     params, c = load_model(base)
-    run = partial(train, c=_trained_config(base, c), t=training, folders=where, title=title)
+    objective = None if distill is None else distillation(distill, base, c)
+
+    def run(start: model.Params | Adapted) -> Any:
+        taught = start if objective is None else Taught(start, objective)
+        return train(taught, trained_config(base, c), training, where, title)
+
     if options is not None:
         adapters = lora.weights(model.weights(c), options.rank, options.scale)
         adapters = spec.init(jax.random.key(training.seed), adapters)
@@ -101,7 +109,7 @@ def _tuned(
     return jax.tree.map(lambda w, dtype: w.astype(dtype), params, dtypes), c
 
 
-def _trained_config(base: Path, c: config.Model) -> config.Model:
+def trained_config(base: Path, c: config.Model) -> config.Model:
     """The configuration during training: that of an imported model recomputes activations in the backward pass.
 
     A loop over its layers would also save the weights of each: those of 16 bits are sliced inside it (alhena/model/stacks.py).
@@ -109,15 +117,20 @@ def _trained_config(base: Path, c: config.Model) -> config.Model:
     return c if is_own(base) else replace(c, decoder=replace(c.decoder, remat=True))
 
 
-def tune_on(base: Path, examples: Path, work: Path, out: Path, t: sft.Tune) -> dict[str, Any]:
-    """Tunes the model of folder ``base`` on encoded examples; checkpoints in ``work``, the new model in ``out``."""
+def tune_on(
+    base: Path, examples: Path, work: Path, out: Path, t: sft.Tune, distill: Distill | None = None
+) -> dict[str, Any]:
+    """Tunes the model of folder ``base`` on encoded examples, with a teacher or without.
+
+    Checkpoints are in ``work``, the new model is in ``out``.
+    """
     encoder = load_encoder(base)
     ignored = encoder.budget.question_weight if isinstance(encoder, Encoder) else 0.0
     training = sft.training(t, examples, ignored)
     opened = open_examples(examples)
     sources = {name: opened[name] for name in opened if name in training.phases[0].weights}
     missing = report_left_out(sources, training.shape)
-    trained, c = _tuned(base, training, Folders(examples, work), f"tune {out.name}", t.lora)
+    trained, c = _tuned(base, training, Folders(examples, work), f"tune {out.name}", t.lora, distill)
     facts = read_config(base)[1] | {"name": out.name, "tuned_steps": t.steps}
     write = write_model_folder if t.lora is None else write_adapter_folder
     write(trained, c, base, out, facts)

@@ -22,7 +22,8 @@ import tyro
 from alhena.files import write_json
 from alhena.model import config, model
 from alhena.tokens.encode import Encoder
-from alhena.tokens.loader import Batches, BatchShape
+from alhena.tokens.loader import Batches
+from alhena.tokens.padding import BatchShape
 from alhena.tokens.store import Examples, write_examples
 from alhena.train.best_rq import BestRq, pretrain_audio_encoder
 from alhena.train.mixture import open_examples

@@ -20,7 +20,8 @@ import jax
 import numpy as np
 import tyro
 
-from alhena.content import Image, read_documents
+from alhena.content import Image
+from alhena.documents import read_documents
 from alhena.files import read_json, write_json
 from alhena.media import decode_image
 from alhena.model import image_tokenizer as tokenizer

@@ -28,7 +28,7 @@ from alhena.model import config
 from alhena.model.families.model_config import described, write_config
 from alhena.model.families.open_weights import tensor_table
 from alhena.model.families.tensor_map import sources
-from alhena.model.tensor_writer import Declared, write_tensors
+from alhena.model.storage.tensor_writer import Declared, write_tensors
 
 BLOCK = 2**22
 
@@ -89,7 +89,7 @@ def work(bench: Bench) -> None:
     """One import and its loading, in a process of its own; prints a line of JSON."""
     from alhena.model.families.import_weights import import_weights
     from alhena.model.families.open_weights import open_folder
-    from alhena.model.weights import load_model
+    from alhena.model.storage.weights import load_model
 
     before, started, out = peak_mb(), time.perf_counter(), bench.work / bench.worker
     import_weights(open_folder(bench.work / "hf"), out, bench.worker)  # type: ignore[arg-type]

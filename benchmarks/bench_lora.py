@@ -102,7 +102,7 @@ class Loss:
 
     def __call__(self) -> None:
         from alhena.align.sft import shape_for
-        from alhena.model.folders import load_model
+        from alhena.model.storage.folders import load_model
         from alhena.tokens.loader import batches_in_order
         from alhena.tokens.tokenize import Encoding
         from alhena.train.mixture import open_examples

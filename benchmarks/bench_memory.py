@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from alhena.content import Audio, Content, Document, Image, Part, Text, write_documents
+from alhena.content import Audio, Content, Document, Image, Part, Text
+from alhena.documents import write_documents
 from alhena.files import write_json
 from alhena.media import encode_audio, encode_png
 

@@ -22,8 +22,9 @@ import numpy as np
 import tyro
 
 from alhena.files import write_json
-from alhena.model import config, moe, spec
+from alhena.model import config, spec
 from alhena.model.layers import gated, rms_norm
+from alhena.model.variants import moe
 
 
 @dataclass(frozen=True)

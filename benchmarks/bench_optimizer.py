@@ -21,7 +21,8 @@ import tyro
 from alhena.files import write_json
 from alhena.model import config, model
 from alhena.tokens.encode import Encoder
-from alhena.tokens.loader import Batches, BatchShape
+from alhena.tokens.loader import Batches
+from alhena.tokens.padding import BatchShape
 from alhena.tokens.store import Examples
 from alhena.train.optimizer import Optimizer, optimizer, schedule
 from alhena.train.step import initial_state, train_step

@@ -16,7 +16,7 @@ from typing import Annotated
 import jax
 import tyro
 
-from alhena.content import read_documents
+from alhena.documents import read_documents
 from alhena.evaluate.evaluation import evaluate, print_report
 from alhena.files import write_json
 from alhena.model import model

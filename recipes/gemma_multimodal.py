@@ -8,7 +8,6 @@ Its decoder is trained together with the encoders and the rows of the new ids; t
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,10 +23,7 @@ BASE = Path("models/gemma")
 def _extending(recipe: Recipe, base: Path) -> Recipe:
     """A recipe around the decoder and the vocabulary of an imported text model."""
     c = read_base(base)
-    d = c.decoder
-    # A tiny decoder has matrices that whole groups of 32 do not fill.
-    group = math.gcd(recipe.quantization_group, d.width, d.hidden, d.heads * d.head_dim)
-    return replace(recipe, base=base, decoder=d, text_vocabulary_size=c.vocabulary, quantization_group=group)
+    return replace(recipe, base=base, decoder=c.decoder, text_vocabulary_size=c.vocabulary)
 
 
 def run(base: Path = BASE) -> Recipe:

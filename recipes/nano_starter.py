@@ -11,7 +11,7 @@ from dataclasses import replace
 from alhena.corpus.starter import TRAIN, Starter
 from alhena.model import config
 from alhena.recipe import Recipe
-from alhena.tokens.loader import BatchShape
+from alhena.tokens.padding import BatchShape
 from alhena.train.image_tokenizer import TrainImageTokenizer
 from alhena.train.mixture import Phase, Training
 from alhena.train.optimizer import Optimizer

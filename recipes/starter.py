@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from alhena.align.sft import Tune
+from alhena.compress.steps import Quantization
 from alhena.corpus.curate import Curate
 from alhena.corpus.starter import Starter
 from alhena.model import config
 from alhena.recipe import Recipe
 from alhena.tokens.encode import Budget
-from alhena.tokens.loader import BatchShape
+from alhena.tokens.padding import BatchShape
 from alhena.train.image_tokenizer import TrainImageTokenizer
 from alhena.train.mixture import Phase, Training
 from alhena.train.optimizer import Optimizer
@@ -50,6 +51,7 @@ def run() -> Recipe:
             (Phase(400, PARTS), Phase(1400, TASKS)), SHAPE, Optimizer(learning_rate=5e-3, decay_fraction=0.5)
         ),
         tune=Tune(40, SHAPE, weights=CHATS),
+        quantization=Quantization("qat"),
     )
 
 
@@ -70,4 +72,5 @@ def smoke() -> Recipe:
             full.pretrain, phases=(Phase(6, PARTS), Phase(4, TASKS)), save_every=4, log_every=2, evaluate_every=10
         ),
         tune=replace(full.tune, steps=6, save_every=3),
+        quantization=replace(full.quantization, steps=2, batches=1),
     )

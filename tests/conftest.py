@@ -81,7 +81,7 @@ def tiny(encoder: Encoder) -> tuple[model.Params, config.Model]:
 def make_tiny(encoder: Encoder) -> tuple[model.Params, config.Model]:
     """A random model with every part, float32. Norm scales and position embeddings are random too: each has an effect."""
     v = encoder.vocabulary
-    decoder = config.Decoder(width=32, layers=3, heads=4, head_dim=8, hidden=48)
+    decoder = config.Decoder(width=32, layers=3, heads=4, head_dim=8, hidden=64)
     c = config.Model(v.size, v.control("<img>"), v.control("<aud>"), decoder, encoder.vision, encoder.audio, (16, 4))
     params = model.init(jax.random.key(0), c)
     leaves, structure = jax.tree.flatten(params)

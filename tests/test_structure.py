@@ -17,6 +17,7 @@ LEVELS = (
     (
         "batch",
         "content",
+        "documents",
         "files",
         "media",
         "parquet",

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from alhena.model import config
-from alhena.model.folders import load_model
+from alhena.model.storage.folders import load_model
 from alhena.schema import bounded
 from alhena.shapes import Int
 from alhena.tokens.encoders import encoder_files
-from alhena.tokens.loader import BatchShape
+from alhena.tokens.padding import BatchShape
 from alhena.tokens.store import Examples
 from alhena.tokens.tokenize import Encoding
 from alhena.train.mixture import Phase, Training, open_examples
@@ -107,6 +107,11 @@ def shrink_to_fit(shape: BatchShape, sources: Mapping[str, Examples]) -> BatchSh
     return BatchShape(shape.batch_size, tokens, patches, chunks)
 
 
+def fitted_shape(shape: BatchShape, sources: Mapping[str, Examples]) -> BatchShape:
+    """The shape of batches of a user's own examples."""
+    return shrink_to_fit(grow_to_fit(shape, sources), sources)
+
+
 def training(t: Tune, data: Path, ignored_loss_weight: float) -> Training:
     """Fine-tuning as a training of one phase; targets of ``ignored_loss_weight`` or less are not learned.
 
@@ -120,7 +125,7 @@ def training(t: Tune, data: Path, ignored_loss_weight: float) -> Training:
         )
     weights = {name: t.weights[name] for name in sizes if name in t.weights} if t.weights else sizes
     phases = (Phase(t.steps, weights),)
-    shape = t.shape if t.weights else shrink_to_fit(grow_to_fit(t.shape, sources), sources)
+    shape = t.shape if t.weights else fitted_shape(t.shape, sources)
     return Training(phases, shape, t.optimizer, t.seed, t.save_every, 5, 100, ignored_loss_weight)
 
 

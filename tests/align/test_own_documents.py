@@ -9,9 +9,10 @@ import pytest
 from alhena.align.sft import Tune, training, validation_nats
 from alhena.content import Content, Document, Text
 from alhena.files import copy_atomically
-from alhena.model.weights import save_model
+from alhena.model.storage.weights import save_model
 from alhena.tokens.encoders import IMAGE_FILES
-from alhena.tokens.loader import Batches, BatchShape, left_out
+from alhena.tokens.loader import Batches, left_out
+from alhena.tokens.padding import BatchShape
 from alhena.tokens.store import Examples, write_examples
 from tests.conftest import random_audio, random_image
 

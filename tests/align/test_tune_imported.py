@@ -22,11 +22,12 @@ from alhena.files import content_fingerprint, read_json, write_json
 from alhena.model import config, lora, model
 from alhena.model.families import open_weights, peft
 from alhena.model.families.export_weights import write
-from alhena.model.folders import is_adapter, load_model
-from alhena.model.int4 import Int4
+from alhena.model.quantized.layout import Int4
+from alhena.model.storage.folders import is_adapter, load_model
 from alhena.serve.decoding.sampler import Sampling
 from alhena.serve.engine import Engine
-from alhena.tokens.loader import Batches, BatchShape, padded_batch
+from alhena.tokens.loader import Batches
+from alhena.tokens.padding import BatchShape, padded_batch
 from alhena.tokens.store import Examples
 from alhena.train.optimizer import Optimizer
 from alhena.tuning import tune_on

@@ -27,9 +27,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alhena.content import SCHEMA, Content, Document, Image, Text, read_documents, to_row, write_documents
+from alhena.content import Content, Document, Image, Text
 from alhena.corpus.curate import curate
 from alhena.corpus.records import KEYS
+from alhena.documents import SCHEMA, read_documents, to_row, write_documents
 from alhena.media import encode_audio, encode_png, encode_video
 
 MEMORY, SECONDS = 4 << 30, 60

@@ -31,8 +31,8 @@ from alhena.model import config, image_tokenizer, model
 from alhena.model.families.export_weights import write
 from alhena.model.families.import_weights import import_weights
 from alhena.model.families.open_weights import open_folder as open_weights
-from alhena.model.tensor_writer import write_arrays
-from alhena.model.weights import save_model
+from alhena.model.storage.tensor_writer import write_arrays
+from alhena.model.storage.weights import save_model
 from alhena.serve.engine import Engine
 from alhena.tokens import tokenizer
 from alhena.tokens.encode import Encoder
