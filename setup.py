@@ -10,6 +10,9 @@ from pathlib import Path
 import jaxlib
 from setuptools import Extension, setup
 
+# Headers of both.
+SHARED = Path("alhena/model/csrc")
+
 
 def kernel(name: str, sources: str) -> Extension:
     """An extension of all sources of a folder."""
@@ -17,9 +20,9 @@ def kernel(name: str, sources: str) -> Extension:
     return Extension(
         name,
         sources=sorted(path.as_posix() for path in folder.glob("*.cc")),
-        depends=sorted(path.as_posix() for path in folder.glob("*.h")),
+        depends=sorted(path.as_posix() for where in (folder, SHARED) for path in where.glob("*.h")),
         # The headers of XLA's custom calls come with jaxlib.
-        include_dirs=[(Path(jaxlib.__file__).parent / "include").as_posix()],
+        include_dirs=[SHARED.as_posix(), (Path(jaxlib.__file__).parent / "include").as_posix()],
         extra_compile_args=["-std=c++17", "-O3", "-Wno-psabi"],
         extra_link_args=["-s"],
         optional=True,

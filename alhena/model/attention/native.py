@@ -8,16 +8,15 @@ of a row depends, bitwise, neither on the other rows nor on their number, so tha
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from alhena.model.kernel_library import load_kernels
 from alhena.shapes import Array, Float, Int
 
 TARGETS = {
@@ -32,14 +31,7 @@ MAX_ROWS = 16
 @cache
 def is_available() -> bool:
     """Whether the kernels were built and this is a CPU; registers them."""
-    paths = [Path(__file__).parent / f"_kernel{suffix}" for suffix in EXTENSION_SUFFIXES]
-    path = next(filter(Path.exists, paths), None)
-    if path is None or jax.default_backend() != "cpu":
-        return False
-    library = ctypes.CDLL(str(path))
-    for target, symbol in TARGETS.items():
-        jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, symbol)), platform="cpu")
-    return True
+    return jax.default_backend() == "cpu" and load_kernels(Path(__file__).parent, TARGETS) is not None
 
 
 def multiplies(w: Array, transposed: bool = False) -> bool:

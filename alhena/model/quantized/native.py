@@ -12,12 +12,12 @@ import ctypes
 import logging
 import os
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
+from alhena.model.kernel_library import load_kernels
 from alhena.model.quantized.layout import Quantized
 from alhena.shapes import Array, Float
 
@@ -29,16 +29,9 @@ NONE, TRITON = "none", "triton"
 @cache
 def instructions() -> tuple[str, ...]:
     """The instruction sets of this processor for which the kernel has an implementation, fastest first; empty if it was not built."""
-    paths = [Path(__file__).parent / f"_kernel{suffix}" for suffix in EXTENSION_SUFFIXES]
-    path = next(filter(Path.exists, paths), None)
-    if path is None:
+    library = load_kernels(Path(__file__).parent, {TARGET: TARGET})
+    if library is None:
         return ()
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        LOG.warning("%s: cannot be loaded (%s)", path, error)
-        return ()
-    jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(library[TARGET]), platform="cpu")
     library.alhena_instructions.restype = ctypes.c_char_p
     return tuple(library.alhena_instructions().decode().split())
 

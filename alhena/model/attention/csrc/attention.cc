@@ -81,7 +81,7 @@ class Step {
     // Less than a thread's start takes.
     bool is_small = int64_t(tasks.size()) * group * s_.size < 16384;
     if (is_small) for (size_t i = 0; i < tasks.size(); ++i) one(i);
-    else parallel(pool, tasks.size(), one);
+    else Parallel(pool, tasks.size(), one);
     for (size_t i = 0; i + 1 < starts.size(); ++i)
       ALHENA_CHOOSE(combine)(parts.data() + starts[i], starts[i + 1] - starts[i], group, s_.size, out + i * group * s_.size);
   }

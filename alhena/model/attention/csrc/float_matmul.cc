@@ -32,7 +32,7 @@ ffi::Error multiply(
     in = rounded.data();
   }
   int64_t width = transposed ? 64 : rows < 4 && outputs >= 512 ? 256 : 64, blocks = (outputs + width - 1) / width;
-  parallel(pool, blocks, [&](int64_t i) {
+  Parallel(pool, blocks, [&](int64_t i) {
     int64_t first = i * width;
     const void* from = base + first * (transposed ? inputs : 1) * bytes;
     Block block{in, bits.data(), from, y->typed_data() + first, rows, std::min(width, outputs - first), inputs, outputs, transposed};

@@ -2,15 +2,12 @@
 // the tiles of all weights among the threads of XLA's pool.
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
-#include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "kernels.h"
-#include "xla/ffi/api/ffi.h"
+#include "parallel.h"
 
 namespace ffi = xla::ffi;
 
@@ -19,39 +16,6 @@ namespace {
 
 // Multiply-adds that are not worth a second thread.
 constexpr int64_t kSmall = 1 << 17;
-// Pauses until a waiting thread yields: some 100 microseconds.
-constexpr int64_t kSpins = 1 << 13;
-
-void Pause() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
-// Runs function(0), …, function(count - 1) on the calling thread and, when they come in time, on threads of the pool. The calling thread
-// never waits for a task that no thread has begun, so calls that fill the whole pool cannot block each other.
-template <typename F>
-void ForEach(ffi::ThreadPool& pool, int64_t count, const F& function) {
-  struct State {
-    std::atomic<int64_t> next{0}, finished{0};
-  };
-  auto state = std::make_shared<State>();
-  auto work = [state, count, &function] {
-    for (int64_t i; (i = state->next.fetch_add(1, std::memory_order_relaxed)) < count;) {
-      function(i);
-      state->finished.fetch_add(1, std::memory_order_release);
-    }
-  };
-  const int64_t helpers = std::min(pool.num_threads(), count) - 1;
-  for (int64_t i = 0; i < helpers; ++i) pool.Schedule(decltype(work)(work));
-  work();
-  for (int64_t i = 0; state->finished.load(std::memory_order_acquire) < count; ++i) {
-    // A helper that takes so long has lost its processor to another thread: this one, perhaps.
-    i < kSpins ? Pause() : std::this_thread::yield();
-  }
-}
 
 // Rounded activations of all rows, as blocks of up to kRows.
 struct Activations {
@@ -122,7 +86,7 @@ void Multiply(ffi::ThreadPool& pool, const Kernels& kernels, const float* x, int
   if (alone || a.blocks() < 2) {
     for (int64_t i = 0; i < a.blocks(); ++i) a.RoundBlock(kernels, x, i);
   } else {
-    ForEach(pool, a.blocks(), [&](int64_t i) { a.RoundBlock(kernels, x, i); });
+    Parallel(pool, a.blocks(), [&](int64_t i) { a.RoundBlock(kernels, x, i); });
   }
   const auto run = [&](const Part& part) {
     // A tile stays in the cache for all blocks of rows.
@@ -136,7 +100,7 @@ void Multiply(ffi::ThreadPool& pool, const Kernels& kernels, const float* x, int
     return;
   }
   const std::vector<Part> parts = Divide(weights, pool.num_threads());
-  ForEach(pool, static_cast<int64_t>(parts.size()), [&](int64_t i) { run(parts[i]); });
+  Parallel(pool, static_cast<int64_t>(parts.size()), [&](int64_t i) { run(parts[i]); });
 }
 
 using Dimensions = ffi::Span<const int64_t>;
