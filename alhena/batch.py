@@ -11,7 +11,7 @@ sequence do not attend to each other.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -51,6 +51,16 @@ class Example:
     frames: Float[np.ndarray, "C T M"]
     # int32, valid frames of each chunk
     frame_lengths: Int[np.ndarray, " C"]
+
+    def emptied(self) -> Example:
+        """An example without tokens and media, whose arrays have the dtypes and sizes of these."""
+        return Example(*(value[:0] for value in vars(self).values()))
+
+    def with_tokens(self, tokens: Int[np.ndarray, " L"]) -> Example:
+        """The prompt of other tokens with the media of this one."""
+        size, tokens = len(tokens), tokens.astype(np.int32)
+        zeros = np.zeros(size, np.int32)
+        return replace(self, tokens=tokens, targets=tokens, weights=np.zeros(size, np.float32), modality=zeros)
 
 
 @pytree

@@ -18,7 +18,6 @@ from alhena.model.attention.paged_cache import PAGE
 from alhena.serve.answer import Answer, Overloaded, Unavailable
 from alhena.serve.decoding.pages import PagePlan, Pages
 from alhena.serve.decoding.sampler import OutputFormat, Sampling
-from alhena.serve.decoding.warm_up import with_tokens
 from alhena.serve.engine import Engine, Prompt, _LocalJob
 from alhena.serve.scheduler import Scheduler
 from alhena.tokens.padding import padded_batch
@@ -197,7 +196,7 @@ def test_a_thought_is_closed_after_its_budget(gemma4):
     e, controls = gemma4.encoder, gemma4.encoder.settings.controls
     opened = [controls["channel"], *e.tokenizer.encode("thought\n")]
     example = gemma4.encode(Prompt(tuple(user("is it so? " * 12)), thinking=True))
-    example = with_tokens(example, np.append(example.tokens, opened))
+    example = example.with_tokens(np.append(example.tokens, opened))
     end = gemma4.thought_end()
     for budget in (3, 9):
         *_, answer = gemma4.stream(example, Sampling(max_tokens=24, thinking_budget=budget, logprobs=0))

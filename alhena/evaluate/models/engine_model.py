@@ -31,7 +31,6 @@ from alhena.evaluate.models.likelihood import Request, Scorer
 from alhena.model.attention.paged_cache import PAGE
 from alhena.serve.answer import Answer
 from alhena.serve.decoding.sampler import Sampling
-from alhena.serve.decoding.warm_up import with_tokens
 from alhena.serve.engine import Engine, Prefix
 from alhena.tokens.encode import Encoder
 
@@ -71,7 +70,7 @@ class EngineModel:
         if self.turns:
             return engine.encode([Content("user", prompt)])
         ids = [*self.beginning(), *engine.encoder.tokenizer.encode(prompt_text(prompt))]
-        example = with_tokens(engine.encoder.prompt([Content("user", (Text("x"),))]), np.array(ids))
+        example = engine.encoder.prompt([Content("user", (Text("x"),))]).with_tokens(np.array(ids))
         engine.check(example)
         return example
 
@@ -171,5 +170,5 @@ def _keep_beginnings(engine: Engine, examples: Iterable[Example]) -> list[Prefix
         pages = (int(differs[0]) if len(differs) else shortest) // PAGE
         if len(group) > 1 and pages:
             with suppress(ValueError):
-                kept.append(engine.prefix(with_tokens(group[0], tokens[0, : pages * PAGE])))
+                kept.append(engine.prefix(group[0].with_tokens(tokens[0, : pages * PAGE])))
     return kept

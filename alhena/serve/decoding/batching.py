@@ -125,11 +125,11 @@ class RunningBatch:
     def warm_up(self, rows: int) -> None:
         """Compiles the steps of so many sequences: runs one without any sequence."""
         with self._lock:
-            options, inputs = (
-                make_options(self._owner, [], Rows((), rows)),
-                make_inputs([], Rows((), rows), self._tables, self._c.vocabulary),
-            )
-            self._state, self._cache, _ = self._steps(options, inputs)
+            self._state, self._cache, _ = self._steps(*self._idle_arrays(Rows((), rows)))
+
+    def _idle_arrays(self, rows: Rows) -> tuple[Options, Inputs]:
+        """Options and inputs of a step without any sequence."""
+        return make_options(self._owner, [], rows), make_inputs([], rows, self._tables, self._c.vocabulary)
 
     @property
     def has_free_slot(self) -> bool:
@@ -312,12 +312,17 @@ class RunningBatch:
         new = [s.reserve(min(s.position + count, self._context)) for a in active for s in a.sequences]
         if any(new):
             self._inputs = None
-        rows = Rows.of([slot for a in active for slot in a.slots], self.row_sizes)
+        self._state, self._cache, emitted = self._steps(*self._arrays(active, self._rows(active), count))
+        return self._fetch(active, emitted)
+
+    def _rows(self, active: list[Answering]) -> Rows:
+        return Rows.of([slot for a in active for slot in a.slots], self.row_sizes)
+
+    def _arrays(self, active: list[Answering], rows: Rows, count: int) -> tuple[Options, Inputs]:
+        """Options and inputs of a run of up to ``count`` steps."""
         if self._options is None:
             self._options = make_options(self._owner, active, rows)
-        inputs = replace(self._make_inputs(active, rows), count=jax.device_put(np.int32(count)))
-        self._state, self._cache, emitted = self._steps(self._options, inputs)
-        return self._fetch(active, emitted)
+        return self._options, replace(self._make_inputs(active, rows), count=jax.device_put(np.int32(count)))
 
     @staticmethod
     def _fetch(active: list[Answering], emitted: Emitted) -> Emitted:

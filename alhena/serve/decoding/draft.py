@@ -93,10 +93,7 @@ class DraftSequence:
 
     def _plan(self, c: Model) -> PromptPlan:
         """All tokens as a prompt without media."""
-        empty = Example(*(value[:0] for value in vars(self._prompt).values()))
-        ids, zeros = np.array(self.tokens, np.int32), np.zeros(len(self.tokens), np.int32)
-        text = replace(empty, tokens=ids, targets=ids, weights=zeros.astype(np.float32), modality=zeros)
-        return PromptPlan.of(text, c)
+        return PromptPlan.of(self._prompt.emptied().with_tokens(np.array(self.tokens, np.int32)), c)
 
     @property
     def is_behind(self) -> bool:

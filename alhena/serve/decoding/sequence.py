@@ -147,14 +147,12 @@ class Media:
     def _image(self, part: slice) -> Float[np.ndarray, "W D"]:
         e = self._plan.example
         ones = np.ones(part.stop - part.start, np.int32)
-        one = replace(
-            _no_tokens(e), patches=e.patches[part], patch_positions=e.patch_positions[part], patch_images=ones
-        )
+        one = replace(e.emptied(), patches=e.patches[part], patch_positions=e.patch_positions[part], patch_images=ones)
         return np.asarray(encode_image(self._params, self._c, buckets.padded([one])))
 
     def _audio_chunk(self, i: int) -> Float[np.ndarray, "A D"]:
         e, part = self._plan.example, slice(i, i + 1)
-        one = replace(_no_tokens(e), frames=e.frames[part], frame_lengths=e.frame_lengths[part])
+        one = replace(e.emptied(), frames=e.frames[part], frame_lengths=e.frame_lengths[part])
         vectors, valid = encode_audio(self._params, self._c, buckets.padded([one]))
         return np.asarray(vectors)[np.asarray(valid)]
 
@@ -182,11 +180,6 @@ class Media:
         if len(here):
             assert source is not None
             vectors[0, here], mask[0, here] = source[index[here]], True
-
-
-def _no_tokens(e: Example) -> Example:
-    """An example without tokens and media."""
-    return Example(*(value[:0] for value in vars(e).values()))
 
 
 @dataclass(frozen=True)

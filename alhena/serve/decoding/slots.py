@@ -137,6 +137,27 @@ def _has_lora(params: model.Params) -> bool:
     return any(map(is_lora, jax.tree.leaves(params, is_leaf=is_lora)))
 
 
+def append(
+    emitted: Emitted, logits: Float[Array, "B V"], token: Int[Array, " B"], taken: Bool[Array, " B"], options: Options
+) -> Emitted:
+    """One more token of the sequences that have taken it."""
+    of_token = log_probabilities(logits, token, options.logprobs & taken)
+    rows, columns = jnp.arange(len(token)), jnp.where(taken, emitted.produced, emitted.tokens.shape[1])
+    arrays = (emitted.tokens, emitted.logprobs, emitted.top, emitted.top_logprobs)
+    written = [a.at[rows, columns].set(new, mode="drop") for a, new in zip(arrays, (token, *of_token), strict=True)]
+    return Emitted(written[0], emitted.produced + taken, *written[1:])
+
+
+def gathered(state: State, slots: Int[Array, " B"]) -> State:
+    """The state of the sequences in some slots; padding beyond the last slot has that of the last."""
+    return jax.tree.map(lambda a: a.at[slots].get(mode="clip"), state)
+
+
+def scattered(state: State, slots: Int[Array, " B"], new: State) -> State:
+    """The state of all slots with that of some replaced; padding is dropped."""
+    return jax.tree.map(lambda a, b: a.at[slots].set(b, mode="drop"), state, new)
+
+
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def empty(c: Model, slots: int, counts: tuple[int, ...], cache_dtype: str) -> tuple[State, PagedCache]:
     """Free slots, and a cache with ``counts`` pages of each kind of layer."""
@@ -260,11 +281,8 @@ def _step(
     logits = model.logits(params, c, state.hidden)
     forced = jnp.where(run.number == 0, inputs.forced, -1)
     token, next_state = choose(c, constraints, logits, state, options, replace(inputs, forced=forced))
-    of_token = log_probabilities(logits, token, options.logprobs)
-    columns = (emitted.tokens, emitted.logprobs, emitted.top, emitted.top_logprobs)
-    written = [a.at[:, run.number].set(new) for a, new in zip(columns, (token, *of_token), strict=True)]
     idle = state.done | ~inputs.alive
-    emitted = Emitted(written[0], emitted.produced + ~idle, *written[1:])
+    emitted = append(emitted, logits, token, ~idle, options)
     at = Tokens(inputs.tables, state.positions[:, None], state.positions[:, None], ~(next_state.done | idle)[:, None])
     hidden, cache = model.extend(params, c, token[:, None], at, run.cache)
     ended = run.ended | jnp.any(next_state.done & ~idle)
@@ -282,7 +300,7 @@ def run_steps(
 ) -> tuple[State, PagedCache, Emitted]:
     """Up to ``inputs.count`` tokens of each sequence, fewer once one of them has ended."""
     all_slots, cache = slots
-    state = jax.tree.map(lambda a: a.at[inputs.slots].get(mode="clip"), all_slots)
+    state = gathered(all_slots, inputs.slots)
     emitted = empty_emitted(c, constraints, len(state.done), MAX_STEPS)
     run = _Run(state, cache, emitted, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
     run = jax.lax.while_loop(
@@ -290,5 +308,4 @@ def run_steps(
         lambda r: _step(params, c, constraints, r, options, inputs),
         run,
     )
-    written = jax.tree.map(lambda a, new: a.at[inputs.slots].set(new, mode="drop"), all_slots, run.state)
-    return written, run.cache, run.emitted
+    return scattered(all_slots, inputs.slots, run.state), run.cache, run.emitted

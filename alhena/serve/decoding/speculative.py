@@ -25,8 +25,18 @@ from alhena.model import model
 from alhena.model.attention.paged_cache import PagedCache, Tokens
 from alhena.model.config import Model
 from alhena.serve.decoding.constraints import Constraints
-from alhena.serve.decoding.sampler import log_probabilities
-from alhena.serve.decoding.slots import MAX_STEPS, Emitted, Inputs, Options, State, choose, empty_emitted
+from alhena.serve.decoding.slots import (
+    MAX_STEPS,
+    Emitted,
+    Inputs,
+    Options,
+    State,
+    append,
+    choose,
+    empty_emitted,
+    gathered,
+    scattered,
+)
 from alhena.shapes import Array, Bool, Float, Int, pytree
 
 
@@ -128,17 +138,6 @@ class _Program:
         return replace(i, forced=jnp.full_like(i.forced, -1), masked=jnp.zeros_like(i.masked))
 
 
-def _append(
-    emitted: Emitted, logits: Float[Array, "B V"], token: Int[Array, " B"], taken: Bool[Array, " B"], options: Options
-) -> Emitted:
-    """One more token of the sequences that have taken it."""
-    of_token = log_probabilities(logits, token, options.logprobs & taken)
-    rows, columns = jnp.arange(len(token)), jnp.where(taken, emitted.produced, emitted.tokens.shape[1])
-    arrays = (emitted.tokens, emitted.logprobs, emitted.top, emitted.top_logprobs)
-    written = [a.at[rows, columns].set(new, mode="drop") for a, new in zip(arrays, (token, *of_token), strict=True)]
-    return Emitted(written[0], emitted.produced + taken, *written[1:])
-
-
 def _read_tokens(
     params: model.Params, c: Model, tokens: Int[Array, "B L"], at: Tokens, cache: PagedCache
 ) -> tuple[Float[Array, "B L D"], PagedCache]:
@@ -232,7 +231,7 @@ def _accept(
     def one(v: _Verified) -> _Verified:
         token, state = choose(s.target, s.constraints, logits[:, v.number], v.state, p.options, inputs)
         matches = v.matches & (token == proposed[:, v.number]) & (v.number < room)
-        emitted = _append(v.emitted, logits[:, v.number], token, matches, p.options)
+        emitted = append(v.emitted, logits[:, v.number], token, matches, p.options)
         old = replace(v.state, history=state.history)
         state = jax.tree.map(partial(_where, matches), state, old)
         return _Verified(state, emitted, matches & ~state.done, v.accepted + matches, v.number + 1)
@@ -279,7 +278,7 @@ def _round(p: _Program, run: _Run) -> _Run:
     # 1. The next token, as without a draft.
     first = replace(p.inputs, forced=jnp.where(run.number == 0, p.inputs.forced, -1))
     token, state = choose(s.target, s.constraints, run.logits, before, p.options, first)
-    emitted = _append(rounds.emitted, run.logits, token, ~idle, p.options)
+    emitted = append(rounds.emitted, run.logits, token, ~idle, p.options)
     # 2. What the draft proposes after it.
     left = jnp.minimum(p.draft.limits - emitted.produced, p.options.max_tokens - state.step)
     room = jnp.where(p.draft.drafting & ~state.done & ~idle, jnp.clip(left, 0, s.tokens), 0)
@@ -302,11 +301,6 @@ def _round(p: _Program, run: _Run) -> _Run:
     return _Run(slots, logits[rows], tokens[rows], rounds, run.number + 1, ended)
 
 
-def _rows(slots: Int[Array, " B"], state: State) -> State:
-    """The state of some slots."""
-    return jax.tree.map(lambda a: a.at[slots].get(mode="clip"), state)
-
-
 @partial(jax.jit, static_argnums=1, donate_argnums=2)
 def run_rounds(
     params: tuple[model.Params, model.Params | None],
@@ -320,7 +314,7 @@ def run_rounds(
 
     ``params`` are those of the target and of the draft.
     """
-    p, state = _Program(params, s, options, inputs, draft), _rows(inputs.slots, slots.state)
+    p, state = _Program(params, s, options, inputs, draft), gathered(slots.state, inputs.slots)
     zero = jnp.zeros(len(state.done), jnp.int32)
     rounds = Rounds(empty_emitted(s.target, s.constraints, len(zero), s.width), zero, zero)
     logits = model.logits(params[0], s.target, state.hidden)
@@ -331,5 +325,4 @@ def run_rounds(
         return (r.number < inputs.count) & ~r.ended & ~is_limited
 
     run = jax.lax.while_loop(continues, partial(_round, p), run)
-    written = jax.tree.map(lambda a, new: a.at[inputs.slots].set(new, mode="drop"), slots.state, run.slots.state)
-    return replace(run.slots, state=written), run.rounds
+    return replace(run.slots, state=scattered(slots.state, inputs.slots, run.slots.state)), run.rounds

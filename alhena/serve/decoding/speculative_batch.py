@@ -10,7 +10,6 @@ gets no proposals, nor one for which the draft's cache has no room; with more th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import jax
 import numpy as np
@@ -25,7 +24,7 @@ from alhena.serve.decoding.batching import Owner, RunningBatch
 from alhena.serve.decoding.draft import Draft, DraftSequence
 from alhena.serve.decoding.jobs import Answering, Job
 from alhena.serve.decoding.pages import Pages, plan_pages
-from alhena.serve.decoding.run_inputs import Rows, make_inputs, make_options
+from alhena.serve.decoding.run_inputs import Rows
 from alhena.serve.decoding.slots import Emitted, Inputs, Options
 from alhena.shapes import Int
 
@@ -153,11 +152,8 @@ class SpeculativeBatch(RunningBatch):
             return super()._run(active, count)
         limits = [min(a.limit(), self._setting.width) for a in active]
         self._reserve(active, [min(limit, count * (self._draft.tokens + 1)) for limit in limits])
-        rows = Rows.of([slot for a in active for slot in a.slots], self.row_sizes)
-        if self._options is None:
-            self._options = make_options(self._owner, active, rows)
-        inputs = replace(self._make_inputs(active, rows), count=jax.device_put(np.int32(count)))
-        rounds = self._rounds(self._options, inputs, self._draft_inputs(active, limits, rows))
+        rows = self._rows(active)
+        rounds = self._rounds(*self._arrays(active, rows, count), self._draft_inputs(active, limits, rows))
         proposed, accepted = jax.device_get((rounds.proposed, rounds.accepted))
         self.proposed, self.accepted = self.proposed + int(proposed.sum()), self.accepted + int(accepted.sum())
         return self._fetch(active, rounds.emitted)
@@ -176,11 +172,7 @@ class SpeculativeBatch(RunningBatch):
         if rows <= self.max_drafted:
             with self._lock:
                 none = Rows((), rows)
-                options, inputs = (
-                    make_options(self._owner, [], none),
-                    make_inputs([], none, self._tables, self._c.vocabulary),
-                )
-                self._rounds(options, inputs, self._draft_inputs([], [], none))
+                self._rounds(*self._idle_arrays(none), self._draft_inputs([], [], none))
 
     def _reserve(self, active: list[Answering], tokens: list[int]) -> None:
         """Takes the pages for so many more tokens of each job, but not beyond its last one."""

@@ -25,7 +25,6 @@ from alhena.serve.decoding.sampler import Sampling
 from alhena.serve.decoding.sequence import CHUNK_TOKENS
 from alhena.serve.decoding.slots import encode_audio, encode_image
 from alhena.serve.engine import ASPECT_HEIGHT, Engine
-from alhena.shapes import Int
 from alhena.tokens.encode import Encoder
 from alhena.tokens.images import code_grid
 
@@ -85,17 +84,10 @@ class MediaWarmUp(threading.Thread):
                 log.exception("a program for media could not be run")
 
 
-def with_tokens(example: Example, tokens: Int[np.ndarray, " L"]) -> Example:
-    """The prompt of other tokens with the media of an example."""
-    size, tokens = len(tokens), tokens.astype(np.int32)
-    zeros = np.zeros(size, np.int32)
-    return replace(example, tokens=tokens, targets=tokens, weights=np.zeros(size, np.float32), modality=zeros)
-
-
 def _text(engine: Engine, empty: Example) -> Iterator[Callable[[], object]]:
     """What every answer needs, one function for each program or two."""
     for length in CHUNK_TOKENS[: CHUNK_TOKENS.index(PAGE) + 1]:
-        prompt = with_tokens(empty, np.resize(empty.tokens, length))
+        prompt = empty.with_tokens(np.resize(empty.tokens, length))
         yield lambda prompt=prompt: [*engine.stream(prompt, Sampling(max_tokens=2, temperature=1.0))]  # type: ignore[misc]
     for rows in engine.batch.row_sizes:
         yield lambda rows=rows: engine.batch.warm_up(rows)  # type: ignore[misc]
@@ -103,7 +95,7 @@ def _text(engine: Engine, empty: Example) -> Iterator[Callable[[], object]]:
 
 def _media(engine: Engine, empty: Example) -> Iterator[Callable[[], object]]:
     """The encoders, each with the sizes of one image and one chunk of audio, and the image decoder."""
-    c, none = engine.config, Example(*(value[:0] for value in vars(empty).values()))
+    c, none = engine.config, empty.emptied()
     if c.vision is not None:
         most = max_patches(engine)
         for patches in (n for n in buckets.PATCHES[1:] if n <= buckets.bucket(buckets.PATCHES, most, "image patches")):
