@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alhena.align.sft import Tune, fitted_shape, shape_for
+from alhena.align.sft import Tune, fitted_shape, run_tokens, shape_for
 from alhena.compress import report
 from alhena.compress.measuring import HeldOut, quantize_and_measure
 from alhena.compress.steps import Quantization, Source
@@ -28,7 +28,6 @@ from alhena.model.storage.weights import WEIGHTS, read_config
 from alhena.own_data import encode_once, run_of
 from alhena.serve.engine import Engine
 from alhena.stages import CONSOLE, Stage, check_inputs, fingerprint_of, run_stage
-from alhena.tokens.encoders import encoder_files
 from alhena.train.mixture import Training, open_examples
 from alhena.train.trainer import Folders
 from alhena.tuning import trained_config, write_model_folder
@@ -47,15 +46,6 @@ class Documents:
     def identity(self) -> list[str | None]:
         paths = (self.examples, self.held_out)
         return [None if path is None else content_fingerprint(path) for path in paths]
-
-
-def run_tokens(folder: Path) -> Path | None:
-    """The encoded examples of the run of a model, if they were made with its tokenizers."""
-    tokens, names = folder.parent.parent / "tokens", encoder_files(folder)
-    same = all(
-        (tokens / name).is_file() and (tokens / name).read_bytes() == (folder / name).read_bytes() for name in names
-    )
-    return tokens if same else None
 
 
 @dataclass(frozen=True)

@@ -129,16 +129,22 @@ def training(t: Tune, data: Path, ignored_loss_weight: float) -> Training:
     return Training(phases, shape, t.optimizer, t.seed, t.save_every, 5, 100, ignored_loss_weight)
 
 
+def run_tokens(folder: Path) -> Path | None:
+    """The encoded examples of the run of a model, if they were made with its tokenizers."""
+    tokens, names = folder.parent.parent / "tokens", encoder_files(folder)
+    same = all(
+        (tokens / name).is_file() and (tokens / name).read_bytes() == (folder / name).read_bytes() for name in names
+    )
+    return tokens if same else None
+
+
 def validation_nats(folder: Path, shape: BatchShape) -> dict[str, float]:
     """Validation loss in nats of a model of a run, by source.
 
     Empty where the model is in no run folder, or where the split was encoded with other tokenizers than the model's.
     """
-    tokens = folder.parent.parent / "tokens"
-    if not all(
-        (tokens / name).is_file() and (tokens / name).read_bytes() == (folder / name).read_bytes()
-        for name in encoder_files(folder)
-    ):
+    tokens = run_tokens(folder)
+    if tokens is None:
         return {}
     params, c = load_model(folder)
     return validate(params, c, open_examples(tokens / "validation"), shape)

@@ -13,10 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from alhena.model.quantized.layout import GROUP, TILE, Int4, Int8, Quantized, from_gguf_blocks
+from alhena.model.quantized.rounding import LIMITS
 from alhena.shapes import Array, Float
 
-# Smallest and largest integer.
-LIMITS = {4: (-8, 7), 8: (-127, 127)}
 # Candidate scales of each sign in 4 bits, relative to that at which no value is clipped.
 CANDIDATES = 24
 SMALLEST, LARGEST = 0.6, 1.07

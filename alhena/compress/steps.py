@@ -69,27 +69,28 @@ def _batches(t: Training, examples: Path, number: int) -> Iterator[Batch]:
     return (mixture.next() for _ in range(number))
 
 
+def forms_of(c: config.Model, how: Quantization) -> dict[str, Form]:
+    """How each quantized weight is rounded, by name."""
+    specs = named(model.weights(c))
+    table = type_table(model.weights(c), how.types)
+    return {name: Form(entry.bits, specs[name].contracted == -1) for name, entry in table.items() if entry.bits}
+
+
 def calibrated(source: Source, how: Quantization, t: Training, examples: Path) -> dict[str, OnGrid]:
     """Every quantized weight on the grid, such that its outputs on some batches change little."""
     specs = named(model.weights(source.c))
     table, weights = type_table(model.weights(source.c), how.types), named(source.params)
     names = [name for name, entry in table.items() if is_observed(entry, specs)]
     seen = moments(source.params, source.c, _batches(t, examples, how.batches), names)
-    out = {}
-    for name, entry in table.items():
-        if entry.bits is not None:
-            form = Form(entry.bits, specs[name].contracted == -1)
-            out[name] = on_grid(form.oriented(weights[name]), entry.bits, seen.get(name))
-    return out
+    forms = forms_of(source.c, how)
+    return {name: on_grid(form.oriented(weights[name]), form.bits, seen.get(name)) for name, form in forms.items()}
 
 
 def trained(
     source: Source, how: Quantization, t: Training, folders: Folders, start: Mapping[str, OnGrid]
 ) -> model.Params:
     """The quantized model after a quantization-aware training from the calibrated weights, whose scales stay."""
-    specs, c = named(model.weights(source.c)), replace(source.c, frozen_rows=0)
-    table = type_table(model.weights(source.c), how.types)
-    forms = {name: Form(entry.bits, specs[name].contracted == -1) for name, entry in table.items() if entry.bits}
+    c, forms = replace(source.c, frozen_rows=0), forms_of(source.c, how)
     teacher = Distillation(Teacher(source.params, source.c), Distill(source.folder, Mix(hard=0.0, soft=1.0)), source.c)
     scales = {name: start[name].scales for name in forms}
     objective = QuantizationAware(teacher, scales, forms)

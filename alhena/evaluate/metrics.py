@@ -14,7 +14,7 @@ import jiwer
 import numpy as np
 from sacrebleu.metrics import CHRF
 
-from alhena.evaluate.statistics import wilson
+from alhena.evaluate.statistics import Z, wilson
 
 
 def normalize(text: str) -> str:
@@ -97,7 +97,7 @@ def confidence_interval(metric: Metric, references: Sequence[str], answers: Sequ
         return None
     errors, lengths = np.array([_errors(metric, r, a) for r, a in zip(references, answers, strict=True)]).T
     residuals = errors - lengths * errors.sum() / lengths.sum()
-    return float(100 * 1.96 * math.sqrt(len(residuals) * residuals.var(ddof=1)) / lengths.sum())
+    return float(100 * Z * math.sqrt(len(residuals) * residuals.var(ddof=1)) / lengths.sum())
 
 
 def byte_entropy(texts: Sequence[str]) -> float:

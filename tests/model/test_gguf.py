@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 
 from alhena.model.families import gguf, gguf_names, open_weights, tensor_map
 from alhena.model.families.gguf_file import BLOCK_VALUES, KINDS, GgufFile, GgufTensor, open_gguf
+from alhena.model.families.gguf_output import add_value
 from alhena.model.families.import_weights import import_weights
 from alhena.model.families.model_config import read_config
 from alhena.model.quantized.layout import Int4, Int8, dequantize, is_quantized, packed_shapes
@@ -33,16 +34,7 @@ def write(path: Path, architecture: str, metadata: Mapping[str, Any], tensors: M
     """A file with the library's writer. A tensor is an array, or bytes and their type."""
     writer = GGUFWriter(path, architecture)
     for key, value in metadata.items():
-        if isinstance(value, bool):
-            writer.add_bool(key, value)
-        elif isinstance(value, int):
-            writer.add_uint32(key, value)
-        elif isinstance(value, float):
-            writer.add_float32(key, value)
-        elif isinstance(value, str):
-            writer.add_string(key, value)
-        else:
-            writer.add_array(key, value)
+        add_value(writer, key, value)
     for name, tensor in tensors.items():
         if isinstance(tensor, tuple):
             writer.add_tensor(name, tensor[0], raw_dtype=tensor[1])

@@ -50,7 +50,7 @@ class Pages:
         return self.keys, self.values, self.key_scales, self.value_scales
 
 
-# One for each entry of kv_cache.rings.
+# One for each entry of ring_cache.rings.
 PagedCache = tuple[Pages, ...]
 
 

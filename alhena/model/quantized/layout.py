@@ -101,17 +101,14 @@ def at(w: Weight, index: Int[Array, ""] | int) -> Weight:
     if w.layer is not None:
         # A layer of a stack of stacks: all of them in one stack.
         index = w.layer * w.packed.shape[1] + index
-        w = replace(w, packed=_merged(w.packed), scales=_merged(w.scales))
+        w = flat(w)
     return replace(w, layer=jnp.asarray(index, jnp.int32))
-
-
-def _merged(a: Array) -> Array:
-    return a.reshape(-1, *a.shape[2:])
 
 
 def flat(w: Weight) -> Weight:
     """A stack of stacks as one stack."""
-    return replace(w, packed=_merged(w.packed), scales=_merged(w.scales))
+    packed, scales = (a.reshape(-1, *a.shape[2:]) for a in (w.packed, w.scales))
+    return replace(w, packed=packed, scales=scales)
 
 
 def sliced(w: Weight) -> Weight:

@@ -20,6 +20,8 @@ SHRINK = np.linspace(0.7, 1.0, 13, dtype=np.float32)
 # Values that a thread quantizes at once: its arrays fit in the cache.
 BLOCK = 2**18
 Bits = Literal[4, 8]
+# Smallest and largest integer.
+LIMITS = {4: (-8, 7), 8: (-127, 127)}
 
 
 def quantize(
@@ -62,7 +64,7 @@ def _quantize_block(rows: Float[np.ndarray, "*layers O I"], bits: Bits) -> tuple
     # Scales of values that are too large become infinite, which the caller refuses.
     with np.errstate(over="ignore", invalid="ignore"):
         scale = (largest / 127).astype(np.float16) if bits == 8 else _searched(grouped, largest)
-        q = _round(grouped, scale, *((-127, 127) if bits == 8 else (-8, 7)))
+        q = _round(grouped, scale, *LIMITS[bits])
         q = (q if bits == 8 else q + 8).astype(np.int8).view(np.uint8)
     if bits == 4:
         q = q[:16] | (q[16:] << 4)
@@ -77,7 +79,7 @@ def _searched(grouped: np.ndarray, largest: np.ndarray) -> np.ndarray:
     # A scale may be negative: -8..7 has one more step on its negative side, which each group can use for either sign.
     for candidate in (*SHRINK, *-SHRINK):
         scale = (candidate / np.float32(7.5) * largest).astype(np.float16)
-        error = np.sum((_round(grouped, scale, -8, 7) * scale.astype(np.float32) - grouped) ** 2, 0)
+        error = np.sum((_round(grouped, scale, *LIMITS[4]) * scale.astype(np.float32) - grouped) ** 2, 0)
         # NaN is chosen too: it stands for values that have no scale.
         better = ~(error >= best_error)
         best_error, best_scale = np.where(better, error, best_error), np.where(better, scale, best_scale)
