@@ -21,8 +21,8 @@ def kernel(name: str, sources: str) -> Extension:
         name,
         sources=sorted(path.as_posix() for path in folder.glob("*.cc")),
         depends=sorted(path.as_posix() for where in (folder, SHARED) for path in where.glob("*.h")),
-        # The headers of XLA's custom calls come with jaxlib.
-        include_dirs=[SHARED.as_posix(), (Path(jaxlib.__file__).parent / "include").as_posix()],
+        # Its own loops are included by a shared header; the headers of XLA's custom calls come with jaxlib.
+        include_dirs=[folder.as_posix(), SHARED.as_posix(), (Path(jaxlib.__file__).parent / "include").as_posix()],
         extra_compile_args=["-std=c++17", "-O3", "-Wno-psabi"],
         extra_link_args=["-s"],
         optional=True,

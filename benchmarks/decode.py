@@ -5,7 +5,8 @@
 
 Each engine is a process of its own, loaded once. In every round they take turns; reported are medians. Ours are the programs of the server
 (alhena/serve/decoding/slots.py): a prompt is read in chunks of 128 tokens, then 64 tokens of each sequence are generated greedily, with all
-logits computed. llama.cpp evaluates batches of as many tokens, its logits unused. The bandwidth is that of two threads that read memory.
+logits computed. llama.cpp evaluates batches of as many tokens, its logits unused. The bandwidth is that of two threads that read 512 MiB
+of memory in large pages; a model that is smaller than the cache may exceed it.
 Writes benchmarks/results/decode.json: a list of {model, batch, ours, llama_cpp, bandwidth_share}, in tokens/s.
 """
 
@@ -36,13 +37,15 @@ SHAPES = {
     "E2B": (1536, 35, 8, 256, 6144, 262_144),
 }
 PROMPT, PREFILL, NEW = 128, 512, 64
+# Tokens of each sequence that warm up.
+WARM = 16
 SLOTS = 16
 MATRICES = {
     "query": "attn_q", "key": "attn_k", "value": "attn_v", "output": "attn_output",
     "gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down",
 }  # fmt: skip
-# Takes "prefill" or a batch size; seconds.
-Ask = Callable[[str], float]
+# Takes "prefill" or a batch size, and the number of tokens of each sequence; seconds.
+Ask = Callable[[str, int], float]
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,11 @@ class Bench:
     gguf: Annotated[Path, tyro.conf.arg(help="internal")] = Path()
 
 
-def answer(runs: Callable[[str], float]) -> None:
+def answer(runs: Ask) -> None:
     """A worker: for each line that it reads it prints the seconds of that run."""
     for line in sys.stdin:
-        print(runs(line.strip()), flush=True)
+        what, tokens = line.split()
+        print(runs(what, int(tokens)), flush=True)
 
 
 # ── ours ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -140,53 +144,75 @@ def write_gguf(params: Any, c: Any, path: Path) -> None:
     writer.close()
 
 
-def run_alhena(b: Bench) -> None:
-    """The programs of the server."""
-    import jax
-    import jax.numpy as jnp
+class Programs:
+    """The programs of the server, and the slots that they work on."""
 
-    from alhena.model.attention import paged_cache
-    from alhena.model.attention.paged_cache import PAGE, Tokens
-    from alhena.serve.decoding import slots as programs
-    from alhena.serve.decoding.constraints import Constraints
-    from alhena.serve.decoding.sampler import Sampling, stack
+    def __init__(self, params: Any, c: Any) -> None:
+        from alhena.model.attention import paged_cache
+        from alhena.serve.decoding import slots
+
+        self.params, self.c, self.kinds = params, c, len(paged_cache.kinds(c.decoder))
+        pages = (PREFILL + NEW) // paged_cache.PAGE + 1
+        self.state, self.cache = slots.empty(c, SLOTS, (SLOTS * pages,) * self.kinds, c.compute_dtype)
+        self.table = np.arange(SLOTS * pages, dtype=np.int32).reshape(SLOTS, pages)
+        # The hidden states after prompts that have been read: their pages are kept from round to round.
+        self.prompts: dict[int, Any] = {}
+
+    def read(self, slot: int, length: int) -> Any:
+        """The hidden state after a prompt."""
+        import jax
+
+        from alhena.model.attention.paged_cache import PAGE, Tokens
+        from alhena.serve.decoding import slots
+
+        for start in range(0, length, PAGE):
+            positions = np.arange(start, start + PAGE, dtype=np.int32)[None]
+            arrays = (self.table[slot : slot + 1],) * self.kinds, positions, positions, np.ones((1, PAGE), bool)
+            tokens, *at = jax.device_put(((positions * 7919 + slot) % self.c.vocabulary, *arrays))
+            hidden, self.cache = slots.read_chunks(self.params, self.c, self.cache, tokens, Tokens(*at), None)
+        return hidden
+
+    def decode(self, batch: int, tokens: int) -> float:
+        """Seconds of so many tokens of each of the first sequences."""
+        import jax
+        import jax.numpy as jnp
+
+        from alhena.serve.decoding import slots
+        from alhena.serve.decoding.constraints import Constraints
+        from alhena.serve.decoding.sampler import Sampling, stack
+
+        for slot in range(batch):
+            if slot not in self.prompts:
+                self.prompts[slot] = self.read(slot, PROMPT)
+            self.state = slots.insert(self.state, jnp.array([slot]), self.prompts[slot], jnp.array([PROMPT]))
+        jax.block_until_ready(self.state)
+        rows, zeros = np.arange(batch, dtype=np.int32), np.zeros(batch, np.int32)
+        columns = np.ones(batch, np.float32), rows, rows, np.zeros((batch, 3), np.int32), zeros + NEW * 2, zeros > 0
+        options = slots.Options(stack([Sampling()] * batch), *jax.device_put(columns), 0)
+        masks = np.zeros((batch, -(-self.c.vocabulary // 32)), np.uint32)
+        arrays = rows, (self.table[:batch],) * self.kinds, zeros == 0, zeros - 1, zeros > 0, masks
+        inputs = slots.Inputs(*jax.device_put((*arrays, np.int32(slots.MAX_STEPS))))
+        constraints, start = Constraints(0, (), ((0, self.c.vocabulary),)), time.perf_counter()
+        for _ in range(tokens // slots.MAX_STEPS):
+            held = self.state, self.cache
+            self.state, self.cache, emitted = slots.run_steps(self.params, self.c, constraints, held, options, inputs)
+            assert np.asarray(emitted.produced).tolist() == [slots.MAX_STEPS] * batch
+        return time.perf_counter() - start
+
+
+def run_alhena(b: Bench) -> None:
+    """Writes the file of llama.cpp, then runs what it is asked for."""
+    import jax
 
     params = random_params(c := config_of(b.models[0]))
     write_gguf(params, c, b.gguf)
-    pages = (PREFILL + NEW) // PAGE + 1
-    kinds, constraints = len(paged_cache.kinds(c.decoder)), Constraints(0, (), ((0, c.vocabulary),))
-    held = list(programs.empty(c, SLOTS, (SLOTS * pages,) * kinds, c.compute_dtype))
-    table = np.arange(SLOTS * pages, dtype=np.int32).reshape(SLOTS, pages)
+    programs = Programs(params, c)
 
-    def read(slot: int, length: int) -> Any:
-        for start in range(0, length, PAGE):
-            positions = np.arange(start, start + PAGE, dtype=np.int32)[None]
-            arrays = (table[slot : slot + 1],) * kinds, positions, positions, np.ones((1, PAGE), bool)
-            tokens, *at = jax.device_put(((positions * 7919 + slot) % c.vocabulary, *arrays))
-            hidden, held[1] = programs.read_chunk(params, c, held[1], tokens, Tokens(*at), None)
-        return hidden
-
-    def decode(batch: int) -> float:
-        for slot in range(batch):
-            held[0] = programs.insert(held[0], jnp.int32(slot), read(slot, PROMPT), jnp.int32(PROMPT))
-        jax.block_until_ready(held)
-        rows, zeros = np.arange(batch, dtype=np.int32), np.zeros(batch, np.int32)
-        columns = np.ones(batch, np.float32), rows, rows, np.zeros((batch, 3), np.int32), zeros + NEW * 2, zeros > 0
-        options = programs.Options(stack([Sampling()] * batch), *jax.device_put(columns), 0)
-        masks = np.zeros((batch, -(-c.vocabulary // 32)), np.uint32)
-        arrays = rows, (table[:batch],) * kinds, zeros == 0, zeros - 1, zeros > 0, masks, np.int32(programs.MAX_STEPS)
-        inputs = programs.Inputs(*jax.device_put(arrays))
-        start = time.perf_counter()
-        for _ in range(NEW // programs.MAX_STEPS):
-            held[0], held[1], emitted = programs.run_steps(params, c, constraints, (held[0], held[1]), options, inputs)
-            assert np.asarray(emitted.produced).tolist() == [programs.MAX_STEPS] * batch
-        return time.perf_counter() - start
-
-    def timed(what: str) -> float:
+    def timed(what: str, tokens: int) -> float:
         if what != "prefill":
-            return decode(int(what))
+            return programs.decode(int(what), tokens)
         start = time.perf_counter()
-        jax.block_until_ready(read(0, PREFILL))
+        jax.block_until_ready(programs.read(0, tokens))
         return time.perf_counter() - start
 
     answer(timed)
@@ -202,21 +228,28 @@ def run_llama(b: Bench) -> None:
     llama = LlamaCpp(b.gguf, SLOTS * (PREFILL + NEW), sequences=SLOTS)
     llama.use_threads(b.threads)
 
+    # Sequences whose prompt has been read: it is kept from round to round.
+    read: set[int] = set()
+
     def prefill(sequence: int, length: int) -> None:
+        llama.forget(sequence, 0)
         tokens = [(i * 7919 + sequence) % llama.vocabulary for i in range(length)]
         llama.feed_batch(tokens, range(length), [sequence] * length)
 
-    def timed(what: str) -> float:
-        llama.clear()
-        start = time.perf_counter()
+    def timed(what: str, tokens: int) -> float:
         if what == "prefill":
-            prefill(0, PREFILL)
+            read.discard(0)
+            start = time.perf_counter()
+            prefill(0, tokens)
             return time.perf_counter() - start
         batch = int(what)
         for sequence in range(batch):
-            prefill(sequence, PROMPT)
+            if sequence not in read:
+                prefill(sequence, PROMPT)
+            llama.forget(sequence, PROMPT)
+        read.update(range(batch))
         start = time.perf_counter()
-        for i in range(NEW):
+        for i in range(tokens):
             llama.feed_batch(
                 [(i * 31 + s) % llama.vocabulary for s in range(batch)], [PROMPT + i] * batch, range(batch)
             )
@@ -243,11 +276,15 @@ def start(b: Bench, name: str, worker: str, gguf: Path) -> tuple[subprocess.Pope
     interpreter = sys.executable if worker == "alhena" else str(b.python)
     flags = ["--python", str(b.python), "--models", name, "--threads", str(b.threads), "--worker", worker]
     command = [interpreter, __file__, *flags, "--gguf", str(gguf)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    from alhena.large_pages import environment
 
-    def ask(what: str) -> float:
+    # As `alhena` itself (alhena/cli/main.py); llama.cpp maps its file, whose pages the system makes large.
+    pages = environment() if worker == "alhena" else None
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=pages)
+
+    def ask(what: str, tokens: int) -> float:
         assert process.stdin and process.stdout
-        print(what, file=process.stdin, flush=True)
+        print(what, tokens, file=process.stdin, flush=True)
         return float(process.stdout.readline())
 
     return process, ask
@@ -265,18 +302,18 @@ def compare(b: Bench, name: str, folder: Path) -> list[dict[str, Any]]:
     gguf, found = folder / f"{name}.gguf", dict[tuple[str, str], list[float]]()
     ours, ask_ours = start(b, name, "alhena", gguf)
     # Ours writes the file before it answers.
-    ask_ours("1")
+    ask_ours("1", WARM)
     llama, ask_llama = start(b, name, "llama.cpp", gguf)
     bandwidth = []
     for number in range(b.rounds + 1):
         bandwidth.append(read_bandwidth())
         for what in (*map(str, b.batches), "prefill"):
+            sequences, tokens = (1, PREFILL) if what == "prefill" else (int(what), NEW if number else WARM)
             for engine, ask in (("ours", ask_ours), ("llama_cpp", ask_llama)):
-                seconds = ask(what)
+                seconds = ask(what, tokens)
                 # The first round warms up.
                 if number:
-                    tokens = PREFILL if what == "prefill" else int(what) * NEW
-                    found.setdefault((what, engine), []).append(round(tokens / seconds, 1))
+                    found.setdefault((what, engine), []).append(round(sequences * tokens / seconds, 1))
     for process in (ours, llama):
         process.terminate()
     rows = []
@@ -288,6 +325,7 @@ def compare(b: Bench, name: str, folder: Path) -> list[dict[str, Any]]:
         }
         share = medians["ours"] * weight_bytes(name) / statistics.median(bandwidth)
         row |= medians | {"bandwidth_share": round(share, 3) if what == "1" else None}
+        row["read_gb_s"] = round(statistics.median(bandwidth) / 1e9, 1)
         rows.append(row | {"rounds": {engine: found[what, engine] for engine in medians}})
         print({key: value for key, value in row.items() if key != "rounds"}, flush=True)
     return rows

@@ -26,6 +26,7 @@ from alhena.model.attention.kernels import AttentionOptions
 from alhena.model.layer_kinds import LayerKind, Segment, is_global, is_uniform, segments
 from alhena.model.layers import gated, rms_norm, rope, rope_table
 from alhena.model.linear import Weight, column_parallel, row_parallel
+from alhena.model.quantized import sublayers
 from alhena.model.spec import Constant, WeightSpec, matrix, stacked, vector, within
 from alhena.model.stacks import Stack
 from alhena.model.variants import altup, moe, per_layer
@@ -227,7 +228,11 @@ def _standard(
 ) -> tuple[Float[Array, "B L D"], Any]:
     """A layer of one residual stream, and the next state."""
     heads, state = common.attend(w, rms_norm(x, w.attention_norm), info, state)
-    x = _mlp(w, _attention_out(w, x, heads, common.dtype), info, common)
+    norms, weights = (w.attention_post_norm, w.mlp_norm, w.mlp_post_norm), (w.output, w.gate, w.up, w.down)
+    if not common.differentiable and w.experts is None and sublayers.is_available(weights):
+        x = sublayers.run(x, heads, norms, weights)
+    else:
+        x = _mlp(w, _attention_out(w, x, heads, common.dtype), info, common)
     if w.per_layer is not None and vectors is not None:
         x = x + per_layer.residual(w.per_layer, x, vectors, common.dtype)
     return (x if w.layer_scalar is None else x * w.layer_scalar.astype(jnp.float32)), state

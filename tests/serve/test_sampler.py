@@ -70,3 +70,18 @@ def test_a_large_vocabulary_is_sorted_in_one_branch_only():
     shapes = jnp.zeros((2, 20_000)), stack([Sampling(temperature=1.0)] * 2), jnp.zeros(2, jnp.int32)
     program = jax.jit(sample).lower(*shapes).as_text()
     assert len(re.findall(r"stablehlo.sort", program)) == 1
+
+
+@pytest.mark.parametrize("vocabulary", [7, 300, 40_000])
+def test_the_first_of_the_largest_allowed_scores_is_the_greedy_token(vocabulary):
+    rng = np.random.default_rng(vocabulary)
+    # Few different scores: several tokens have the largest.
+    logits = np.floor(rng.normal(size=(5, vocabulary)) * 2).astype(np.float32)
+    logits[3] = -np.inf
+    for allowed in (
+        rng.random((5, vocabulary)) < 0.3,
+        rng.random((1, vocabulary)) < 0.3,
+        np.ones((1, vocabulary), bool),
+    ):
+        tokens = jax.jit(sample)(logits, stack([Sampling()] * 5), jnp.zeros(5, jnp.int32), allowed)
+        np.testing.assert_array_equal(tokens, np.where(allowed, logits, -np.inf).argmax(-1))

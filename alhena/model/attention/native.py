@@ -17,12 +17,14 @@ import jax
 import jax.numpy as jnp
 
 from alhena.model.kernel_library import load_kernels
-from alhena.shapes import Array, Float, Int
+from alhena.shapes import Array, Bool, Float, Int
 
 TARGETS = {
     "alhena_attend_token": "AlhenaAttendToken",
     "alhena_multiply": "AlhenaMultiply",
     "alhena_take_rows": "AlhenaTakeRows",
+    "alhena_largest": "AlhenaLargest",
+    "alhena_rank": "AlhenaRank",
 }
 # Rows that a matmul by a float weight reads it for; XLA is faster for more.
 MAX_ROWS = 16
@@ -53,6 +55,21 @@ def take_rows(w: Float[Array, "R D"], ids: Int[Array, "*batch"]) -> Float[Array,
     """Rows of a table, float32."""
     out = jax.ShapeDtypeStruct((*ids.shape, w.shape[1]), jnp.float32)
     return jax.ffi.ffi_call("alhena_take_rows", out)(w, ids.astype(jnp.int32))
+
+
+def largest(scores: Float[Array, "B V"], allowed: Bool[Array, "#B V"]) -> Int[Array, " B"]:
+    """The first of the largest scores of each row that are allowed; 0 where none is larger than -inf."""
+    out = jax.ShapeDtypeStruct((len(scores),), jnp.int32)
+    return jax.ffi.ffi_call("alhena_largest", out, vmap_method="sequential")(scores, allowed)
+
+
+def top(
+    scores: Float[Array, "B V"], allowed: Bool[Array, "#B V"], count: int
+) -> tuple[Float[Array, "B count"], Int[Array, "B count"]]:
+    """The largest scores of each row that are allowed, in order, and their indices; then -inf, where there are fewer."""
+    shapes = [jax.ShapeDtypeStruct((len(scores), count), dtype) for dtype in (jnp.float32, jnp.int32)]
+    values, ids = jax.ffi.ffi_call("alhena_rank", shapes, vmap_method="sequential")(scores, allowed)
+    return values, ids
 
 
 def attend_token(

@@ -1,4 +1,4 @@
-"""The compiled matmul kernel: an XLA custom call on the CPU (csrc/), built at installation where there is a C++ compiler.
+"""The compiled matmul kernels: XLA custom calls on the CPU (csrc/), built at installation where there is a C++ compiler.
 
     python setup.py build_ext --inplace        builds it in a checkout
 
@@ -22,14 +22,14 @@ from alhena.model.quantized.layout import Quantized
 from alhena.shapes import Array, Float
 
 LOG = logging.getLogger(__name__)
-TARGET = "alhena_quantized_matmul"
+TARGET, SUBLAYERS = "alhena_quantized_matmul", "alhena_sublayers"
 NONE, TRITON = "none", "triton"
 
 
 @cache
 def instructions() -> tuple[str, ...]:
     """The instruction sets of this processor for which the kernel has an implementation, fastest first; empty if it was not built."""
-    library = load_kernels(Path(__file__).parent, {TARGET: TARGET})
+    library = load_kernels(Path(__file__).parent, {name: name for name in (TARGET, SUBLAYERS)})
     if library is None:
         return ()
     library.alhena_instructions.restype = ctypes.c_char_p
@@ -58,6 +58,26 @@ def chosen() -> str:
 def matmuls(x: Float[Array, "M I"], weights: tuple[Quantized, ...], instructions: str) -> tuple[Array, ...]:
     """``x`` times each weight, in one call: its activations are rounded once, and its threads begin together."""
     results = [jax.ShapeDtypeStruct((len(x), w.outputs), jnp.float32) for w in weights]
-    arguments = [a for w in weights for a in (w.packed, w.scales, jnp.int32(0) if w.layer is None else w.layer)]
     call = jax.ffi.ffi_call(TARGET, results, vmap_method="sequential")
-    return tuple(call(x, *arguments, instructions=instructions))
+    return tuple(call(x, *_arguments(weights), instructions=instructions))
+
+
+def _arguments(weights: tuple[Quantized, ...]) -> list[Array]:
+    return [a for w in weights for a in (w.packed, w.scales, jnp.int32(0) if w.layer is None else w.layer)]
+
+
+def sublayers(
+    x: Float[Array, "M D"],
+    heads: Float[Array, "M NH"],
+    norms: tuple[Float[Array, " D"] | None, ...],
+    weights: tuple[Quantized, ...],
+    instructions: str,
+) -> Float[Array, "M D"]:
+    """What follows attention in a layer, in one call: output projection and MLP, with norms and residual connections.
+
+    ``norms`` are the scales of those after the output projection (None: no norm), before and after the MLP; ``weights`` are output,
+    gate, up and down.
+    """
+    scales = [jnp.zeros(0) if scale is None else scale.astype(jnp.float32) for scale in norms]
+    call = jax.ffi.ffi_call(SUBLAYERS, jax.ShapeDtypeStruct(x.shape, jnp.float32), vmap_method="sequential")
+    return call(x, heads, *scales, *_arguments(weights), instructions=instructions)

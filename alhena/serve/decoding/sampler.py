@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.random import threefry_2x32
 
+from alhena.model import sharding
+from alhena.model.attention import native
 from alhena.shapes import Array, Bool, Float, Int, pytree
 
 # Larger vocabularies are not sorted: 262,144 logits take 300 ms, the largest thousand of them one.
@@ -178,9 +180,11 @@ def _scaled(logits: Float[Array, " V"], s: SamplingArrays) -> Float[Array, " V"]
     return logits / jnp.maximum(s.temperature, 1e-4)
 
 
-def _sample_sorted(logits: Float[Array, " V"], s: SamplingArrays, step: Int[Array, ""]) -> Int[Array, ""]:
+def _sample_sorted(
+    logits: Float[Array, " V"], allowed: Bool[Array, " V"], s: SamplingArrays, step: Int[Array, ""]
+) -> Int[Array, ""]:
     """Keeps the ``top_k`` most likely tokens, then the fewest of them that reach ``top_p``, then samples."""
-    scaled = _scaled(logits, s)
+    scaled = _scaled(jnp.where(allowed, logits, -jnp.inf), s)
     order = jnp.argsort(-scaled)
     ranked = scaled[order]
     kept = jnp.arange(len(ranked)) < jnp.where(s.top_k > 0, s.top_k, len(ranked))
@@ -190,46 +194,85 @@ def _sample_sorted(logits: Float[Array, " V"], s: SamplingArrays, step: Int[Arra
     return order[jnp.argmax(jnp.where(kept, ranked + _noise(s, step, order), -jnp.inf))].astype(jnp.int32)
 
 
+def _candidates(
+    logits: Float[Array, "B V"], allowed: Bool[Array, "#B V"]
+) -> tuple[Float[Array, "B candidates"], Int[Array, "B candidates"]]:
+    """The most likely CANDIDATES of each sequence, in order, and their ids."""
+    if _has_kernel():
+        return native.top(logits, allowed, CANDIDATES)
+    return _each(lambda row: jax.lax.top_k(row, CANDIDATES), jnp.where(allowed, logits, -jnp.inf))
+
+
+def _normalizers(logits: Float[Array, "B V"], allowed: Bool[Array, "#B V"], s: SamplingArrays) -> Float[Array, " B"]:
+    """The logarithm of the sum of the exponentials of all scaled logits; 0 where no sequence needs it."""
+
+    def one(row: Array, mask: Array, s: SamplingArrays) -> Array:
+        return jax.nn.logsumexp(_scaled(jnp.where(mask, row, -jnp.inf), s))
+
+    some = lambda: _each_row(one, logits, allowed, s)  # noqa: E731
+    return jax.lax.cond(jnp.any((s.top_k == 0) & (s.temperature > 0)), some, lambda: jnp.zeros(len(logits)))
+
+
 def _sample_candidates(
-    logits: Float[Array, " V"], s: SamplingArrays, step: Int[Array, ""]
+    logits: Float[Array, " candidates"],
+    ids: Int[Array, " candidates"],
+    normalizer: Float[Array, ""],
+    s: SamplingArrays,
+    step: Int[Array, ""],
 ) -> tuple[Int[Array, ""], Bool[Array, ""]]:
     """:func:`_sample_sorted` from the most likely CANDIDATES alone; and whether no other token could be kept.
 
     Both give the same token.
     """
-    scaled = _scaled(logits, s)
-    ranked, order = jax.lax.top_k(scaled, CANDIDATES)
+    ranked = _scaled(logits, s)
     kept = jnp.arange(CANDIDATES) < jnp.where(s.top_k > 0, s.top_k, CANDIDATES)
-    normalizer = jnp.where(s.top_k > 0, jax.nn.logsumexp(jnp.where(kept, ranked, -jnp.inf)), jax.nn.logsumexp(scaled))
+    normalizer = jnp.where(s.top_k > 0, jax.nn.logsumexp(jnp.where(kept, ranked, -jnp.inf)), normalizer)
     probabilities = jnp.where(kept, jnp.exp(ranked - normalizer), 0)
     total = jnp.cumsum(probabilities)
     kept &= total - probabilities < s.top_p
     complete = jnp.where(s.top_k > 0, s.top_k <= CANDIDATES, total[-1] >= s.top_p)
-    token = order[jnp.argmax(jnp.where(kept, ranked + _noise(s, step, order), -jnp.inf))]
+    token = ids[jnp.argmax(jnp.where(kept, ranked + _noise(s, step, ids), -jnp.inf))]
     return token.astype(jnp.int32), complete
 
 
-def _sample_all(logits: Float[Array, " V"], s: SamplingArrays, step: Int[Array, ""]) -> Int[Array, ""]:
+def _sample_all(
+    logits: Float[Array, " V"], allowed: Bool[Array, " V"], s: SamplingArrays, step: Int[Array, ""]
+) -> Int[Array, ""]:
     """A sample from all tokens, without any order."""
-    return jnp.argmax(_scaled(logits, s) + _noise(s, step, jnp.arange(len(logits)))).astype(jnp.int32)
+    noisy = _scaled(logits, s) + _noise(s, step, jnp.arange(len(logits)))
+    return _largest(noisy[None], allowed[None])[0]
 
 
-def _sample_large(logits: Float[Array, "B V"], s: SamplingArrays, step: Int[Array, " B"]) -> Int[Array, " B"]:
+def _sample_large(
+    logits: Float[Array, "B V"], allowed: Bool[Array, "#B V"], s: SamplingArrays, step: Int[Array, " B"]
+) -> Int[Array, " B"]:
     """One token of each sequence, sorting only what must be: the way of a sequence does not depend on the others."""
-    tokens, complete = _each(_sample_candidates, logits, s, step)
+    normalizers = _normalizers(logits, allowed, s)
+    tokens, complete = _each(_sample_candidates, *_candidates(logits, allowed), normalizers, s, step)
     unlimited = (s.top_k == 0) & (s.top_p >= 1)
 
     def replaced(selected: Bool[Array, " B"], one: Callable[..., Array], tokens: Int[Array, " B"]) -> Int[Array, " B"]:
-        other = lambda: jnp.where(selected, _each(one, logits, s, step), tokens)  # noqa: E731
+        other = lambda: jnp.where(selected, _each_row(one, logits, allowed, s, step), tokens)  # noqa: E731
         return jax.lax.cond(jnp.any(selected & (s.temperature > 0)), other, lambda: tokens)
 
     return replaced(~unlimited & ~complete, _sample_sorted, replaced(unlimited, _sample_all, tokens))
 
 
-def _largest(logits: Float[Array, "B V"]) -> Int[Array, " B"]:
-    """The first of the most likely tokens. XLA's CPU backend needs 20 times as long for an argmax."""
-    ids = jnp.arange(logits.shape[1], dtype=jnp.int32)
-    is_largest = logits == logits.max(-1, keepdims=True)
+def _each_row(one: Callable[..., Any], logits: Float[Array, "B V"], allowed: Bool[Array, "#B V"], *arrays: Any) -> Any:
+    """:func:`_each` of logits and what goes with them."""
+    return _each(one, logits, jnp.broadcast_to(allowed, logits.shape), *arrays)
+
+
+def _has_kernel() -> bool:
+    return native.is_available() and not sharding.has_mesh()
+
+
+def _largest(logits: Float[Array, "B V"], allowed: Bool[Array, "#B V"]) -> Int[Array, " B"]:
+    """The first of the most likely tokens. XLA's CPU backend needs 20 times as long for an argmax as for this without the kernel."""
+    if _has_kernel():
+        return native.largest(logits, allowed)
+    scores, ids = jnp.where(allowed, logits, -jnp.inf), jnp.arange(logits.shape[1], dtype=jnp.int32)
+    is_largest = scores == scores.max(-1, keepdims=True)
     return jnp.where(is_largest, ids, logits.shape[1] - 1).min(-1)
 
 
@@ -240,8 +283,8 @@ def sample(
 
     A batch that is greedy throughout is not sorted, nor are large vocabularies where a few candidates decide.
     """
-    sample_batch = _sample_large if logits.shape[1] > MAX_SORTED else partial(_each, _sample_sorted)
-    scores = logits if allowed is None else jnp.where(allowed, logits, -jnp.inf)
-    greedy = _largest(scores)
-    some = lambda: jnp.where(s.temperature > 0, sample_batch(scores, s, step), greedy)  # noqa: E731
+    sample_batch = _sample_large if logits.shape[1] > MAX_SORTED else partial(_each_row, _sample_sorted)
+    mask = jnp.ones((1, logits.shape[1]), bool) if allowed is None else allowed
+    greedy = _largest(logits, mask)
+    some = lambda: jnp.where(s.temperature > 0, sample_batch(logits, mask, s, step), greedy)  # noqa: E731
     return jax.lax.cond(jnp.any(s.temperature > 0), some, lambda: greedy)

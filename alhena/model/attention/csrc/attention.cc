@@ -9,8 +9,8 @@
 #include <limits>
 #include <vector>
 
+#include "loops.h"
 #include "parallel.h"
-#include "targets.h"
 
 namespace ffi = xla::ffi;
 
@@ -77,19 +77,25 @@ class Step {
       float* p = scratch.data() + i * floats;
       parts.push_back({p, p + group, p + 2 * group});
     }
-    auto one = [&](int64_t i) { run(tasks[i], q, parts[i]); };
+    // Few pages are divided further, by the queries that are computed together.
+    int64_t threads = pool.num_threads(), together = group % TOGETHER == 0 ? TOGETHER : group, count = tasks.size();
+    if (count >= 4 * threads) together = group;
+    int64_t splits = group / together, work = 0;
+    for (const Task& t : tasks) work += (t.end - t.first) * group * s_.size;
+    auto one = [&](int64_t i) { run(tasks[i / splits], q, parts[i / splits], i % splits * together, together); };
     // Less than a thread's start takes.
-    bool is_small = int64_t(tasks.size()) * group * s_.size < 16384;
-    if (is_small) for (size_t i = 0; i < tasks.size(); ++i) one(i);
-    else Parallel(pool, tasks.size(), one);
+    if (work < 65536) for (int64_t i = 0; i < count * splits; ++i) one(i);
+    else Parallel(pool, count * splits, one);
     for (size_t i = 0; i + 1 < starts.size(); ++i)
       ALHENA_CHOOSE(combine)(parts.data() + starts[i], starts[i + 1] - starts[i], group, s_.size, out + i * group * s_.size);
   }
 
  private:
-  void run(const Task& t, const float* q, Partial p) const {
+  // Some queries of a page.
+  void run(const Task& t, const float* q, Partial p, int64_t first, int64_t count) const {
     int64_t at = index(t.sequence, t.head, t.page * PAGE), from = at * s_.size;
-    Queries a{q + (t.sequence * s_.heads + t.head * s_.group()) * s_.size, s_.group(), s_.size, scale_, cap_};
+    Queries a{q + (t.sequence * s_.heads + t.head * s_.group() + first) * s_.size, count, s_.size, scale_, cap_};
+    p = {p.maximum + first, p.total + first, p.out + first * s_.size};
     if (e_.type == Type::F32)
       ALHENA_CHOOSE(attend_float)(a, static_cast<float*>(e_.keys) + from, static_cast<float*>(e_.values) + from, t.first, t.end, p);
     else if (e_.type == Type::BF16)

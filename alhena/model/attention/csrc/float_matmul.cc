@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "loops.h"
 #include "parallel.h"
-#include "targets.h"
 
 namespace ffi = xla::ffi;
 

@@ -36,7 +36,7 @@ TARGET void Round(const float* x, const Rounded& out) {
   *out.offset8 = -128 * sum;
 }
 
-// Weights are prefetched so many bytes ahead where a tile is computed longer than it is read: the processor itself is then too late.
+// Weights are prefetched so many bytes ahead: with its own prefetching alone the processor reads them at 85 % of the speed of memory.
 constexpr int kAhead = 4096;
 
 TARGET inline __m512i Four(const int8_t* x) {
@@ -77,10 +77,8 @@ TARGET void Tiles(const Weight& w, const Block& x, int64_t first_tile, int64_t l
     for (int64_t g = 0; g < w.groups; ++g) {
       __m512i unpacked[8];
       Unpack<kBits>(tile, unpacked);
-      if (R >= 4) {
 #pragma GCC unroll 8
-        for (int v = 0; v < kBits; ++v) _mm_prefetch(tile + kAhead + 64 * v, _MM_HINT_T0);
-      }
+      for (int v = 0; v < kBits; ++v) _mm_prefetch(tile + kAhead + 64 * v, _MM_HINT_T0);
       const __m512 w_scales = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales)));
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {

@@ -1,4 +1,4 @@
-// The inner loops of kernels.h, compiled for several instruction sets; the best one is chosen when the library is loaded.
+// The inner loops of the file ALHENA_LOOPS, compiled for several instruction sets; the best one is chosen when the library is loaded.
 #pragma once
 
 #include <algorithm>
@@ -15,39 +15,14 @@
 
 namespace alhena {
 
-constexpr int64_t PAGE = 128;
 constexpr float EPSILON = 1e-6f;
-
-// Of stored keys and values; bfloat16 as uint16.
-enum class Type { F32, BF16, INT8 };
-
-// What one page gives to the queries of a group: maxima, sums, and weighted sums of values.
-struct Partial {
-  float *maximum, *total, *out;
-};
-
-struct Queries {
-  const float* q;
-  int64_t group, size;
-  float scale, cap;
-};
-
-// A block of outputs of a matmul.
-struct Block {
-  const float* x;
-  // Of a bfloat16 weight: the same rows, rounded.
-  const uint16_t* x16;
-  const void* w;
-  float* y;
-  int64_t rows, width, inputs, outputs;
-  bool transposed;
-};
 
 // The compiler defines no macros for the pragmas below.
 #define ALHENA_AVX512 0
 namespace baseline {
 namespace {
-#include "kernels.h"
+#include "vectors.h"
+#include ALHENA_LOOPS
 }  // namespace
 }
 
@@ -56,7 +31,8 @@ namespace {
 #pragma GCC target("arch=x86-64-v3")
 namespace avx2 {
 namespace {
-#include "kernels.h"
+#include "vectors.h"
+#include ALHENA_LOOPS
 }  // namespace
 }
 #pragma GCC pop_options
@@ -66,7 +42,8 @@ namespace {
 #define ALHENA_AVX512 1
 namespace avx512 {
 namespace {
-#include "kernels.h"
+#include "vectors.h"
+#include ALHENA_LOOPS
 }  // namespace
 }
 #pragma GCC pop_options
@@ -76,7 +53,8 @@ namespace {
 #define ALHENA_AVX512 2
 namespace avx512_bf16 {
 namespace {
-#include "kernels.h"
+#include "vectors.h"
+#include ALHENA_LOOPS
 }  // namespace
 }
 #pragma GCC pop_options
