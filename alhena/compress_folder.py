@@ -16,13 +16,13 @@ from alhena.align.sft import Tune, fitted_shape, run_tokens, shape_for
 from alhena.compress import report
 from alhena.compress.measuring import HeldOut, quantize_and_measure
 from alhena.compress.steps import Quantization, Source
-from alhena.compress.types import type_table
 from alhena.content import Document
 from alhena.documents import read_documents
 from alhena.evaluate.held_out import is_running_text
-from alhena.evaluate.scoring import text_nats
+from alhena.evaluate.scoring import text_loss
 from alhena.files import content_fingerprint, fingerprint, write_json
 from alhena.model import model
+from alhena.model.quantized.types import type_table
 from alhena.model.storage.folders import is_adapter, is_quantized, load_model
 from alhena.model.storage.weights import WEIGHTS, read_config
 from alhena.own_data import encode_once, run_of
@@ -124,9 +124,10 @@ def compare(base: Path, other: Path, texts: list[Document]) -> dict[str, Any]:
     tokens = 0
     measures |= {"bits_per_byte": [], "perplexity": []}
     for folder in folders:
-        nats, size, tokens = text_nats(Engine.load(folder), texts)
-        measures["bits_per_byte"].append(round(nats / math.log(2) / size, 4))
-        measures["perplexity"].append(round(math.exp(nats / tokens), 3))
+        loss = text_loss(Engine.load(folder), texts)
+        tokens = loss.tokens
+        measures["bits_per_byte"].append(round(loss.bits_per_byte, 4))
+        measures["perplexity"].append(round(math.exp(loss.nats / tokens), 3))
     return {"measures": measures, "tokens": tokens}
 
 

@@ -22,11 +22,11 @@ import tyro
 from alhena.batch import Batch
 from alhena.compress.calibrate import is_observed, moments, on_grid
 from alhena.compress.quantize import OnGrid, quantize_model
-from alhena.compress.types import type_table
 from alhena.content import Content, Document, Text
 from alhena.evaluate.scoring import sequence_nats
 from alhena.files import read_json, write_json
 from alhena.model import config, model
+from alhena.model.quantized.types import type_table
 from alhena.model.spec import named
 from alhena.model.storage.folders import load_model
 from alhena.model.storage.weights import flatten
@@ -75,7 +75,7 @@ class TextOf:
         rows = [{"model": "full precision", "nats": nats(params, c, unseen)}]
         began = time.monotonic()
         recomputed = replace(c, decoder=replace(c.decoder, remat=True))
-        observed = [name for name, entry in type_table(specs).items() if is_observed(entry, named(specs))]
+        observed = [name for name, entry in type_table(specs).items() if is_observed(entry)]
         found = moments(params, recomputed, seen, observed)
         calibrated: dict[str, OnGrid] = {name: on_grid(named(params)[name], 4, found[name]) for name in observed}
         seconds = round(time.monotonic() - began, 1)

@@ -50,6 +50,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_get_logits_ith": (POINTER(c_float), [c_void_p, c_int32]),
     "llama_get_memory": (c_void_p, [c_void_p]),
     "llama_memory_clear": (None, [c_void_p, c_bool]),
+    "llama_memory_seq_rm": (c_bool, [c_void_p, c_int32, c_int32, c_int32]),
 }
 # Type of a callback that takes a line of the log and drops it.
 Log = ctypes.CFUNCTYPE(None, c_int32, c_char_p, c_void_p)
@@ -105,6 +106,11 @@ class LlamaCpp:
     def clear(self) -> None:
         """Forgets the sequence."""
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
+
+    def forget(self, sequence: int, first: int) -> None:
+        """Forgets the tokens of one sequence from a position on."""
+        if not self._lib.llama_memory_seq_rm(self._lib.llama_get_memory(self._context), sequence, first, -1):
+            raise RuntimeError("llama_memory_seq_rm cannot remove a part of a sequence")
 
     def feed(self, tokens: Sequence[int], first: int, every: bool = False) -> np.ndarray:
         """Appends tokens, the first of them at position ``first``: logits after the last one, or ``[tokens, V]`` after every one."""

@@ -8,7 +8,7 @@ it is an input too, where each row counts for itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -18,11 +18,11 @@ import jax.numpy as jnp
 from alhena.batch import Batch
 from alhena.compress import grid
 from alhena.compress.quantize import OnGrid
-from alhena.compress.types import TensorType
 from alhena.model import config, model
 from alhena.model.quantized.layout import dequantize
 from alhena.model.quantized.observed import Observed, observe
 from alhena.model.quantized.rounding import Bits, quantize
+from alhena.model.quantized.types import TensorType
 from alhena.model.spec import named
 from alhena.shapes import Array, Float
 from alhena.train.loss import batch_loss
@@ -30,10 +30,9 @@ from alhena.train.loss import batch_loss
 Moments = dict[str, Float[Array, "*layers blocks n n"]]
 
 
-def is_observed(entry: TensorType, specs: Mapping[str, Any]) -> bool:
-    """Whether the inputs of a weight are observed: experts, which have few tokens each, and embeddings are rounded."""
-    s = specs[entry.name]
-    return entry.bits is not None and s.contracted == -2 and ".experts." not in entry.name
+def is_observed(entry: TensorType) -> bool:
+    """Whether the inputs of a quantized weight are observed, so that more can be done than to round it."""
+    return entry.bits is not None and not entry.reason
 
 
 def moments(params: model.Params, c: config.Model, batches: Iterable[Batch], names: Iterable[str]) -> Moments:

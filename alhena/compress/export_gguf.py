@@ -1,6 +1,6 @@
 """Exports a model folder as a GGUF file that llama.cpp opens: the decoder, its tokenizer, and a vision encoder where the format has it.
 
-models/mine ── export_gguf ──► mine.gguf, and mmproj-mine.gguf for a Gemma 3 that reads images
+models/mine ── export_gguf ──► mine.gguf, and mmproj-mine.gguf for a Gemma 3 or 4 with encoders
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 from alhena.files import SOURCE
 from alhena.model import config
 from alhena.model.families.export_weights import lost_encoders, without_encoders, write_encoders
+from alhena.model.families.gguf_mmproj import held_encoders, write_mmproj
 from alhena.model.families.gguf_output import Floats
 from alhena.model.families.gguf_tokenizer import KEY
-from alhena.model.families.gguf_vision import has_mmproj, write_mmproj
 from alhena.model.families.gguf_writer import DEFAULT_CONTEXT, architecture, write_decoder
 from alhena.model.lora import merged
 from alhena.model.storage.folders import base_of, is_adapter, load_model
@@ -61,10 +61,11 @@ def export_gguf(folder: Path, out: Path, floats: Floats | None = None) -> Export
     architecture(c)
     out.parent.mkdir(parents=True, exist_ok=True)
     name = write_decoder(out, merged(params), c, tokenizer_metadata(folder, c), floats)
-    if has_mmproj(c):
+    beside = []
+    if held := held_encoders(c):
         write_mmproj(mmproj, merged(params), c, floats)
-        return Exported(name, (mmproj,))
-    if not (names := lost_encoders(c, without_encoders(c))):
-        return Exported(name, ())
-    write_encoders(encoders, params, c, names)
-    return Exported(name, (encoders,))
+        beside.append(mmproj)
+    if names := [name for name in lost_encoders(c, without_encoders(c)) if name not in held]:
+        write_encoders(encoders, params, c, names)
+        beside.append(encoders)
+    return Exported(name, tuple(beside))

@@ -34,7 +34,7 @@ def quantize_and_measure(
     measured = {}
     if held_out is not None:
         measured[report.FULL] = held_out.losses(source.params, source.c)
-    for name, last in quantized(source, how, t, folders):
+    for name, last in quantized(source, how, t, folders, every=held_out is not None):
         if held_out is not None:
             measured[name] = held_out.losses(last, source.c)
             CONSOLE.print(f"{name}: {measured[name]['modality'][report.ALL]:.4f} nats a token", highlight=False)

@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from alhena.batch import Batch
 from alhena.compress import grid
@@ -82,7 +84,8 @@ class QuantizationAware:
 
     @property
     def identity(self) -> str:
-        return fingerprint("quantization-aware", self.teacher.identity, sorted(self.forms.items()))
+        digests = {name: sha256(np.asarray(scales).tobytes()).hexdigest() for name, scales in self.scales.items()}
+        return fingerprint("quantization-aware", self.teacher.identity, sorted(self.forms.items()), digests)
 
     @property
     def loss(self) -> RoundedLoss:

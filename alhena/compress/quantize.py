@@ -1,4 +1,4 @@
-"""Stores a model in the types of a table (alhena/compress/types.py): rounded to nearest, or with weights that are on the grid already."""
+"""Stores a model in the types of a table (alhena/model/quantized/types.py): rounded to nearest, or with weights that are on the grid already."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from alhena.compress.grid import encoded
-from alhena.compress.types import type_table
 from alhena.model.linear import Weight
 from alhena.model.quantized.rounding import quantize
+from alhena.model.quantized.types import type_table
 from alhena.model.spec import WeightSpec
 from alhena.shapes import Array, Float
 

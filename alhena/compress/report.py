@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from alhena.compress.types import TensorType, summary
+from alhena.model.quantized.types import TensorType, summary
 
 # Of a model: nats by modality and by source (alhena.train.validation.losses).
 Losses = Mapping[str, Mapping[str, float]]
@@ -26,7 +26,7 @@ def gap_closed(losses: Mapping[str, Losses]) -> dict[str, float]:
 
 def types_table(table: Mapping[str, TensorType]) -> Table:
     """The types of all tensors, for people."""
-    out = Table("tensor", "type", "tensors", "bytes", "why not quantized", title="types of the tensors")
+    out = Table("tensor", "type", "tensors", "bytes", "note", title="types of the tensors")
     for name, kind, count, size, reason in summary(table):
         out.add_row(name, kind, str(count), f"{size:,}", reason)
     return out

@@ -20,8 +20,8 @@ from alhena.compress.calibrate import is_observed, moments, on_grid
 from alhena.compress.distill import Distill, Distillation, Teacher
 from alhena.compress.qat import Form, QuantizationAware
 from alhena.compress.quantize import OnGrid, quantize_model
-from alhena.compress.types import type_table
 from alhena.model import config, model
+from alhena.model.quantized.types import type_table
 from alhena.model.spec import named
 from alhena.schema import bounded
 from alhena.tokens.loader import BatchShape
@@ -78,9 +78,8 @@ def forms_of(c: config.Model, how: Quantization) -> dict[str, Form]:
 
 def calibrated(source: Source, how: Quantization, t: Training, examples: Path) -> dict[str, OnGrid]:
     """Every quantized weight on the grid, such that its outputs on some batches change little."""
-    specs = named(model.weights(source.c))
     table, weights = type_table(model.weights(source.c), how.types), named(source.params)
-    names = [name for name, entry in table.items() if is_observed(entry, specs)]
+    names = [name for name, entry in table.items() if is_observed(entry)]
     seen = moments(source.params, source.c, _batches(t, examples, how.batches), names)
     forms = forms_of(source.c, how)
     return {name: on_grid(form.oriented(weights[name]), form.bits, seen.get(name)) for name, form in forms.items()}
@@ -109,18 +108,20 @@ def trained(
 
 
 def quantized(
-    source: Source, how: Quantization, t: Training | None = None, folders: Folders | None = None
+    source: Source, how: Quantization, t: Training | None = None, folders: Folders | None = None, every: bool = True
 ) -> Iterator[tuple[str, model.Params]]:
-    """The quantized model after each step up to the method's, by the name of the step.
+    """The quantized model after each step up to the method's, by the name of the step; without ``every`` the last one alone.
 
     ``t`` is the training of the method qat (:meth:`Quantization.training`), and says which examples of the folders are read.
     """
     specs = model.weights(source.c)
-    yield "rounded", quantize_model(source.params, specs, how.types)
+    if every or how.method == "round":
+        yield "rounded", quantize_model(source.params, specs, how.types)
     if how.method == "round":
         return
     assert t is not None and folders is not None
     on_grid = calibrated(source, how, t, folders.data)
-    yield "calibrated", quantize_model(source.params, specs, how.types, on_grid)
+    if every or how.method == "calibrated":
+        yield "calibrated", quantize_model(source.params, specs, how.types, on_grid)
     if how.method == "qat":
         yield "qat", trained(source, how, t, folders, on_grid)

@@ -253,7 +253,7 @@ class Model:
 
     @property
     def min_bytes(self) -> int:
-        """Lower bound of the size of the weights in a file: the largest of them, 4 bits each (16 in the encoders)."""
+        """Lower bound of the size of the weights in a file: the largest of them, 4 bits each."""
         d, codes = self.decoder, math.prod(self.code_factors or (0,))
         hidden, head_dim = (
             min(d.hidden, d.kv_sharing_hidden or d.hidden),
@@ -263,6 +263,6 @@ class Model:
         nibbles = d.layers * d.width * (3 * hidden + 2 * d.heads * head_dim) + (self.vocabulary - codes) * d.width
         if p := d.per_layer_inputs:
             nibbles += d.layers * p.width * (p.vocabulary + 3 * d.width)
-        encoders = [self.audio.min_values(d.width)] if self.audio else []
-        encoders += [self.vision.min_values(d.width)] if self.vision else []
-        return nibbles // 2 + 2 * sum(encoders)
+        nibbles += self.audio.min_values(d.width) if self.audio else 0
+        nibbles += self.vision.min_values(d.width) if self.vision else 0
+        return nibbles // 2

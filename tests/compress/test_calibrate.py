@@ -9,13 +9,12 @@ import pytest
 
 from alhena.compress import grid
 from alhena.compress.calibrate import is_observed, moments, on_grid
-from alhena.compress.types import type_table
 from alhena.model import model
 from alhena.model.linear import einsum
 from alhena.model.quantized.layout import dequantize
 from alhena.model.quantized.observed import Observed, observe
 from alhena.model.quantized.rounding import quantize
-from alhena.model.spec import named
+from alhena.model.quantized.types import type_table
 from tests.compress.small import small_model
 
 
@@ -43,8 +42,7 @@ def test_large_weights_have_moments_inside_blocks():
 
 def test_every_observed_weight_of_a_model_has_moments():
     params, c, batch = small_model()
-    specs = named(model.weights(c))
-    names = [name for name, entry in type_table(model.weights(c)).items() if is_observed(entry, specs)]
+    names = [name for name, entry in type_table(model.weights(c)).items() if is_observed(entry)]
     assert {"layers.down", "vision.layers.qkv", "vision.stem.window_in", "audio.layers.second_up"} <= {*names}
     found = moments(params, c, [batch], names)
     for name in names:

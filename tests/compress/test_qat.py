@@ -14,9 +14,9 @@ from alhena.compress.calibrate import on_grid
 from alhena.compress.qat import Form, fake_quantized, straight_through
 from alhena.compress.quantize import OnGrid, quantize_model
 from alhena.compress.steps import Quantization, Source, quantized
-from alhena.compress.types import type_table
 from alhena.model import model
 from alhena.model.linear import dense
+from alhena.model.quantized.types import type_table
 from alhena.model.spec import named
 from alhena.tokens.loader import BatchShape
 from alhena.train.optimizer import Optimizer
@@ -77,7 +77,10 @@ def test_every_step_is_on_the_grid_and_the_training_resumes_to_the_same_weights(
     # The trained model is that of the last checkpoint: without it in memory, the same command gives the same.
     again = dict(quantized(source, how, t, Folders(data, tmp_path / "run")))["qat"]
     jax.tree.map(np.testing.assert_array_equal, trained, again)
-    # With the other scales of another type it would be another training.
-    other = replace(how, types={"layers.down": "int8"})
-    with pytest.raises(ValueError, match="another"):
-        dict(quantized(source, other, t, Folders(data, tmp_path / "run")))
+    # With other scales, of another type or calibrated on other batches, it would be another training.
+    for other in (replace(how, types={"layers.down": "int8"}), replace(how, batches=2)):
+        with pytest.raises(ValueError, match="another"):
+            dict(quantized(source, other, t, Folders(data, tmp_path / "run"), every=False))
+    # Without a measurement of every step the last one is computed alone.
+    alone = [*quantized(source, replace(how, method="round"), every=False)]
+    assert [name for name, _ in alone] == ["rounded"]

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from alhena.compress.quantize import quantize_model
-from alhena.compress.types import type_table
 from alhena.model import model
 from alhena.model.quantized.layout import GROUP, Quantized, at, dequantize
 from alhena.model.quantized.rounding import quantize
+from alhena.model.quantized.types import type_table
 from alhena.model.storage.weights import flatten
 from alhena.tokens.padding import padded_batch
 from alhena.train.loss import batch_loss

@@ -21,9 +21,10 @@ from safetensors.numpy import load_file
 from alhena.model.families import gguf, gguf_names, open_weights, tensor_map
 from alhena.model.families.gguf_file import BLOCK_VALUES, KINDS, GgufFile, GgufTensor, open_gguf
 from alhena.model.families.gguf_output import add_value
-from alhena.model.families.import_weights import import_weights
+from alhena.model.families.import_weights import import_weights, types_of
 from alhena.model.families.model_config import read_config
 from alhena.model.quantized.layout import Int4, Int8, dequantize, is_quantized, packed_shapes
+from alhena.model.quantized.rounding import quantize
 from alhena.model.storage.weights import load_model
 
 GOLDEN = Path(__file__).parent / "golden" / "gemma3"
@@ -142,8 +143,8 @@ def test_a_model_equals_the_one_in_a_folder(golden):
     np.testing.assert_allclose(params.norm, expected.norm, atol=1e-3)
 
 
-def small_q4_0(path: Path) -> Path:
-    """A model whose matrices are all of type Q4_0."""
+def small_q4_0(path: Path, others: Mapping[str, Any] = MappingProxyType({})) -> Path:
+    """A model whose matrices are all of type Q4_0, but ``others``."""
     stored = {**json.loads((GOLDEN / "config.json").read_text()), "hidden_size": 64, "num_hidden_layers": 1}
     stored |= {"intermediate_size": 96, "head_dim": 32}
     shapes = {
@@ -158,7 +159,7 @@ def small_q4_0(path: Path) -> Path:
         else (quantized(Q.Q4_0, *shape, seed), Q.Q4_0)
         for seed, (name, shape) in enumerate(shapes.items())
     }
-    return write(path, "gemma3", gemma3_metadata(stored), tensors)
+    return write(path, "gemma3", gemma3_metadata(stored), {**tensors, **others})
 
 
 @pytest.mark.parametrize("weights", ["int4", None])
@@ -171,6 +172,18 @@ def test_import_keeps_the_values_of_q4_0(weights, tmp_path):
     assert sum(map(is_quantized, found)) == 8
     for ours, values in zip(found, jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(dequantize(ours) if is_quantized(ours) else ours, values)
+
+
+def test_an_import_in_4_bits_has_the_types_of_the_table_and_leaves_what_has_4_bits_already(tmp_path):
+    floats = np.random.default_rng(0).normal(size=(48, 64)).astype(np.float32)
+    opened = gguf.open_file(small_q4_0(tmp_path / "model.gguf", {"token_embd.weight": floats}))
+    kept = gguf.open_file(small_q4_0(tmp_path / "kept.gguf"))
+    assert types_of(kept, "int4", {})["embedding"].type == "int4"
+    assert types_of(kept, "int4", {"embedding": "int8"})["embedding"].type == "int8"
+    import_weights(opened, tmp_path / "model", "int4")
+    params, _ = load_model(tmp_path / "model")
+    jax.tree.map(np.testing.assert_array_equal, params.embedding, quantize(floats, 8, transposed=True))
+    assert params.layers.down.bits == 4
 
 
 def header(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]] = MappingProxyType({})) -> GgufFile:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from alhena.model import config, model
-from alhena.model.families import gguf, open_weights
+from alhena.model.families import gguf, gguf_gemma3n, open_weights
 from alhena.model.families.export_weights import without_encoders
-from alhena.model.families.gguf_file import Q, open_gguf
+from alhena.model.families.gguf_file import GgufTensor, Q, open_gguf
 from alhena.model.families.gguf_writer import write_decoder
 from alhena.model.families.import_weights import import_weights
 from alhena.model.quantized.layout import is_quantized
@@ -24,6 +24,12 @@ from alhena.model.storage.weights import load_model
 GOLDEN = Path(__file__).parent / "golden"
 NONE = {"tokenizer.ggml.model": "none"}
 SMALL = config.Decoder(32, 4, 2, 32, 64, window=4, global_every=3, local_rope_base=5000.0, rope_scaling_factor=8.0)
+# All that llama.cpp fixes, and small sizes elsewhere.
+GEMMA3N = config.Decoder(
+    32, 22, 2, 16, 64, kv_heads=1, window=4, global_every=5, local_rope_base=1e4, rope_base=1e6, query_pre_attn_scalar=1.0,
+    final_logit_softcap=30.0, value_norm=True, kv_sharing_layers=2, per_layer_inputs=config.PerLayerInputs(256, 40),
+    altup=config.AltUp(4, 64, 10, 0.95),
+)  # fmt: skip
 
 
 def random_model(d: config.Decoder, seed: int = 0, **fields: Any) -> tuple[model.Params, config.Model]:
@@ -62,6 +68,41 @@ def test_a_written_model_is_read_again(name, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_gemma3n_is_read_again_with_a_row_of_per_layer_inputs_for_every_id(tmp_path):
+    params, c = random_model(GEMMA3N)
+    assert write_decoder(tmp_path / "model.gguf", params, c, NONE) == "gemma3n"
+    opened = gguf.open_file(tmp_path / "model.gguf")
+    # Keys, values and norms of keys of two layers, which nothing reads.
+    assert opened.left_out == ["6 tensors of keys and values of layers that share those of others"]
+    read, _ = open_weights.read_all(opened)
+    table = np.asarray(params.per_layer.table)
+    np.testing.assert_array_equal(read.per_layer.table, np.concatenate([table, np.tile(table[:1], (8, 1))]))
+    read = replace(read, per_layer=replace(read.per_layer, table=params.per_layer.table))
+    for a, b in zip(jax.tree.leaves(as_used(params)), jax.tree.leaves(as_used(read)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kv_sharing_layers": 4}, "layers with keys of their own: 18; llama.cpp's gemma3n has 20"),
+        ({"altup": config.AltUp(4, 32, 10, 0.95)}, "altup.laurel_rank 32; llama.cpp's gemma3n has 64"),
+        ({"altup": config.AltUp(4, 64, 8, 0.95)}, "altup.sparse_layers 8; llama.cpp's gemma3n has 10"),
+        ({"final_logit_softcap": None}, "final_logit_softcap None; llama.cpp's gemma3n has 30.0"),
+    ],
+)
+def test_a_gemma3n_of_other_sizes_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        gguf_gemma3n.check(replace(GEMMA3N, **changes))
+
+
+@pytest.mark.parametrize("shape", [(2**20,), (65, 8, 8), (3, 8, 8, 8)])
+def test_a_stack_of_another_form_is_refused(shape):
+    tensor = GgufTensor(Path("model.gguf"), "altup_proj.weight", shape, "F32", 0)
+    with pytest.raises(ValueError, match=r"altup_proj\.weight is .*; a matrix for each of a few streams is needed"):
+        gguf_gemma3n.unstacked(tensor.name, tensor)
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_quantized_weights_keep_their_bits(bits, tmp_path):
     """Through the file into a model folder; a stack of experts too, whose gate and up are one tensor there."""
@@ -69,7 +110,9 @@ def test_quantized_weights_keep_their_bits(bits, tmp_path):
         SMALL, value_norm=True, global_every=2, layer_scalar=True, query_pre_attn_scalar=1.0, rope_scaling_factor=1.0,
         final_logit_softcap=30.0, experts=config.Experts(3, 2, 32),
     )  # fmt: skip
-    for name, decoder in (("gemma3", SMALL), ("gemma4", experts)):
+    whole_table = replace(GEMMA3N, per_layer_inputs=config.PerLayerInputs(256, 48))
+    decoders = {"gemma3": SMALL, "gemma4": experts} | ({"gemma3n": whole_table} if bits == 4 else {})
+    for name, decoder in decoders.items():
         params, c = random_model(decoder)
         params = quantized(params, c, bits)
         path = tmp_path / f"{name}.gguf"
@@ -86,7 +129,7 @@ def test_quantized_weights_keep_their_bits(bits, tmp_path):
                 count += 1
                 np.testing.assert_array_equal(ours.packed, theirs.packed)
                 np.testing.assert_array_equal(ours.scales, theirs.scales)
-        assert count >= 8 and read_c.decoder.layers == 4
+        assert count >= 8 and read_c.decoder.layers == decoder.layers
 
 
 def test_image_codes_have_a_row_each(tmp_path):
@@ -125,6 +168,10 @@ def test_types_of_matrices_that_are_not_quantized(tmp_path):
         ({"qk_norm": False, "post_norm": False}, "a gemma file would have"),
         ({"post_norm": False}, "QK-norm but without norms after its sub-layers"),
         ({"value_norm": True}, "cannot be exported as gemma4: layer_types"),
+        (
+            {"altup": GEMMA3N.altup, "per_layer_inputs": config.PerLayerInputs(32, 48), "value_norm": True},
+            "per_layer_inputs.width 32; llama.cpp's gemma3n has 256",
+        ),
     ],
 )
 def test_what_an_architecture_lacks_is_refused_by_name(changes, message, tmp_path):

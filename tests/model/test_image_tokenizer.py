@@ -180,9 +180,12 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch):
     assert (uninterrupted / name).read_bytes() == (tmp_path / "resumed" / name).read_bytes()
 
 
-def test_images_too_small_to_crop_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="no image of at least 32x32"):
-        train([noise(0, 24, 64)], C, SETTINGS, tmp_path)
+def test_without_an_image_to_crop_the_weights_stay_random(tmp_path):
+    """As in a corpus of text: the model folder has a tokenizer of the right shapes."""
+    assert train([noise(0, 24, 64)], C, SETTINGS, tmp_path) == {"images": 0}
+    params, c = tokenizer.load(tmp_path)
+    assert c == C
+    jax.tree.map(np.testing.assert_array_equal, params, tokenizer.init(jax.random.key(SETTINGS.seed), C))
 
 
 def test_a_second_call_compiles_nothing() -> None:

@@ -20,7 +20,8 @@ from alhena.model.families import import_weights
 from alhena.model.families.export_weights import write
 from alhena.model.families.open_weights import open_folder, read
 from alhena.model.quantized import rounding
-from alhena.model.quantized.layout import GROUP, is_quantized
+from alhena.model.quantized.layout import is_quantized
+from alhena.model.spec import named
 from alhena.model.storage import tensors
 from alhena.model.storage.weights import load_model
 
@@ -72,10 +73,24 @@ def test_a_streamed_import_equals_reading(name, tmp_path, small_blocks):
         assert stored_c == imported == replace(c, compute_dtype="float32" if weights == "float32" else "bfloat16")
         expected = as_stored(params, specs, dtype)
         if weights == "int4":
-            fits = c.decoder.width % GROUP == 0
-            expected = quantize_model(expected, specs, {"embedding": "int4"} if fits else {})
+            expected = quantize_model(expected, specs)
             assert any(map(is_quantized, jax.tree.leaves(stored, is_leaf=is_quantized)))
         assert_equal(stored, expected)
+
+
+def test_an_import_in_4_bits_takes_the_settings_of_the_table(tmp_path):
+    opened, (params, c) = open_folder(GOLDEN / "gemma4_small"), read(GOLDEN / "gemma4_small")
+    types = {"*.first_down.weight": "int8", "layers.*.output": "float"}
+    import_weights.import_weights(opened, tmp_path / "ours", "int4", types)
+    stored, _ = load_model(tmp_path / "ours")
+    assert_equal(stored, quantize_model(params, model.weights(c), types))
+    table = import_weights.types_of(opened, "int4", {"vision": "bfloat16"})
+    declared = [
+        import_weights._declare(s, table[n], False) for n, s in named(model.weights(c)).items() if "vision" in n
+    ]
+    assert {d.dtype for of_weight in declared for d in of_weight.values()} == {"BF16", "F32"}
+    with pytest.raises(ValueError, match="--weights int4"):
+        import_weights.import_weights(opened, tmp_path / "other", None, types)
 
 
 @pytest.mark.parametrize("name", NAMES)

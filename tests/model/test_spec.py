@@ -14,9 +14,9 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from alhena.compress.quantize import quantize_model
-from alhena.compress.types import type_table
 from alhena.model import config, image_tokenizer, model, spec
 from alhena.model.quantized.layout import Int4, is_quantized
+from alhena.model.quantized.types import type_table
 from alhena.model.spec import Normal, WeightSpec, matrix, stacked, vector, within
 from alhena.model.storage.weights import read_tree, write_tree
 from alhena.shapes import pytree

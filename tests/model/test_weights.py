@@ -98,6 +98,15 @@ def test_large_arrays_are_memory_mapped_where_they_are(tiny, tmp_path, monkeypat
     assert stored["layers.gate"].read().flat[0] == 7
 
 
+def test_small_arrays_are_read_to_where_jax_takes_them(tiny, tmp_path):
+    """Without a second copy: the array of the device is that which was read."""
+    save_model(tmp_path, *tiny, {})
+    read = {name: s.read() for name, s in open_file(tmp_path / "weights.safetensors").items()}
+    taken = {name: jax.device_put(array) for name, array in read.items()}
+    assert all(taken[name].unsafe_buffer_pointer() == array.ctypes.data for name, array in read.items())
+    np.testing.assert_array_equal(read["layers.gate"], tiny[0].layers.gate)
+
+
 @given(shapes=st.lists(st.tuples(st.integers(0, 5), st.integers(1, 70)), min_size=1, max_size=6), dtypes=st.data())
 @settings(deadline=None, max_examples=30)
 def test_any_arrays_are_written_as_another_library_reads_them(shapes, dtypes):

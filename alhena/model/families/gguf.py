@@ -1,4 +1,4 @@
-"""Reads Gemma 1 to 4 (text) from GGUF files, as llama.cpp's converter and ``gguf_writer`` write them: the same as a Hugging Face folder.
+"""Reads Gemma 1 to 4 and 3n (text) from GGUF files, as llama.cpp's converter and ``gguf_writer`` write them: the same as a Hugging Face folder.
 
     model.gguf  ─┬─ read        ──►  Params, config.Model
                  ├─ hf_config   ──►  the content of config.json
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from alhena.model.families import gguf_gemma3n
 from alhena.model.families.gguf_file import GgufFile, GgufTensor, open_gguf
 from alhena.model.families.gguf_names import (
     ARCHITECTURES,
@@ -65,9 +66,12 @@ def hf_tensors(file: GgufFile) -> dict[str, GgufTensor]:
     """
     architecture = _architecture(file)
     names, of_layers = other_names(architecture), layer_names(architecture)
-    out = {}
+    out: dict[str, GgufTensor] = {}
     for name, tensor in file.tensors.items():
         if architecture == "gemma4" and name == FREQUENCIES:
+            continue
+        if architecture == "gemma3n" and name in gguf_gemma3n.STACKS:
+            out |= gguf_gemma3n.unstacked(name, tensor)
             continue
         layer = re.fullmatch(r"blk\.(\d{1,4})\.(.+)", name, re.ASCII)
         theirs = of_layers.get(layer[2]) if layer else names.get(name)
@@ -145,6 +149,8 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
     keys.same("vocab_size", vocabulary)
     if architecture == "gemma4":
         out |= _gemma4(file, keys, out["num_hidden_layers"])
+    elif architecture == "gemma3n":
+        out |= _gemma3n(file, keys, out["num_hidden_layers"])
     else:
         out |= _gemma(keys, architecture)
         if architecture == "gemma2":
@@ -212,6 +218,26 @@ def _pattern(keys: _Keys, shared: Mapping[str, Any], architecture: str) -> dict[
 def _layer_types(keys: _Keys, layers: int) -> list[str]:
     local = keys.each_layer("attention.sliding_window_pattern", layers)
     return [LOCAL if value else GLOBAL for value in local]
+
+
+def _gemma3n(file: GgufFile, keys: _Keys, layers: int) -> dict[str, Any]:
+    """What is in Gemma 3n's configuration beside what all have."""
+    head = keys.number("attention.key_length")
+    keys.same("attention.value_length", head)
+    keys.same("altup.active_idx", 0)
+    return {
+        "head_dim": head,
+        "intermediate_size": keys.each_layer("feed_forward_length", layers),
+        "num_key_value_heads": keys.number("attention.head_count_kv"),
+        "sliding_window": keys.number("attention.sliding_window"),
+        "layer_types": _layer_types(keys, layers),
+        "num_kv_shared_layers": keys.number("attention.shared_kv_layers"),
+        "hidden_size_per_layer_input": keys.number("embedding_length_per_layer_input"),
+        "altup_num_inputs": keys.number("altup.num_inputs"),
+        "rope_theta": keys.real("rope.freq_base"),
+        "rope_local_base_freq": keys.real("rope.freq_base_swa", 10_000.0),
+        **gguf_gemma3n.settings(file, keys.each_layer("activation_sparsity_scale", layers)),
+    }
 
 
 def _gemma4(file: GgufFile, keys: _Keys, layers: int) -> dict[str, Any]:

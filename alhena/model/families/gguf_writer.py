@@ -18,7 +18,7 @@ import numpy as np
 
 from alhena.files import atomic
 from alhena.model import config, model
-from alhena.model.families import gguf
+from alhena.model.families import gguf, gguf_gemma3n
 from alhena.model.families.export_weights import Part, parts, without_encoders
 from alhena.model.families.gguf_file import Q, open_gguf
 from alhena.model.families.gguf_names import (
@@ -62,7 +62,9 @@ def metadata(c: config.Model, context: int = DEFAULT_CONTEXT) -> dict[str, Any]:
         "vocab_size": c.vocabulary,
     }
     own = _gemma4(d) if name == "gemma4" else _gemma(d, name)
-    if d.final_logit_softcap is not None and name != "gemma":
+    if name == "gemma3n":
+        own |= gguf_gemma3n.metadata(d)
+    if d.final_logit_softcap is not None and name not in ("gemma", "gemma3n"):
         own["final_logit_softcapping"] = d.final_logit_softcap
     return {"general.type": "model", **{f"{name}.{key}": value for key, value in (common | own).items()}}
 
@@ -135,9 +137,10 @@ def _tensors(params: model.Params, c: config.Model, floats: Floats | None) -> di
     names = _names(kind)
     grouped: dict[str, list[Part]] = {}
     for part in parts(params, c):
-        (theirs,) = part.source.names
-        grouped.setdefault(_renamed(theirs, names), []).append(part)
-    out = {}
+        larger = gguf_gemma3n.placed(part, c) if kind == "gemma3n" else None
+        name, part = larger or (_renamed(part.source.names[0], names), part)
+        grouped.setdefault(name, []).append(part)
+    out = dict(gguf_gemma3n.more_tensors(c.decoder)) if kind == "gemma3n" else {}
     if kind == "gemma4":
         out[FREQUENCIES] = TensorOut(Q.F32, ((c.decoder.global_head_dim or c.decoder.head_dim) // 2,), ())
     for name, of_tensor in grouped.items():
@@ -188,6 +191,8 @@ def write_decoder(
     params = replace(params, vision=None, audio=None, special=None)
     name, tensors = architecture(c), _tensors(params, c, floats)
     _check_embedding_scale(c)
+    if name == "gemma3n":
+        gguf_gemma3n.check(c.decoder)
     values = metadata(c, int(tokenizer.get("context", DEFAULT_CONTEXT)))
     values |= {key: value for key, value in tokenizer.items() if key != "context"}
     with atomic(path) as partial:
@@ -195,7 +200,9 @@ def write_decoder(
         file = open_gguf(partial)
         if FREQUENCIES in tensors:
             mapped(file, FREQUENCIES, tensors[FREQUENCIES])[:] = _frequencies(c.decoder)
-        _check_readable(partial, c, name)
+        _check_readable(partial, gguf_gemma3n.with_all_rows(c) if name == "gemma3n" else c, name)
         for tensor, t in tensors.items():
             write_tensor(file, tensor, t, stores_plus_one(name, tensor))
+        if name == "gemma3n":
+            gguf_gemma3n.fill_table(file, tensors[gguf_gemma3n.TABLE])
     return name

@@ -2,8 +2,8 @@
 
     files of a family, memory-mapped  ── a block of a tensor: converted, transposed, quantized ──►  weights.safetensors, memory-mapped
 
-Matrices become bfloat16, float32 or 4-bit; those that a GGUF file holds in the types Q4_0 and Q8_0 keep their bits if nothing else is
-asked for. Vectors (norms, biases, scalars) are float32.
+Matrices become bfloat16, float32, or of the types in the table of quantized models (alhena/model/quantized/types.py); those that a GGUF
+file holds in the types Q4_0 and Q8_0 keep their bits if nothing else is asked for. Vectors (norms, biases, scalars) are float32.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from alhena.model.families.gguf_file import GgufTensor
 from alhena.model.families.open_weights import OpenWeights
 from alhena.model.families.tensor_map import Source
 from alhena.model.quantized.layout import GROUP, TILE, packed_shapes
-from alhena.model.quantized.rounding import quantize
+from alhena.model.quantized.rounding import Bits, quantize
+from alhena.model.quantized.types import FLOAT, TensorType, type_table
 from alhena.model.spec import WeightSpec, named
 from alhena.model.storage.tensor_writer import Declared, TensorFile, write_tensors
 from alhena.model.storage.tensors import BLOCK, Stored, blocks, check_finite
@@ -40,21 +41,36 @@ def _is_matrix(s: WeightSpec) -> bool:
     return len(s.shape) - (s.axes[:1] == ("layers",)) > 1
 
 
-def _bits(source: OpenWeights, name: str, s: WeightSpec, weights: Weights | None) -> int | None:
-    """Bits of a weight that becomes quantized: it may be, its inputs are whole groups, and the file's values have so many."""
-    if s.contracted is None or s.shape[s.contracted] % GROUP or name in source.derived:
+def _kept_bits(source: OpenWeights, name: str, s: WeightSpec) -> Bits | None:
+    """Bits of a weight that all its tensors in the files are quantized to, as ours are."""
+    if s.contracted is None or s.shape[s.contracted] % GROUP:
         return None
-    if weights is not None:
-        return 4 if weights == "int4" else None
     sources = source.table[name]
     names = [n for one in ((sources,) if isinstance(sources, Source) else sources) for n in one.names]
-    stored = {source.tensors[n].bits for n in names}
+    stored: set[Any] = {source.tensors[n].bits for n in names}
     return stored.pop() if len(stored) == 1 else None
 
 
-def _declare(name: str, s: WeightSpec, bits: int | None, half: bool) -> dict[str, Declared]:
-    """The stored arrays of a weight."""
+def types_of(source: OpenWeights, weights: Weights | None, settings: Mapping[str, str]) -> dict[str, TensorType]:
+    """The type of every weight; ``settings`` are those of a table (``type_table``), for weights of 4 bits.
+
+    Values that the files hold in 4 bits stay as they are. Raises ValueError for settings that are wrong, or beside other weights.
+    """
+    tree = model.weights(source.c)
+    kept = {name: f"int{bits}" for name, s in named(tree).items() if (bits := _kept_bits(source, name, s))}
+    if weights == "int4":
+        stay = {name: kind for name, kind in kept.items() if kind == "int4" and name not in settings}
+        return type_table(tree, stay | {**settings})
+    if settings:
+        raise ValueError("types of single tensors belong to weights of 4 bits: --weights int4")
+    return type_table(tree, {"*": FLOAT} | (kept if weights is None else {}))
+
+
+def _declare(s: WeightSpec, entry: TensorType, half: bool) -> dict[str, Declared]:
+    """The stored arrays of a weight; ``half``: floats are bfloat16 where nothing else is said."""
+    name, bits = entry.name, entry.bits
     if bits is None:
+        half = half or entry.type == "bfloat16"
         return {name: Declared("BF16" if half and _is_matrix(s) else "F32", s.shape)}
     inner, outputs = s.shape[:-3:-1] if s.contracted == -1 else s.shape[-2:]
     packed, scales = packed_shapes(bits, inner, outputs)
@@ -89,14 +105,15 @@ def _copy(ours: np.ndarray, target: np.ndarray, tensor: Stored) -> None:
 
 
 def _quantize(ours: np.ndarray, packed: np.ndarray, scales: np.ndarray, transposed: bool, tensor: Stored) -> None:
-    """Quantizes an array to the file, block by block."""
+    """Quantizes an array to the file, block by block, with the bits of the arrays ``packed``."""
+    bits: Bits = 4 if packed.dtype == np.uint8 else 8
     outputs = ours.shape[-2 if transposed else -1]
     tiles = max(1, BLOCK // (ours.size // outputs) // TILE)
     for start in range(0, scales.shape[-3], tiles):
         these = slice(start * TILE, (start + tiles) * TILE)
         part = ours[..., these, :] if transposed else ours[..., these]
         check_finite(tensor.path, tensor.name, part)
-        q = quantize(part, 4, transposed)
+        q = quantize(part, bits, transposed)
         packed[..., start : start + tiles, :, :, :, :], scales[..., start : start + tiles, :, :] = q.packed, q.scales
         _forget(ours)
         _forget(packed)
@@ -108,8 +125,7 @@ class _Import:
 
     source: OpenWeights
     file: TensorFile
-    # Bits of the weights that become quantized.
-    bits: Mapping[str, int | None]
+    types: Mapping[str, TensorType]
 
     def write_all(self, name: str, s: WeightSpec) -> None:
         """Writes a weight."""
@@ -126,7 +142,7 @@ class _Import:
 
     def _write(self, name: str, s: WeightSpec, source: Source, index: int | None) -> None:
         """Writes a weight, or the part of it at an index of its first dimension."""
-        tensors, bits = [self.source.tensors[n] for n in source.names], self.bits[name]
+        tensors, bits = [self.source.tensors[n] for n in source.names], self.types[name].bits
         if bits is not None and isinstance(tensors[0], GgufTensor) and tensors[0].bits == bits:
             with self.file.open(f"{name}.packed", index) as packed, self.file.open(f"{name}.scales", index) as scales:
                 tensors[0].write_quantized(packed, scales, source.part)
@@ -152,22 +168,19 @@ def _progress(size: int) -> Iterator[Callable[[int], object]]:
         yield lambda count: progress.update(task, advance=count / 10**6)
 
 
-def write_weights(path: Path, source: OpenWeights, weights: Weights | None) -> set[int]:
-    """Writes ``weights.safetensors`` of a model folder; returns the bits of quantized weights.
+def write_weights(path: Path, source: OpenWeights, types: Mapping[str, TensorType], half: bool) -> None:
+    """Writes ``weights.safetensors`` of a model folder; ``half``: floats are bfloat16 where nothing else is said.
 
     Raises ValueError for values that are not finite.
     """
     specs: Mapping[str, WeightSpec] = named(model.weights(source.c))
-    bits = {name: _bits(source, name, s, weights) for name, s in specs.items()}
-    half = (weights or source.dtype) != "float32"
-    arrays = {name: _declare(name, s, bits[name], half) for name, s in specs.items()}
+    arrays = {name: _declare(s, types[name], half) for name, s in specs.items()}
     declared = {stored: d for of_weight in arrays.values() for stored, d in of_weight.items()}
     with write_tensors(path, declared) as file, _progress(sum(d.nbytes for d in declared.values())) as advance:
-        running = _Import(source, file, bits)
+        running = _Import(source, file, types)
         for name, s in specs.items():
             running.write_all(name, s)
             advance(sum(d.nbytes for d in arrays[name].values()))
-    return {b for b in bits.values() if b is not None}
 
 
 def compute_dtype(weights: str) -> str:
@@ -175,12 +188,18 @@ def compute_dtype(weights: str) -> str:
     return "float32" if weights == "float32" else "bfloat16"
 
 
-def import_weights(source: OpenWeights, out: Path, weights: Weights | None = None) -> config.Model:
+def import_weights(
+    source: OpenWeights, out: Path, weights: Weights | None = None, types: Mapping[str, str] | None = None
+) -> config.Model:
     """Writes ``weights.safetensors`` and ``model.json``. Returns the configuration.
 
-    Without ``weights`` matrices keep the dtype of the files, or the bits where they are quantized as ours.
+    Without ``weights`` matrices keep the dtype of the files, or the bits where they are quantized as ours. ``types`` are settings of the
+    table of types, for weights of 4 bits.
     """
-    bits = write_weights(out / WEIGHTS, source, weights)
+    table = types_of(source, weights, types or {})
+    dtype = source.dtype if weights in (None, "int4") else weights
+    write_weights(out / WEIGHTS, source, table, half=dtype != "float32")
+    bits = {entry.bits for entry in table.values() if entry.bits}
     chosen = weights or (f"int{min(bits)}" if bits else source.dtype)
     c = replace(source.c, compute_dtype=compute_dtype(chosen))
     name = source.path.name.removesuffix(".gguf")

@@ -23,9 +23,8 @@ from typing import BinaryIO
 import numpy as np
 
 from alhena.files import atomic
-from alhena.model.storage.tensors import DTYPES
+from alhena.model.storage.tensors import ALIGNMENT, DTYPES
 
-ALIGNMENT = 64
 DTYPE_NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
 

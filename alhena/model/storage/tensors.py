@@ -39,6 +39,7 @@ DTYPES = {
     "I32": np.int32,
 }
 FLOATS = ("F32", "F16", "BF16")
+ALIGNMENT = 64
 LFS = b"version https://git-lfs"
 INDEX, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 MAX_JSON_BYTES = 16 * 2**20
@@ -126,9 +127,18 @@ class Stored:
 
     def read(self) -> np.ndarray:
         """The values. Raises ValueError when they are not finite."""
-        array = self.map().copy()
+        array = aligned(self.map())
         check_finite(self.path, self.name, array)
         return array
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A copy that begins at a multiple of 64 bytes, where JAX's CPU client takes an array without another copy."""
+    space = np.empty(array.nbytes + ALIGNMENT, np.uint8)
+    start = -space.ctypes.data % ALIGNMENT
+    out = space[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    out[...] = array
+    return out
 
 
 def blocks(array: np.ndarray, whole: int | None = None) -> Iterator[tuple[Any, ...]]:

@@ -31,7 +31,7 @@ EXCEPTIONS = {"embedding": "int8"}
 
 @dataclass(frozen=True)
 class TensorType:
-    """The type of one tensor, and why it is not quantized."""
+    """The type of one tensor; and why it is not quantized, or rounded to nearest by every method."""
 
     name: str
     shape: tuple[int, ...]
@@ -62,6 +62,13 @@ def _obstacle(s: WeightSpec) -> str:
     return f"{inputs} inputs are not whole groups of {GROUP}" if inputs % GROUP else ""
 
 
+def _only_rounded(s: WeightSpec, name: str) -> str:
+    """Why no method does more for a quantized tensor than to round it; empty if one does."""
+    if s.contracted == -1:
+        return "rounded to nearest: each row is a token's own"
+    return "rounded to nearest: few tokens for each expert" if ".experts." in name else ""
+
+
 def _matches(name: str, key: str) -> bool:
     return name == key or name.startswith(key + ".") or fnmatchcase(name, key)
 
@@ -88,7 +95,11 @@ def type_table(specs: Any, settings: Mapping[str, str] | None = None) -> dict[st
         kind = EXCEPTIONS.get(name, DEFAULT if s.contracted is not None else FLOAT)
         kind = next((settings[key] for key in reversed([*settings]) if _matches(name, key)), kind)
         entry = TensorType(name, s.shape, kind)
-        out[name] = replace(entry, type=FLOAT, reason=_obstacle(s)) if entry.bits and _obstacle(s) else entry
+        if entry.bits and (obstacle := _obstacle(s)):
+            entry = replace(entry, type=FLOAT, reason=obstacle)
+        elif entry.bits:
+            entry = replace(entry, reason=_only_rounded(s, name))
+        out[name] = entry
     return out
 
 

@@ -1,4 +1,4 @@
-"""A vision encoder in llama.cpp (its library mtmd) by its C functions: soft tokens of an image."""
+"""Encoders in llama.cpp (its library mtmd) by its C functions: soft tokens of an image or of audio."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "mtmd_init_from_file": (c_void_p, [c_char_p, c_void_p, Parameters]),
     "mtmd_default_marker": (c_char_p, []),
     "mtmd_bitmap_init": (c_void_p, [c_uint32, c_uint32, c_void_p]),
+    "mtmd_bitmap_init_from_audio": (c_void_p, [c_size_t, POINTER(c_float)]),
     "mtmd_input_chunks_init": (c_void_p, []),
     "mtmd_tokenize": (c_int32, [c_void_p, c_void_p, POINTER(InputText), POINTER(c_void_p), c_size_t]),
     "mtmd_input_chunks_size": (c_size_t, [c_void_p]),
@@ -36,12 +37,13 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "mtmd_encode_chunk": (c_int32, [c_void_p, c_void_p]),
     "mtmd_get_output_embd": (POINTER(c_float), [c_void_p]),
 }
-# ``mtmd_input_chunk_type``
-IMAGE = 1
+# ``mtmd_input_chunk_type``: an image, audio.
+MEDIA = (1, 2)
 
 
-def soft_tokens(text: Path, mmproj: Path, image: np.ndarray, width: int) -> np.ndarray:
-    """The encoder's vectors ``[tokens, width]`` of an image ``[height, width, 3]`` of bytes, beside the decoder in ``text``."""
+def soft_tokens(text: Path, mmproj: Path, medium: np.ndarray, width: int) -> np.ndarray:
+    """The encoder's vectors ``[tokens, width]`` of an image ``[height, width, 3]`` of bytes, or of float32 samples at 16 kHz, beside the
+    decoder in ``text``."""
     model = LlamaCpp(text, 64)
     lib = model._lib
     for name, (result, arguments) in SIGNATURES.items():
@@ -51,17 +53,21 @@ def soft_tokens(text: Path, mmproj: Path, image: np.ndarray, width: int) -> np.n
     context = lib.mtmd_init_from_file(str(mmproj).encode(), model._model, lib.mtmd_context_params_default())
     if not context:
         raise ValueError(f"{mmproj}: llama.cpp cannot load it")
-    pixels = np.ascontiguousarray(image)
-    bitmaps = (c_void_p * 1)(lib.mtmd_bitmap_init(image.shape[1], image.shape[0], pixels.ctypes.data))
+    values = np.ascontiguousarray(medium)
+    if medium.ndim == 1:
+        bitmap = lib.mtmd_bitmap_init_from_audio(len(values), values.ctypes.data_as(POINTER(c_float)))
+    else:
+        bitmap = lib.mtmd_bitmap_init(values.shape[1], values.shape[0], values.ctypes.data)
+    bitmaps = (c_void_p * 1)(bitmap)
     chunks = lib.mtmd_input_chunks_init()
     marker = InputText(lib.mtmd_default_marker(), False, True)
     if code := lib.mtmd_tokenize(context, chunks, ctypes.byref(marker), bitmaps, 1):
         raise RuntimeError(f"mtmd_tokenize returned {code}")
     for i in range(lib.mtmd_input_chunks_size(chunks)):
         chunk = lib.mtmd_input_chunks_get(chunks, i)
-        if lib.mtmd_input_chunk_get_type(chunk) == IMAGE:
+        if lib.mtmd_input_chunk_get_type(chunk) in MEDIA:
             if code := lib.mtmd_encode_chunk(context, chunk):
                 raise RuntimeError(f"mtmd_encode_chunk returned {code}")
             shape = (lib.mtmd_input_chunk_get_n_tokens(chunk), width)
             return np.ctypeslib.as_array(lib.mtmd_get_output_embd(context), shape).copy()
-    raise RuntimeError("mtmd made no chunk of the image")
+    raise RuntimeError("mtmd made no chunk of the image or audio")

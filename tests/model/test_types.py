@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from alhena.compress.types import read_types, summary, type_table
 from alhena.model import config, model
+from alhena.model.quantized.types import read_types, summary, type_table
+from alhena.tokens.vocabulary import Vocabulary
+from recipes import starter
 
 C = config.Model(
     300,
@@ -28,6 +30,30 @@ def test_matrices_have_4_bits_the_embedding_8_and_everything_else_is_float():
     # 3 frames of 40 mels.
     assert floats["audio.subsample_1"] == "120 inputs are not whole groups of 32"
     assert table["layers.gate"].bytes == 2 * 64 * 96 // 2 + 2 * 64 * 96 // 32 * 2
+
+
+def test_the_table_says_what_every_method_only_rounds():
+    """Of a decoder with experts and per-layer inputs."""
+    experts, inputs = config.Experts(number=2, chosen=1, hidden=32), config.PerLayerInputs(64, 32)
+    decoder = config.Decoder(
+        width=64, layers=2, heads=2, head_dim=32, hidden=96, experts=experts, per_layer_inputs=inputs
+    )
+    table = type_table(model.weights(config.Model(300, 1, 2, decoder, None, None)))
+    notes = {name: entry.reason for name, entry in table.items() if entry.bits}
+    assert (
+        notes["layers.experts.gate"] == notes["layers.experts.down"] == "rounded to nearest: few tokens for each expert"
+    )
+    assert notes["embedding"] == notes["per_layer.table"] == "rounded to nearest: each row is a token's own"
+    assert notes["layers.gate"] == ""
+    assert ("layers.experts.gate", "int4", notes["layers.experts.gate"]) in {(r[0], r[1], r[4]) for r in summary(table)}
+
+
+def test_no_quantized_model_is_smaller_than_the_bound_of_its_files():
+    recipe = starter.run()
+    own = recipe.model(Vocabulary(recipe.text_vocabulary_size, recipe.image_tokenizer.num_codes))
+    for c in (C, own):
+        sizes = [entry.bytes for entry in type_table(model.weights(c), {"embedding": "int4"}).values()]
+        assert 0.3 * sum(sizes) < c.min_bytes <= sum(sizes)
 
 
 def test_the_last_setting_that_matches_holds():
