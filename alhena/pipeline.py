@@ -1,6 +1,6 @@
 """The pipeline: stages in order. Each reads the output of the stage before it, and is skipped when it has finished.
 
-    corpus → curate → image tokenizer → tokenize (→ audio pre-training) → pretrain → tune → compress → evaluate
+    corpus → curate → image tokenizer → tokenize (→ audio pre-training) → pretrain (→ context extension) → tune → compress → evaluate
 
 The fingerprint of a stage depends on its settings and on the fingerprints of its inputs, so a changed recipe repeats only what
 depends on the change (:mod:`alhena.stages`).
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,14 @@ from alhena.compress import report
 from alhena.compress.distill import distillation, tokenizers_fingerprint, tokenizers_of
 from alhena.compress.measuring import HeldOut, quantize_and_measure
 from alhena.compress.steps import Source
-from alhena.compress.types import type_table
 from alhena.corpus import starter
 from alhena.corpus.curate import curate
 from alhena.files import content_fingerprint, copy_atomically, fingerprint, write_json
 from alhena.model import config, extend, image_tokenizer, model, sharding
+from alhena.model.quantized.types import type_table
 from alhena.model.storage.folders import load_model
 from alhena.model.storage.weights import WEIGHTS, read_config, read_tree, write_tree
-from alhena.recipe import Recipe
+from alhena.recipe import Extension, Recipe
 from alhena.scaling import ladder
 from alhena.scaling.laws import ScalingLaw
 from alhena.stages import CONSOLE, Stage, check_inputs, fingerprint_of, finish_stage, run_stage, start_stage
@@ -99,6 +100,9 @@ def _train_image_tokenizer(run: Recipe, curated: Path, out: Path) -> dict[str, A
         return {}
     generated, scenes = tokenize.sample_images(curated / "train")
     measured = image_training.train(generated + scenes, run.image_tokenizer, run.image_tokenizer_training, out)
+    if not measured["images"]:
+        CONSOLE.print("no image to train the image tokenizer on: this model will not generate images", style="yellow")
+        return measured
     params, c = image_tokenizer.load(out)
     square = [image for image in generated if image.shape[0] == image.shape[1]][:14]
     image_training.plot_reconstructions(params, c, square, out / "reconstructions.png")
@@ -140,11 +144,11 @@ def make_tokens(run: Recipe, folder: Path) -> None:
         _train_text_tokenizer(run, curated, out)
         for name in IMAGE_FILES:
             copy_atomically(images / name, out / name)
-        how = tokenize.Encoding(out, run.pretrain.shape.tokens, condition_dropout=run.condition_dropout)
+        how = tokenize.Encoding(out, run.max_tokens, condition_dropout=run.condition_dropout)
         return {split: encode(curated / split, out / split, how, split) for split in ("train", "validation")}
 
     settings = (run.text_vocabulary_size, run.image_tokenizer, run.image_tokenizer_training, run.vision, run.audio)
-    print_ = fingerprint(fingerprint_of(curated), *settings, run.budget, run.condition_dropout, run.pretrain.shape)
+    print_ = fingerprint(fingerprint_of(curated), *settings, run.budget, run.condition_dropout, run.max_tokens)
     inputs = _with_teacher(run, *_with_base(run, print_, (curated, images), extension.TEXT_FILES))
     stage = Stage("tokenize", out, *inputs)
     run_stage(stage, work)
@@ -246,15 +250,49 @@ def make_base(run: Recipe, folder: Path) -> None:
     run_stage(stage, work)
 
 
+def _extensions(run: Recipe, folder: Path) -> list[tuple[Extension, Path, Path]]:
+    """Each extension with the folder of its stage, and the model folder that it writes."""
+    sizes = [(extension_, extension_.training.shape.tokens) for extension_ in run.extensions]
+    return [(e, folder / "extend" / str(n), folder / "models" / f"{BASE}-{n}") for e, n in sizes]
+
+
+def _before_tuning(run: Recipe, folder: Path) -> tuple[Path, Path]:
+    """The last stage before tuning, and its model folder."""
+    stages = [(folder / "pretrain", folder / "models" / BASE)]
+    return [*stages, *((stage, out) for _, stage, out in _extensions(run, folder))][-1]
+
+
+def make_extended(run: Recipe, folder: Path) -> None:
+    """RUN/extend/TOKENS and RUN/models/base-TOKENS: the extensions of the recipe, each of the model before it."""
+    tokens, before, start = folder / "tokens", folder / "pretrain", folder / "models" / BASE
+    for e, stage, out in _extensions(run, folder):
+        print_ = fingerprint(fingerprint_of(before), e.training.identity(), e.rope_base)
+        title = f"extend to {e.training.shape.tokens:,} tokens"
+        run_stage(Stage(title, stage, print_, (tokens, start), (out,)), partial(_extend, e, tokens, start, stage, out))
+        before, start = stage, out
+
+
+def _extend(e: Extension, tokens: Path, start: Path, work: Path, out: Path) -> dict[str, Any]:
+    """Trains the model of folder ``start`` on longer sequences, and writes it to ``out``."""
+    t, (params, c), facts = e.training, load_model(start), read_config(start)[1]
+    c = replace(c, decoder=replace(c.decoder, rope_base=e.rope_base))
+    CONSOLE.print(f"{t.steps:,} steps of {t.shape}, RoPE base {e.rope_base:,.0f}")
+    params = train(params, c, t, Folders(tokens / "train", work, tokens / "validation"), f"extend {facts['name']}")
+    write_model_folder(params, c, start, out, facts | {"name": out.name})
+    compare.plot_losses(compare.find_runs([work]), work / compare.PLOT)
+    return {"context": t.shape.tokens, "rope_base": e.rope_base}
+
+
 def make_assistant(run: Recipe, folder: Path) -> None:
     """RUN/tune and RUN/models/assistant: supervised tuning on the run's own chats."""
-    models, tokens, out = folder / "models", folder / "tokens", folder / "tune"
+    assistant, tokens, out = folder / "models" / ASSISTANT, folder / "tokens", folder / "tune"
+    before, base = _before_tuning(run, folder)
 
     def work() -> dict[str, Any]:
-        return tune_on(models / BASE, tokens / "train", out, models / ASSISTANT, run.tune)
+        return tune_on(base, tokens / "train", out, assistant, run.tune)
 
-    print_ = fingerprint(fingerprint_of(folder / "pretrain"), run.tune)
-    run_stage(Stage("tune", out, print_, (models / BASE, tokens), (models / ASSISTANT,)), work)
+    print_ = fingerprint(fingerprint_of(before), run.tune)
+    run_stage(Stage("tune", out, print_, (base, tokens), (assistant,)), work)
 
 
 def make_nano(run: Recipe, folder: Path) -> None:
@@ -286,7 +324,7 @@ def make_nano(run: Recipe, folder: Path) -> None:
 
 def make_report(run: Recipe, folder: Path) -> None:
     """RUN/report: the report card of the assistant and its 4-bit form."""
-    models = {"float32": folder / "models" / ASSISTANT, "4-bit": folder / "models" / NANO}
+    models = {name: folder / "models" / name for name in (ASSISTANT, NANO)}
     evaluation_stage(folder, models, folder / "report", fingerprint(fingerprint_of(folder / "compress")))
 
 
@@ -305,6 +343,7 @@ STAGES = (
     make_tokens,
     make_audio_encoder,
     make_base,
+    make_extended,
     make_assistant,
     make_nano,
     make_report,

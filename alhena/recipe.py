@@ -19,6 +19,15 @@ from alhena.train.mixture import Training
 
 
 @dataclass(frozen=True)
+class Extension:
+    """Context extension: continued training on longer sequences, with another RoPE base of the global layers."""
+
+    training: Training
+    # Larger for longer sequences (Xiong et al. 2023, arXiv:2309.16039); the local layers, whose window stays, keep theirs.
+    rope_base: float
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Settings by stage; ``decoder``, ``vision`` and ``audio`` are the model's configuration."""
 
@@ -46,6 +55,25 @@ class Recipe:
     base: Path | None = None
     # A teacher whose distribution pre-training learns; the model takes its tokenizers.
     distill: Distill | None = None
+    # After pre-training, one after the other, each on longer sequences than the one before.
+    extensions: tuple[Extension, ...] = ()
+
+    def __post_init__(self) -> None:
+        lengths = [t.shape.tokens for t in (self.pretrain, *(extension.training for extension in self.extensions))]
+        if lengths != sorted(set(lengths)):
+            raise ValueError(
+                f"{self.name}: sequences of {lengths} tokens; each extension needs longer ones than the one before"
+            )
+        if self.extensions and self.decoder.window is not None and self.decoder.local_rope_base is None:
+            raise ValueError(
+                f"{self.name}: Decoder.local_rope_base is None, so extensions would change the local layers; set it to "
+                f"{self.decoder.rope_base:g}"
+            )
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the longest sequence that the model is trained on."""
+        return max(t.shape.tokens for t in (self.pretrain, *(extension.training for extension in self.extensions)))
 
     def model(self, vocabulary: Vocabulary) -> config.Model:
         """The model's configuration; its vocabulary size is known once the text tokenizer is trained."""

@@ -241,8 +241,12 @@ def run_stage(stage: Stage, work: Callable[[], dict[str, Any]]) -> dict[str, Any
 
 
 def _stage_folders(run: Path) -> list[Path]:
-    """Folders of all stages that have finished or begun in a run, including ``tuned/NAME``, ``compressed/NAME`` and ``reports/NAME``."""
-    where = [f"{depth}/{name}" for depth in ("*", "tuned/*", "compressed/*", "reports/*") for name in (MANIFEST, BEGUN)]
+    """Folders of all stages that have finished or begun in a run, in folders of several stages too."""
+    where = [
+        f"{depth}/{name}"
+        for depth in ("*", "extend/*", "tuned/*", "compressed/*", "reports/*")
+        for name in (MANIFEST, BEGUN)
+    ]
     found = {path.parent for pattern in where for path in run.glob(pattern)}
     return sorted(found)
 

@@ -105,12 +105,13 @@ def _digest(images: Sequence[Image]) -> str:
 def train(images: Sequence[Image], c: config.ImageTokenizer, t: TrainImageTokenizer, out: Path) -> dict[str, Any]:
     """Trains on uint8 images, resuming from checkpoints in ``out``; writes the tokenizer there and returns measurements.
 
-    Images smaller than a crop are left out. Raises ValueError when none is left.
+    Images smaller than a crop are left out. Where none is left, as in a corpus of text, the weights stay random.
     """
     usable = [image for image in images if min(image.shape[:2]) >= t.side]
-    if not usable:
-        raise ValueError(f"no image of at least {t.side}x{t.side} pixels to train the image tokenizer on")
     params = tokenizer.init(jax.random.key(t.seed), c)
+    if not usable:
+        tokenizer.save(out, params, c)
+        return {"images": 0}
     training = training_fingerprint(out, "image tokenizer", c, replace(t, save_every=0), _digest(usable))
 
     def step(state: _State, index: int) -> tuple[_State, Float[Array, ""]]:
@@ -119,7 +120,7 @@ def train(images: Sequence[Image], c: config.ImageTokenizer, t: TrainImageTokeni
     loop = StepLoop("image tokenizer", t.steps, t.save_every, out / "checkpoints", training)
     state, _ = run_steps(_State(params, _optimizer(t).init(params)), step, loop)
     tokenizer.save(out, state.params, c)
-    return measure(state.params, c, usable)
+    return {"images": len(usable), **measure(state.params, c, usable)}
 
 
 def measure(

@@ -2,6 +2,7 @@
 
 pydoc's language reference, docstrings   ──►  source "text"       all chunks of a module (or a topic) belong to one split:
 source files without their docstrings    ──►  source "code"       training contains no chunk of a test module
+both of one module, whole                ──►  source "modules"    long running text, split where a sequence ends
 """
 
 from __future__ import annotations
@@ -119,3 +120,21 @@ def make(spec: ItemSpec) -> Document:
     items = standard_library()[spec.source, spec.split]
     name, chunk = items[(spec.index + spec.seed) % len(items)]
     return plain_document(spec, [Text(chunk)], "en" if spec.source == "text" else "und", module=name)
+
+
+@lru_cache(maxsize=1)
+def _whole_modules() -> dict[Split, list[tuple[str, str]]]:
+    """Split → names and texts of modules, longest first."""
+    by_split: dict[Split, list[tuple[str, str]]] = {split: [] for split in SPLITS}
+    for name, prose, code in _modules():
+        text = "\n\n".join([*prose, code]).strip()
+        if len(text) >= MIN_CHARACTERS:
+            by_split[split_of("module", name)].append((name, text))
+    return {split: sorted(items, key=lambda item: -len(item[1])) for split, items in by_split.items()}
+
+
+def make_module(spec: ItemSpec) -> Document:
+    """The next longest module."""
+    items = _whole_modules()[spec.split]
+    name, text = items[spec.index % len(items)]
+    return plain_document(spec, [Text(text)], "en", module=name)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from alhena.content import Document
 from alhena.corpus.starter.items import ItemSpec, chat, sample
-from alhena.corpus.starter.splits import split_of
+from alhena.corpus.starter.splits import Split, split_of
 
 MIN_PAIRS, MAX_PAIRS = 3, 12
 KEYS = (
@@ -26,13 +28,19 @@ VALUES = (
 ).split()
 
 
+def draw_keys(rng: np.random.Generator, count: int, split: Split) -> list[str]:
+    """Keys; a set of them belongs to one split."""
+    keys = sample(rng, KEYS, count)
+    while split_of("keys", *sorted(keys)) != split:
+        keys = sample(rng, KEYS, count)
+    return keys
+
+
 def make(spec: ItemSpec) -> Document:
     """A list of 3 to 12 pairs (log-uniform) with up to six questions in training, one elsewhere."""
     rng = spec.rng
     count = round(math.exp(rng.uniform(math.log(MIN_PAIRS), math.log(MAX_PAIRS))))
-    keys = sample(rng, KEYS, count)
-    while split_of("keys", *sorted(keys)) != spec.split:
-        keys = sample(rng, KEYS, count)
+    keys = draw_keys(rng, count, spec.split)
     values = [VALUES[int(i)] for i in rng.integers(0, len(VALUES), count)]
     selected = [int(i) for i in rng.permutation(count)[: 6 if spec.split == "train" else 1]]
     turns = [(f"{keys[i]}?", f"{keys[i]} {values[i]}") for i in selected]

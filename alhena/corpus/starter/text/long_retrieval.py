@@ -1,0 +1,97 @@
+"""Key-value retrieval from long documents: pairs at any depth of prose and code of the standard library, questions at the end.
+
+The word for moon is river. The word for stone is apple.      After the experiment on long context of the Gemini 1.0 report,
+… filler, up to the length of the source …                    section 5.1.5: pairs first, then filler, then a question.
+What is the word for moon?   river                            ``facts`` holds the depth of the pairs (0 first … 1 last).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+
+import numpy as np
+
+from alhena.content import Document
+from alhena.corpus.starter.items import ItemSpec, chat, sample
+from alhena.corpus.starter.splits import Split
+from alhena.corpus.starter.text.prose_and_code import standard_library
+from alhena.corpus.starter.text.retrieval import VALUES, draw_keys
+
+# Tokens that the longest documents of a source may have.
+LENGTHS = {"retrieval_2k": 2048, "retrieval_8k": 8192, "retrieval_32k": 32768}
+# The shortest are this share of it.
+SHORTEST = 0.25
+# Of the filler, with a text tokenizer of 2,048 tokens: somewhat less than its mean, 2.78, so that hardly any document is too long.
+CHARACTERS_PER_TOKEN = 2.65
+MIN_PAIRS, MAX_PAIRS = 3, 12
+MAX_QUESTIONS = 8
+
+
+def record(pairs: Mapping[str, str]) -> str:
+    """The pairs as sentences.
+
+    >>> record({"moon": "river", "lamp": "glass"})
+    'The word for moon is river. The word for lamp is glass.'
+    """
+    return " ".join(f"The word for {key} is {value}." for key, value in pairs.items())
+
+
+def question(key: str) -> str:
+    return f"What is the word for {key}?"
+
+
+def haystack(pairs: Mapping[str, str], filler: str, depth: float) -> str:
+    """The filler with the pairs at the line end nearest below a depth: 0 before all of it, 1 after all of it.
+
+    >>> haystack({"moon": "river"}, "one\\ntwo\\nsix", 0.5)
+    'one\\nThe word for moon is river.\\ntwo\\nsix'
+    """
+    at = len(filler) if depth >= 1 else filler.rfind("\n", 0, int(depth * len(filler))) + 1
+    before, after = filler[:at].removesuffix("\n"), filler[at:]
+    return "\n".join(part for part in (before, record(pairs), after) if part)
+
+
+@lru_cache(maxsize=3)
+def _chunks(split: Split) -> tuple[str, ...]:
+    """Prose and code of a split, in turns."""
+    library = standard_library()
+    prose, code = ([chunk for _, chunk in library[source, split]] for source in ("text", "code"))
+    return tuple(chunk for pair in zip(prose, code, strict=False) for chunk in pair)
+
+
+def filler(rng: np.random.Generator, split: Split, characters: int) -> str:
+    """Consecutive chunks of a split from a random one on, cut at a length."""
+    chunks, out, size = _chunks(split), list[str](), 0
+    start = int(rng.integers(len(chunks)))
+    while size < characters:
+        out.append(chunks[(start + len(out)) % len(chunks)])
+        size += len(out[-1]) + 1
+    return "\n".join(out)[:characters]
+
+
+def draw_pairs(rng: np.random.Generator, count: int, split: Split) -> dict[str, str]:
+    """Keys and values; sets of keys belong to one split."""
+    keys = draw_keys(rng, count, split)
+    return {key: VALUES[int(i)] for key, i in zip(keys, rng.integers(0, len(VALUES), count), strict=True)}
+
+
+def turns(text: str, pairs: Mapping[str, str], asked: Iterable[str]) -> list[tuple[str, str]]:
+    """Questions and answers; the first question follows the document."""
+    first, *rest = asked
+    return [(f"{text}\n{question(first)}", pairs[first]), *((question(key), pairs[key]) for key in rest)]
+
+
+def make(spec: ItemSpec) -> Document:
+    """A document of up to the tokens of its source, with up to eight questions in training, one elsewhere.
+
+    In training half of the documents begin with the pairs.
+    """
+    rng, training = spec.rng, spec.split == "train"
+    size = LENGTHS[spec.source] * math.exp(rng.uniform(math.log(SHORTEST), 0)) * CHARACTERS_PER_TOKEN
+    pairs = draw_pairs(rng, int(rng.integers(MIN_PAIRS, MAX_PAIRS + 1)), spec.split)
+    depth = 0.0 if training and rng.random() < 0.5 else float(rng.random())
+    asked = sample(rng, list(pairs), MAX_QUESTIONS if training else 1)
+    text = haystack(pairs, filler(rng, spec.split, int(size)), depth)
+    return chat(spec, [], turns(text, pairs, asked), depth=round(depth, 3), pairs=len(pairs))
