@@ -40,7 +40,7 @@ def run(base: Path = BASE) -> Recipe:
 def gpu(base: Path = BASE) -> Recipe:
     """The same on one GPU: bfloat16, as many steps as the starter has."""
     cpu = run(base)
-    pretrain = replace(cpu.pretrain, phases=(Phase(400, starter.PARTS), Phase(1400, starter.TASKS)))
+    pretrain = replace(cpu.pretrain, phases=starter.run().pretrain.phases)
     return replace(cpu, pretrain=pretrain, compute_dtype="bfloat16")
 
 

@@ -1,4 +1,4 @@
-"""A larger starter: the teacher of `starter_distilled`. The same documents, tokens and tasks, a deeper and wider model, twice the steps.
+"""A larger starter: the teacher of `starter_distilled`. The same documents, tokens and tasks; deeper, wider, half as many steps again.
 
 An hour and a half on two idle CPU cores: `alhena demo runs/starter_large --recipe starter_large`.
 """

@@ -63,7 +63,7 @@ def _quoted(value: str) -> str:
 
 
 @dataclass
-class _MediaReader:
+class MediaReader:
     """Reads the media of one document, whose total size is bounded."""
 
     folder: Path
@@ -201,7 +201,7 @@ def _text(value: Any, key: str) -> Text:
     return Text(value)
 
 
-def _parts(media: _MediaReader, item: Mapping[str, Any]) -> list[Part]:
+def _parts(media: MediaReader, item: Mapping[str, Any]) -> list[Part]:
     """Parts of plain keys, in the order written; the keys are known."""
     return [
         _text(value, key) if key == "text" else media.read(key, value)
@@ -210,14 +210,14 @@ def _parts(media: _MediaReader, item: Mapping[str, Any]) -> list[Part]:
     ]
 
 
-def _parts_list(media: _MediaReader, items: Any) -> list[Part]:
+def _parts_list(media: MediaReader, items: Any) -> list[Part]:
     objects = _object_list(items, '"parts"')
     for item in objects:
         _refuse_unknown_keys(item, PART_KEYS)
     return [part for item in objects for part in _parts(media, item)]
 
 
-def _openai_part(media: _MediaReader, item: dict[str, Any]) -> Part:
+def _openai_part(media: MediaReader, item: dict[str, Any]) -> Part:
     """One item of a ``content`` list: its ``type`` names the key of its value."""
     kind = item.pop("type", None)
     if not isinstance(kind, str) or kind not in item:
@@ -238,7 +238,7 @@ def _openai_part(media: _MediaReader, item: dict[str, Any]) -> Part:
     )
 
 
-def _turn_parts(media: _MediaReader, turn: Mapping[str, Any]) -> list[Part]:
+def _turn_parts(media: MediaReader, turn: Mapping[str, Any]) -> list[Part]:
     _refuse_unknown_keys(turn, TURN_KEYS)
     forms = [key for key in ("parts", "content") if key in turn]
     if len(forms) + any(key in turn for key in PART_KEYS) != 1:
@@ -250,7 +250,7 @@ def _turn_parts(media: _MediaReader, turn: Mapping[str, Any]) -> list[Part]:
     return [Text(turn["content"])] if "content" in turn else _parts(media, turn)
 
 
-def _turns(media: _MediaReader, value: Any, key: str) -> tuple[Content, ...]:
+def _turns(media: MediaReader, value: Any, key: str) -> tuple[Content, ...]:
     """The turns of a chat. A system turn is prepended to the next user turn, as the server does with a system instruction."""
     contents: list[Content] = []
     system: list[Part] = []
@@ -273,7 +273,7 @@ def _turns(media: _MediaReader, value: Any, key: str) -> tuple[Content, ...]:
     return tuple(contents)
 
 
-def _contents(media: _MediaReader, line: Mapping[str, Any]) -> tuple[Content, ...]:
+def _contents(media: MediaReader, line: Mapping[str, Any]) -> tuple[Content, ...]:
     for key in ("turns", "messages"):
         if key in line:
             return _turns(media, line[key], key)
@@ -357,7 +357,7 @@ def to_document(folder: Path, record: Mapping[str, Any], name: str) -> Document:
     defaults = {"id": name, "source": "mine", "language": "und"}
     names = _valid_names({key: line.get(key, default) for key, default in defaults.items()})
     facts = _valid_facts(line.get("facts", {}))
-    return _valid_size(Document(_contents(_MediaReader(folder), line), facts=facts, **names))
+    return _valid_size(Document(_contents(MediaReader(folder), line), facts=facts, **names))
 
 
 def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

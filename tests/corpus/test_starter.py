@@ -48,7 +48,19 @@ def corpus(folder: Path) -> Corpus:
 @pytest.fixture(scope="module")
 def many() -> Corpus:
     """More items of the tasks with held-out combinations, to find rare overlaps."""
-    sources = ("scenes", "spoken", "speech", "video", "drawing", "digits", "translation", "retrieval", "ocr", "tools")
+    sources = (
+        "scenes",
+        "spoken",
+        "speech",
+        "video",
+        "drawing",
+        "digits",
+        "translation",
+        "retrieval",
+        "ocr",
+        "tools",
+        "reasoning",
+    )
     documents: Corpus = {"train": [], "test": []}
     for source in sources:
         documents["train"] += make_job(Job(source, "train", 100, 300, 5))
@@ -106,14 +118,14 @@ def test_ids_are_unique_and_test_items_have_one_question(corpus: Corpus) -> None
 
 
 def test_answers_are_short_and_lower_case(corpus: Corpus) -> None:
-    for document in [d for d in corpus["train"] if d.source != "tools"]:
+    for document in [d for d in corpus["train"] if d.source not in ("tools", "reasoning")]:
         for question, answer in turns(document) if document.contents[0].role == "user" else ():
             if document.source not in ("charts", "translation"):
                 assert answer == answer.lower()
             assert (
                 len(answer.split()) <= 3 or document.source == "speech" or question in ("Describe.",) or "," in answer
             )
-            assert document.source == "retrieval" or len(question) < 60
+            assert document.source.startswith("retrieval") or len(question) < 60
 
 
 def test_held_out_figures_appear_in_the_test_alone(corpus: Corpus, many: Corpus) -> None:
@@ -166,12 +178,14 @@ def test_held_out_requests_words_modules_and_keys(corpus: Corpus, many: Corpus) 
                 found["modules"].add(d.facts["module"])
             elif d.source == "tools" and d.facts["task"] in ("tools", "tools/call", "tools/answer"):
                 found["calls"] |= {tuple(d.facts["pairs"][0])} if "pairs" in d.facts else set()
+            elif d.facts["task"] in ("reasoning", "reasoning/answer", "reasoning/steps") and d.facts["steps"] > 1:
+                found["sums"].add(tuple(re.findall(r"-?\d+", sum_of(d))[:3]))
             elif d.source == "retrieval":
                 found["keys"].add(frozenset(re.findall(r"(\w+) \w+[,.]", next(turns(d))[0])))
         return found
 
     train, test = seen(corpus["train"] + many["train"]), seen(corpus["test"] + many["test"])
-    for kind in ("requests", "words", "modules", "keys", "calls"):
+    for kind in ("requests", "words", "modules", "keys", "calls", "sums"):
         assert len(test[kind]) > 5
         assert not train[kind] & test[kind], kind
     stated = {item for d in make_job(Job("names", "train", 0, 400, 0)) for item in d.facts["items"]}
@@ -266,6 +280,33 @@ def test_a_call_names_a_declared_tool_and_its_parameters(many: Corpus) -> None:
 
 def turns_text(document: Document) -> str:
     return " ".join(p.text for c in document.contents if c.role == "user" for p in c.parts if isinstance(p, Text))
+
+
+def sum_of(document: Document) -> str:
+    """The problem of a reasoning document as a sum."""
+    told = re.sub(r", (?:loses|sells|gives away) ", "-", document.facts["problem"])
+    told = re.sub(r", (?:finds|buys|gets) ", "+", told)
+    return re.sub(r"[^0-9+-]", "", told)
+
+
+def test_worked_steps_and_bare_answers_are_those_of_the_problem(many: Corpus) -> None:
+    documents = [d for split in ("train", "test") for d in many[split] if d.source == "reasoning"]
+    assert {d.facts["steps"] for d in many["train"] if d.source == "reasoning"} == {1, 2, 3, 4}
+    assert {d.facts["steps"] for d in many["test"] if d.facts["task"] == "reasoning/longer"} == {5, 6}
+    bare = 0
+    for document in documents:
+        total, *steps = [int(n) for n in re.findall(r"[+-]?\d+", sum_of(document))]
+        assert len(steps) == document.facts["steps"]
+        question, answer = next(turns(document))
+        expected = []
+        for step in steps:
+            expected.append(f"{total}{step:+d}={total + step}")
+            total += step
+            assert 0 <= total <= 9
+        bare += question.endswith("Only the answer.")
+        worked = f"{' '.join(expected)} answer {total}"
+        assert answer == (worked if question.endswith("Show your steps.") else str(total))
+    assert 0.2 < bare / len(documents) < 0.6
 
 
 def test_extracted_json_has_the_values_of_its_sentence(many: Corpus) -> None:

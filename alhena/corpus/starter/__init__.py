@@ -1,13 +1,13 @@
 """The starter corpus: real and synthetic documents of every modality with their ground truth, made offline.
 
-    Starter(seed=0)  ──  build  ──►  raw/train.parquet         74,000 documents, several questions to each image
+    Starter(seed=0)  ──  build  ──►  raw/train.parquet         84,000 documents, several questions to each image
                                      raw/validation.parquet    40 of each task, one question each
                                      raw/test.parquet          100 of each task, combinations absent from training
                                      raw/samples.png           a few test items of each task
 
     splits.py            what is held out for the test split, and why
     items.py             ItemSpec: one item to make, with its own random generator
-    text/                prose and code of Python's standard library, CLDR's names in thirteen languages, key-value retrieval, tools
+    text/                prose and code of Python's standard library, CLDR's names in thirteen languages, key-value retrieval, tools, reasoning
     images/              handwritten digits; drawn shapes, scenes, charts and words; requests for image generation
     audio/               synthetic speech in four languages, spoken questions
     video/               clips of moving shapes and digits
@@ -33,7 +33,14 @@ from alhena.corpus.starter.audio import speech, synthesis
 from alhena.corpus.starter.images import charts, digits, generation, rendered_words, scenes
 from alhena.corpus.starter.items import Factory, ItemSpec
 from alhena.corpus.starter.splits import SPLITS, Split
-from alhena.corpus.starter.text import multilingual_names, prose_and_code, retrieval, tools
+from alhena.corpus.starter.text import (
+    long_retrieval,
+    multilingual_names,
+    prose_and_code,
+    reasoning,
+    retrieval,
+    tools,
+)
 from alhena.corpus.starter.video import clips
 from alhena.documents import write_documents
 from alhena.processes import end_with_parent
@@ -57,17 +64,20 @@ FACTORIES: Mapping[str, Factory] = {
     "drawing": generation.make,
     "pages": interleaved.make,
     "tools": tools.make,
+    "reasoning": reasoning.make,
+    "modules": prose_and_code.make_module,
+    **dict.fromkeys(long_retrieval.LENGTHS, long_retrieval.make),
 }
 TASKS = (
     "text", "code", "translation", "digits", "scenes/colour", "scenes/shape", "scenes/find", "scenes/count", "scenes/relation", "ocr",
     "charts/highest", "charts/lowest", "charts/value", "speech", "video/direction", "video/what", "video/count",
     "video/order", "spoken", "retrieval", "drawing/shape", "drawing/digit", "tools/call", "tools/answer",
-    "tools/none", "tools/json",
+    "tools/none", "tools/json", "reasoning/answer", "reasoning/steps", "reasoning/longer", *long_retrieval.LENGTHS,
 )  # fmt: skip
 TRAIN = {
     "figures": 10000, "relations": 5000, "scenes": 8000, "digits": 4000, "ocr": 6000, "charts": 6000, "speech": 6000,
     "spoken": 4000, "video": 4000, "translation": 2500, "names": 500, "text": 1000, "code": 600, "retrieval": 5000,
-    "drawing": 3000, "pages": 500, "tools": 8000,
+    "drawing": 3000, "pages": 500, "tools": 10000, "reasoning": 8000,
 }  # fmt: skip
 ITEMS_PER_JOB = 100
 
@@ -87,10 +97,12 @@ class Starter:
                 raise ValueError(f"the starter corpus has no source {source!r}; it has {', '.join(FACTORIES)}")
 
     def counts(self, split: Split) -> dict[str, int]:
-        """Number of documents by source (training) or by task (validation and test)."""
+        """Number of documents by source (training), or by task of these sources (validation and test)."""
         if split == "train":
             return dict(self.train)
-        return dict.fromkeys(TASKS, self.test) if split == "test" else dict.fromkeys((*TASKS, "pages"), self.validation)
+        tasks = TASKS if split == "test" else (*TASKS, "pages")
+        number = self.test if split == "test" else self.validation
+        return {task: number for task in tasks if task.split("/")[0] in self.train}
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ This measures compositional generalization: a model that memorizes training item
     retrieval                               sets of keys                      split_of("keys", …)
     tools                                   pairs (tool, first value), words to repeat, pairs of values in a sentence
                                                                               split_of("tools" | "repeat" | "json", …)
+    reasoning                               (start, first step, second step) of sums, and sums of five and six steps
+                                                                              split_of("reasoning", …)
 
 Scans of handwritten digits are split one by one (``split_of("digit", index)``): no scan of the test split appears in
 training, in any source. Single digits and answers such as "3" occur in both splits, with new images.

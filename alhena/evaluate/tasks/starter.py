@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from alhena.content import Document, Image, Part, Text, ToolCall, call_text
 from alhena.corpus.starter.splits import COLORS, SHAPES
+from alhena.corpus.starter.text.long_retrieval import LENGTHS
 from alhena.evaluate import metrics
 from alhena.evaluate.judges import colour_of, digit_judge, shape_of
+from alhena.evaluate.measure import Measure
 from alhena.media import decode_image
 
-EXACT, ACCURACY, CHRF, BITS_PER_BYTE = "exact match %", "accuracy %", "chrF", "bits per byte"
+EXACT, ACCURACY, CHRF = "exact match %", "accuracy %", "chrF"
 WER, CER = "word error rate %", "character error rate %"
 
 
@@ -19,15 +21,20 @@ WER, CER = "word error rate %", "character error rate %"
 class TaskMetric:
     """One metric of one task: a row of the report."""
 
-    group: str
+    section: str
     name: str
     metric_name: str
     metric: metrics.Metric
     selects: Callable[[Document], bool]
 
     @property
-    def lower_is_better(self) -> bool:
-        return self.metric in metrics.LOWER_IS_BETTER
+    def measure(self) -> Measure:
+        return Measure(
+            self.metric_name,
+            self.metric in metrics.LOWER_IS_BETTER,
+            self.metric is metrics.exact_match,
+            CHRF if self.metric is metrics.chrf else None,
+        )
 
 
 def task_of(document: Document) -> str:
@@ -53,15 +60,28 @@ def _language(code: str) -> Callable[[Document], bool]:
 
 
 TASK_METRICS: tuple[TaskMetric, ...] = (
-    TaskMetric("text", "translation", EXACT, metrics.exact_match, _task("translation")),
-    TaskMetric("text", "translation, chrF", CHRF, metrics.chrf, _task("translation")),
-    TaskMetric("text", "key-value retrieval, first third", EXACT, metrics.exact_match, _position(0, 1 / 3)),
-    TaskMetric("text", "key-value retrieval, middle", EXACT, metrics.exact_match, _position(1 / 3 + 1e-9, 2 / 3)),
-    TaskMetric("text", "key-value retrieval, last third", EXACT, metrics.exact_match, _position(2 / 3 + 1e-9, 1)),
-    TaskMetric("text", "function call: name and arguments", EXACT, metrics.exact_match, _task("tools/call")),
-    TaskMetric("text", "answer from a function's result", EXACT, metrics.exact_match, _task("tools/answer")),
-    TaskMetric("text", "no call where none helps", EXACT, metrics.exact_match, _task("tools/none")),
-    TaskMetric("text", "JSON extraction", EXACT, metrics.exact_match, _task("tools/json")),
+    TaskMetric("multilingual", "translation", EXACT, metrics.exact_match, _task("translation")),
+    TaskMetric("multilingual", "translation, chrF", CHRF, metrics.chrf, _task("translation")),
+    TaskMetric("long context", "key-value retrieval, first third", EXACT, metrics.exact_match, _position(0, 1 / 3)),
+    TaskMetric(
+        "long context", "key-value retrieval, middle", EXACT, metrics.exact_match, _position(1 / 3 + 1e-9, 2 / 3)
+    ),
+    TaskMetric(
+        "long context", "key-value retrieval, last third", EXACT, metrics.exact_match, _position(2 / 3 + 1e-9, 1)
+    ),
+    *(
+        TaskMetric("long context", f"key-value retrieval, up to {n:,} tokens", EXACT, metrics.exact_match, _task(name))
+        for name, n in LENGTHS.items()
+    ),
+    TaskMetric("tools", "function call: name and arguments", EXACT, metrics.exact_match, _task("tools/call")),
+    TaskMetric("tools", "answer from a function's result", EXACT, metrics.exact_match, _task("tools/answer")),
+    TaskMetric("tools", "no call where none helps", EXACT, metrics.exact_match, _task("tools/none")),
+    TaskMetric("tools", "JSON extraction", EXACT, metrics.exact_match, _task("tools/json")),
+    TaskMetric("mathematics", "arithmetic, the answer only", EXACT, metrics.exact_match, _task("reasoning/answer")),
+    TaskMetric("mathematics", "arithmetic with all its steps", EXACT, metrics.exact_match, _task("reasoning/steps")),
+    TaskMetric(
+        "mathematics", "arithmetic, longer than in training", EXACT, metrics.exact_match, _task("reasoning/longer")
+    ),
     TaskMetric("image", "handwritten numbers", EXACT, metrics.exact_match, _task("digits")),
     TaskMetric("image", "scene: color", EXACT, metrics.exact_match, _task("scenes/colour")),
     TaskMetric("image", "scene: shape", EXACT, metrics.exact_match, _task("scenes/shape")),
@@ -78,11 +98,13 @@ TASK_METRICS: tuple[TaskMetric, ...] = (
     TaskMetric("video", "what moves", EXACT, metrics.exact_match, _task("video/what")),
     TaskMetric("video", "how many move", EXACT, metrics.exact_match, _task("video/count")),
     TaskMetric("video", "digits in order", EXACT, metrics.exact_match, _task("video/order")),
-    TaskMetric("combined", "spoken question about an image", EXACT, metrics.exact_match, _task("spoken")),
+    TaskMetric("combinations", "spoken question about an image", EXACT, metrics.exact_match, _task("spoken")),
     TaskMetric(
-        "image output", "generated digit, by a classifier", ACCURACY, metrics.exact_match, _task("drawing/digit")
+        "image generation", "generated digit, by a classifier", ACCURACY, metrics.exact_match, _task("drawing/digit")
     ),
-    TaskMetric("image output", "generated shape, by its pixels", ACCURACY, metrics.exact_match, _task("drawing/shape")),
+    TaskMetric(
+        "image generation", "generated shape, by its pixels", ACCURACY, metrics.exact_match, _task("drawing/shape")
+    ),
 )
 
 
@@ -129,7 +151,7 @@ def predicted_answer(document: Document, parts: Sequence[Part]) -> str:
 
 def chance_level(task: TaskMetric, documents: Sequence[Document], references: Sequence[str]) -> float:
     """The best score of an answer that ignores the question: a constant answer, or a listed value (retrieval), or a random pair."""
-    if documents[0].facts.get("task") == "retrieval":
+    if documents[0].facts.get("task") in ("retrieval", *LENGTHS):
         return 100 * sum(1 / float(d.facts["pairs"]) for d in documents) / len(documents)
     constant = metrics.constant_chance(task.metric, references)
     if documents[0].facts.get("task") == "drawing/shape":

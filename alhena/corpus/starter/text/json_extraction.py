@@ -18,7 +18,7 @@ import numpy as np
 from alhena.content import Content, Document, Text
 from alhena.corpus.starter.items import ItemSpec, pick, sample
 from alhena.corpus.starter.splits import split_of
-from alhena.corpus.starter.text.tool_intents import CITIES, COLORS, DAYS, ITEMS, PEOPLE, ROOMS, TITLES, clock
+from alhena.corpus.starter.text.tool_intents import CITIES, COLORS, DAYS, ITEMS, PEOPLE, ROOMS, TITLES, clock, or_coined
 
 JOBS = "baker teacher doctor farmer pilot nurse barber writer cook lawyer driver singer".split()
 Rng = np.random.Generator
@@ -108,6 +108,7 @@ def _values(rng: Rng, topic: Topic, sentence: str, in_test: bool) -> dict[str, A
     """Values of the slots of a sentence; the first two, together, are held out for the test or are not."""
     while True:
         values = {key: field.value(rng) for key, field in topic.fields.items() if f"{{{key}}}" in sentence}
+        values = values if in_test else {key: or_coined(rng, value) for key, value in values.items()}
         if (split_of("json", *map(str, [*values.values()][:2])) == "test") == in_test:
             return values
 

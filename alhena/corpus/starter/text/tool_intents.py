@@ -39,6 +39,12 @@ TITLES = "lunch dinner meeting dentist training concert party lesson interview h
 STEMS = "notes report todo readme letter budget plan recipe diary draft".split()
 SKIES = "sunny cloudy rainy windy snowy foggy".split()
 
+UNITS = ("celsius", "fahrenheit")
+# Values that are all there are.
+CLOSED = {*DAYS, *CURRENCIES, *UNITS}
+# Parts of syllables of coined words; half of the words end with a vowel.
+ONSETS, VOWELS, CODAS = "b d f g h j k l m n p r s t v w z br st tr".split(), "aeiou", ("", "", "", "n", "r", "s")
+
 Rng = np.random.Generator
 Schema = dict[str, Any]
 STRING: Schema = {"type": "string"}
@@ -49,6 +55,17 @@ NUMBER: Schema = {"type": "number"}
 def words(rng: Rng, low: int = 2, high: int = 3) -> str:
     """A few words, as the text of a message or a search."""
     return " ".join(sample(rng, KEYS + VALUES, int(rng.integers(low, high + 1))))
+
+
+def or_coined(rng: Rng, value: Any) -> Any:
+    """The value; of words of open lists one in three is replaced by a coined one, which a model can only copy.
+
+    A model that knows all values by heart learns which of them are never asked for in training, and avoids them in the test.
+    """
+    if not isinstance(value, str) or not value.isalpha() or value in CLOSED or rng.random() > 1 / 3:
+        return value
+    word = "".join(pick(rng, ONSETS) + pick(rng, VOWELS) for _ in range(int(rng.integers(2, 4)))) + pick(rng, CODAS)
+    return word.capitalize() if value[0].isupper() else word
 
 
 def clock(rng: Rng) -> str:
@@ -74,7 +91,7 @@ VALUES_OF: Mapping[str, Callable[[Rng], Any]] = {
     "amount": lambda rng: int(rng.integers(2, 500)),
     "degrees": lambda rng: int(rng.integers(15, 29)),
     "switch": lambda rng: bool(rng.random() < 0.5),
-    "unit": lambda rng: pick(rng, ("celsius", "fahrenheit")),
+    "unit": lambda rng: pick(rng, UNITS),
 }
 
 
@@ -117,9 +134,7 @@ CLOCK = Parameter(_names("time at hour"), "clock", STRING, "the time, as 7:30")
 PERSON = Parameter(_names("person to recipient name contact"), "person", STRING, "the name of a person")
 TEXT = Parameter(_names("text message body content"), "text", STRING, "the words")
 ROOM = Parameter(_names("room area where"), "room", STRING, "the room")
-UNIT = Parameter(
-    _names("unit units scale"), "unit", {"type": "string", "enum": ["celsius", "fahrenheit"]}, "the unit", False
-)
+UNIT = Parameter(_names("unit units scale"), "unit", {"type": "string", "enum": [*UNITS]}, "the unit", False)
 ITEM = Parameter(_names("item product name thing"), "item", STRING, "what to buy")
 
 INTENTS: Mapping[str, Intent] = {

@@ -33,11 +33,14 @@ from alhena.corpus.starter.text.tool_intents import (
     VALUES_OF,
     Intent,
     Parameter,
+    or_coined,
     words,
 )
 
 KINDS = ("call", "none", "json")
-SHARES = (0.6, 0.15, 0.25)
+SHARES = (0.5, 0.25, 0.25)
+# Of training conversations, by the number of further tools that are declared: short ones teach most for their tokens.
+FURTHER_SHARES = (0.5, 0.3, 0.2)
 # A request for a tool that is not declared.
 NO_TOOL = "i have no tool for that"
 SMALL_TALK = {
@@ -72,15 +75,15 @@ class Request:
         return ToolCall(self.name, {self.names[key]: value for key, value in self.values.items()})
 
     def tool(self, rng: np.random.Generator) -> Tool:
-        """The declaration; descriptions are left out now and then."""
+        """The declaration; most descriptions are left out."""
         properties: dict[str, Any] = {}
         for key, name in self.names.items():
             parameter = self.intent.parameters[key]
-            description = {"description": parameter.description} if rng.random() < 0.25 else {}
+            description = {"description": parameter.description} if rng.random() < 0.1 else {}
             properties[name] = parameter.schema | description
         required = [name for key, name in self.names.items() if self.intent.parameters[key].required]
         schema = {"type": "object", "properties": properties, "required": required}
-        return Tool(self.name, self.intent.description if rng.random() < 0.7 else "", schema)
+        return Tool(self.name, self.intent.description if rng.random() < 0.4 else "", schema)
 
 
 def _said(kind: str, value: Any) -> str:
@@ -104,6 +107,11 @@ def _invented(rng: np.random.Generator) -> Intent:
     return Intent((name,), f"The {name.replace('_', ' ')}.", parameters, requests, lambda rng, values: done, "done")
 
 
+def _value(rng: np.random.Generator, kind: str, in_test: bool) -> Any:
+    value = VALUES_OF[kind](rng)
+    return value if in_test else or_coined(rng, value)
+
+
 def _request(rng: np.random.Generator, in_test: bool) -> Request:
     """A request whose tool and first value, together, are held out for the test or are not."""
     while True:
@@ -111,7 +119,7 @@ def _request(rng: np.random.Generator, in_test: bool) -> Request:
         intent = INTENTS[key] if key in INTENTS else _invented(rng)
         template = pick(rng, intent.requests)
         asked = [name for name in intent.parameters if f"{{{name}}}" in template]
-        values = {name: VALUES_OF[intent.parameters[name].kind](rng) for name in asked}
+        values = {name: _value(rng, intent.parameters[name].kind, in_test) for name in asked}
         if len({str(value) for value in values.values()}) < len(values):
             continue
         first = next(iter(intent.parameters))
@@ -131,7 +139,7 @@ def _twice(rng: np.random.Generator, request: Request, in_test: bool) -> tuple[s
     if request.intent.twice is None or set(request.values) != {first}:
         return None
     kind = request.intent.parameters[first].kind
-    others = [value for value in (VALUES_OF[kind](rng) for _ in range(30)) if value != request.values[first]]
+    others = [value for value in (_value(rng, kind, in_test) for _ in range(30)) if value != request.values[first]]
     is_held_out = [split_of("tools", request.intent.names[0], value) == "test" for value in others]
     other = next((value for value, held_out in zip(others, is_held_out, strict=True) if held_out == in_test), None)
     if other is None:
@@ -140,11 +148,12 @@ def _twice(rng: np.random.Generator, request: Request, in_test: bool) -> tuple[s
     return request.intent.twice.format(request.values[first], other), calls
 
 
-def _declared(rng: np.random.Generator, requests: list[Request], exclude: tuple[str, ...] = ()) -> list[Tool]:
-    """The tools of the requests among up to two others, in random order."""
-    tools = {request.name: request.tool(rng) for request in requests}
-    taken = {request.intent.names[0] for request in requests} | set(exclude)
-    for _ in range(int(rng.integers(0, 3))):
+def _declared(spec: ItemSpec, request: Request, exclude: tuple[str, ...] = ()) -> list[Tool]:
+    """The tool of the request among up to two others, in random order; in training mostly fewer."""
+    rng = spec.rng
+    tools, taken = {request.name: request.tool(rng)}, {request.intent.names[0], *exclude}
+    shares = None if spec.split == "test" else FURTHER_SHARES
+    for _ in range(int(rng.choice(len(FURTHER_SHARES), p=shares))):
         other = _request(rng, False)
         if other.intent.names[0] not in taken and other.name not in tools:
             taken.add(other.intent.names[0])
@@ -172,7 +181,7 @@ def _calls(spec: ItemSpec, task: str) -> Document:
     rng, in_test = spec.rng, spec.split == "test"
     request = _request(rng, in_test)
     twice = _twice(rng, request, in_test) if task == "call" and rng.random() < 0.5 else None
-    tools = _declared(rng, [request])
+    tools = _declared(spec, request)
     pairs = [[request.intent.names[0], call_value] for call_value in map(str, request.values.values())]
     if twice is not None:
         return _chat(spec, [_user(twice[0]), _model(*twice[1])], tools, pairs=pairs)
@@ -185,20 +194,25 @@ def _calls(spec: ItemSpec, task: str) -> Document:
     return _chat(spec, turns, tools, pairs=pairs)
 
 
+def _repeated(rng: np.random.Generator, in_test: bool) -> str:
+    text = words(rng, 2, 4)
+    return text if in_test else " ".join(or_coined(rng, word) for word in text.split())
+
+
 def _none(spec: ItemSpec) -> Document:
     """Small talk, words to repeat, or a request whose tool is not declared."""
     rng, in_test = spec.rng, spec.split == "test"
     request = _request(rng, in_test)
     kind = rng.random()
-    if kind < 0.4:
-        tools = _declared(rng, [_request(rng, False)], (request.intent.names[0],))
+    if kind < (0.4 if in_test else 0.5):
+        tools = _declared(spec, _request(rng, False), (request.intent.names[0],))
         if all(tool.name not in request.intent.names for tool in tools):
             return _chat(spec, [_user(request.template.format(**request.slots)), _model(Text(NO_TOOL))], tools)
-    tools = _declared(rng, [request]) if rng.random() < 0.6 else []
+    tools = _declared(spec, request) if rng.random() < (0.6 if in_test else 0.3) else []
     if kind < 0.8 or in_test:
-        text = words(rng, 2, 4)
+        text = _repeated(rng, in_test)
         while (split_of("repeat", text) == "test") != in_test:
-            text = words(rng, 2, 4)
+            text = _repeated(rng, in_test)
         question = pick(rng, ("Repeat: {}", "Say {}.", "Repeat the words {}.", "Write {}.")).format(text)
         return _chat(spec, [_user(question), _model(Text(text))], tools)
     question = pick(rng, [*SMALL_TALK])
@@ -210,7 +224,7 @@ def make(spec: ItemSpec) -> Document:
     task = spec.task.partition("/")[2]
     if spec.split == "train":
         task = KINDS[int(spec.rng.choice(len(KINDS), p=SHARES))]
-        task = "answer" if task == "call" and spec.rng.random() < 0.6 else task
+        task = "answer" if task == "call" and spec.rng.random() < 0.5 else task
     if task == "json":
         return json_extraction.make(spec)
     return _none(spec) if task == "none" else _calls(spec, task)
