@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ def _batch_sizes(group: pq.RowGroupMetaData) -> tuple[int, ...]:
     return (BATCH_ROWS, 1) if small and not delta else (1,)
 
 
-def _group(file: pq.ParquetFile, index: int, first: int) -> Iterator[Row | Lost]:
+def _group(file: pq.ParquetFile, index: int, first: int, columns: Sequence[str] | None = None) -> Iterator[Row | Lost]:
     """Rows of one row group. A batch that fails is read again row by row, so only rows after the damage are lost."""
     group = file.metadata.row_group(index)
     values = max((group.column(i).num_values for i in range(group.num_columns)), default=0)
@@ -124,7 +124,7 @@ def _group(file: pq.ParquetFile, index: int, first: int) -> Iterator[Row | Lost]
     for size in _batch_sizes(group) if values <= MAX_VALUES else ():
         offset, problem = 0, "the row group ends early"
         try:
-            for batch in file.iter_batches(size, row_groups=[index], use_threads=False):
+            for batch in file.iter_batches(size, row_groups=[index], columns=columns, use_threads=False):
                 large = sum(decoded_bytes(column) for column in batch.columns) > MAX_ROW_BYTES
                 for i in range(max(yielded - offset, 0), len(batch)):
                     yield _row(batch, i, first + yielded, large)
@@ -137,10 +137,44 @@ def _group(file: pq.ParquetFile, index: int, first: int) -> Iterator[Row | Lost]
         yield Lost(first + yielded, group.num_rows - yielded, "damaged Parquet", problem)
 
 
-def read_rows(file: Path) -> Iterator[Row | Lost]:
-    """Streams the rows of a Parquet file; rows lost to damage come as :class:`Lost`. Raises ValueError when it does not open."""
+def read_rows(file: Path, columns: Sequence[str] | None = None) -> Iterator[Row | Lost]:
+    """Streams the rows of a Parquet file; rows lost to damage come as :class:`Lost`. Raises ValueError when it does not open.
+
+    ``columns`` are those of a row; None: all.
+    """
     with open_parquet(file) as opened:
         first = 1
         for index in range(opened.metadata.num_row_groups):
-            yield from _group(opened, index, first)
+            yield from _group(opened, index, first, columns)
             first += max(opened.metadata.row_group(index).num_rows, 0)
+
+
+def binary_columns(file: Path) -> tuple[list[str], list[str]]:
+    """The columns of a file without and with bytes in them, such as encoded images."""
+    with open_parquet(file) as opened:
+        fields = list(opened.schema_arrow)
+    return [f.name for f in fields if not _holds_bytes(f.type)], [f.name for f in fields if _holds_bytes(f.type)]
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _holds_bytes(kind.value_type)
+    inner = [kind.field(i).type for i in range(kind.num_fields)]
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or any(map(_holds_bytes, inner))
+
+
+def read_column(file: Path, column: str, rows: frozenset[int]) -> Iterator[tuple[int, Any]]:
+    """The values of one column at these rows, counted from 1, or :class:`Lost`; only their row groups are read, up to the last of them."""
+    with open_parquet(file) as opened:
+        first = 1
+        for index in range(opened.metadata.num_row_groups):
+            end = first + max(opened.metadata.row_group(index).num_rows, 0)
+            left = {row for row in rows if first <= row < end}
+            for row in _group(opened, index, first, [column]) if left else ():
+                numbers = left & set(range(row.number, row.number + (row.count if isinstance(row, Lost) else 1)))
+                for number in sorted(numbers):
+                    yield number, row if isinstance(row, Lost) else row.values[column]
+                left -= numbers
+                if not left:
+                    break
+            first = end

@@ -54,6 +54,15 @@ def gsm8k(folder: Path) -> None:
     jsonl(folder / "train.jsonl", WORD_PROBLEMS)
 
 
+def reasoning(folder: Path) -> None:
+    rows = [
+        {"question": "5+3-2", "worked": "5+3=8 8-2=6 answer 6", "answer": 6, "steps": 2},
+        {"question": "Ann has 9 pens, sells 4. How many?", "worked": "9-4=5 answer 5", "answer": 5, "steps": 1},
+    ]
+    jsonl(folder / "test.jsonl", rows)
+    jsonl(folder / "validation.jsonl", rows[1:])
+
+
 def gsm8k_hub(folder: Path) -> None:
     parquet(folder / "main" / shard("test"), WORD_PROBLEMS[:3])
     parquet(folder / "main" / shard("train"), WORD_PROBLEMS)
@@ -355,5 +364,5 @@ LAYOUTS: dict[str, list[Callable[[Path], None]]] = {
     "gsm8k": [gsm8k, gsm8k_hub], "math": [math, math_hub], "mgsm": [mgsm, mgsm_hub], "mmlu": [mmlu, mmlu_hub],
     "hellaswag": [hellaswag, hellaswag_hub], "xcopa": [xcopa, xcopa_hub], "bbh": [bbh], "humaneval": [human_eval, human_eval_hub],
     "mbpp": [mbpp, mbpp_hub], "drop": [drop, drop_hub], "xquad": [xquad, xquad_hub], "wmt": [wmt, wmt_hub], "flores": [flores],
-    "xlsum": [xlsum, xlsum_hub], "wikilingua": [wikilingua, wikilingua_hub], "ifeval": [ifeval, ifeval_hub],
+    "xlsum": [xlsum, xlsum_hub], "wikilingua": [wikilingua, wikilingua_hub], "ifeval": [ifeval, ifeval_hub], "reasoning": [reasoning],
 }  # fmt: skip

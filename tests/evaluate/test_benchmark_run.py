@@ -93,13 +93,12 @@ def test_mistakes_on_the_command_line(model, data, tmp_path):
 
 def write_result(folder: Path, scores: list[float], name: str = "gsm8k", binary: bool = True) -> None:
     folder.mkdir(exist_ok=True)
+    score = 100 * float(np.mean(scores))
     settings = {
-        "task": name,
-        "metric": "accuracy",
-        "binary": binary,
-        "corpus_metric": None,
-        "protocol": {"kind": "cot", "shots": 8},
-    }
+        "task": name, "family": "text", "metric": "accuracy", "binary": binary, "corpus_metric": None, "items": len(scores),
+        "protocol": {"kind": "cot", "shots": 8, "samples": 8}, "score": score, "interval": [score, score], "chance": 0.0,
+        "truncated": 0, "reported": {}, "model": "m",
+    }  # fmt: skip
     write_json(folder / f"{name}.json", settings)
     rows = [{"id": str(i), "score": score, "answer": "7", "reference": "8"} for i, score in enumerate(scores)]
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -146,7 +145,7 @@ def test_results_that_do_not_belong_together_are_refused(tmp_path):
     write_result(tmp_path / "b", [1.0], "mmlu")
     with pytest.raises(ValueError, match="no task in common"):
         compare(tmp_path / "a", tmp_path / "b")
-    with pytest.raises(ValueError, match="no results here"):
+    with pytest.raises(ValueError, match="no results"):
         compare(tmp_path, tmp_path / "b")
     write_result(tmp_path / "c", [1.0, 0.0])
     (tmp_path / "c" / "gsm8k.jsonl").write_text('{"id": "0", "score": 1.0, "answer": "7", "reference": "other"}\n')

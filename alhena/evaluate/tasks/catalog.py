@@ -5,10 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from alhena.evaluate.tasks import code, hard, instructions, knowledge, languages, mathematics, reading
+from alhena.evaluate.tasks import code, hard, instructions, knowledge, languages, mathematics, reading, reasoning
 from alhena.evaluate.tasks.items import Task
+from alhena.evaluate.tasks.media import (
+    captions,
+    combinations,
+    image_choices,
+    image_generation,
+    image_questions,
+    speech,
+    video_questions,
+)
 
-FAMILIES = (knowledge, mathematics, hard, code, reading, languages, instructions)
+FAMILIES = (
+    knowledge, mathematics, hard, code, reading, languages, instructions, reasoning,
+    image_questions, image_choices, captions, video_questions, image_generation, speech, combinations,
+)  # fmt: skip
 BENCHMARKS = {task.name: task for family in FAMILIES for task in family.TASKS}
 
 

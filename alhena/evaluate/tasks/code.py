@@ -54,7 +54,7 @@ def _function(item: Item, output: str) -> str:
 
 
 HUMAN_EVAL = Task(
-    "humaneval", "text", read_human_eval,
+    "humaneval", "code", read_human_eval,
     Form(
         ask=lambda item: item.question,
         answer=lambda item: item.reference,
@@ -95,7 +95,7 @@ def _mbpp_extract(item: Item, output: str) -> str:
 
 
 MBPP = Task(
-    "mbpp", "text", read_mbpp,
+    "mbpp", "code", read_mbpp,
     Form(
         ask=lambda item: "You are an expert Python programmer, and here is your task: "
         f"{item.question} Your code should pass these tests:\n\n{item.facts['shown']}\n[BEGIN]\n",

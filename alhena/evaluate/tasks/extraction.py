@@ -40,6 +40,33 @@ def after_announcement(output: str) -> str:
     return first_line(output[found.end() :].lstrip(" :*：")) if found else ""
 
 
+_QUOTES = '*_`"“”«»„ '
+
+
+def short_answer(output: str) -> str:
+    """A word or phrase: announced, or the first line; without marks of Markdown, quotes and a period.
+
+    >>> [short_answer(text) for text in ("**Blue.**", "The answer is: \\"blue\\".", "Answer: 12%\\nIt says so.", "")]
+    ['Blue', 'blue', '12%', '']
+    """
+    plain = output.replace("**", "")
+    text = (after_announcement(plain) or first_line(plain)).strip(_QUOTES)
+    return (text if re.search(r"\b\w\.\w\.$", text) else text.rstrip(".")).strip(_QUOTES)
+
+
+_INTRODUCED = re.compile(r"^[^\n:]*\b(?:transcri|translat|caption|says|said)\w*[^\n:]*:\s*", re.IGNORECASE)
+
+
+def spoken_text(output: str) -> str:
+    """A transcript, a translation or a caption as one line, without an introduction ("Here is the transcript:") and quotes.
+
+    >>> spoken_text('Sure! Here is the transcription:\\n\\n"Good morning,\\nAnna."')
+    'Good morning, Anna.'
+    """
+    text = _INTRODUCED.sub("", output.strip(), count=1)
+    return " ".join(text.split()).strip(_QUOTES)
+
+
 def boxed(output: str) -> str:
     r"""The content of the last ``\boxed{…}``, braces balanced.
 

@@ -8,17 +8,20 @@ Task   where items come from, the forms, the metric, the standard protocol, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from alhena.content import Part, Text
 from alhena.evaluate.models.interface import Prompt
+from alhena.evaluate.tasks.media_files import Medium, load
 
 Split = Literal["test", "validation", "shots"]
 # Protocols (alhena/evaluate/protocols.py), and what a log-likelihood of a choice is divided by.
 Kind = Literal["choices", "greedy", "cot", "majority", "routed"]
 Normalization = Literal["none", "tokens", "bytes"]
+# Stands in a question where a medium of the item belongs.
+MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True)
@@ -33,16 +36,54 @@ class Item:
     solution: str = ""
     group: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    # Images, audio or video, before the question.
-    media: tuple[Part, ...] = ()
+    # Images, audio or video: at the marks in the question, those without one before it.
+    media: tuple[Medium | Part, ...] = ()
 
     @property
     def reference(self) -> str:
         return self.references[0]
 
+    def is_same(self, other: Item) -> bool:
+        """Both ask the same, of the same media."""
+        return (self.question, self.facts, self.media) == (other.question, other.facts, other.media)
+
+
+def loaded(items: Sequence[Item]) -> list[Item | str]:
+    """The items with the bytes of their media, or why one of them cannot be read."""
+    parts = load(medium for item in items for medium in item.media if isinstance(medium, Medium))
+
+    def with_media(item: Item) -> Item | str:
+        media = [parts[medium] if isinstance(medium, Medium) else medium for medium in item.media]
+        reasons = [part for part in media if isinstance(part, str)]
+        return (
+            reasons[0] if reasons else replace(item, media=tuple(part for part in media if not isinstance(part, str)))
+        )
+
+    return [with_media(item) for item in items]
+
+
+def interleaved(text: str, media: Sequence[Part]) -> list[Part]:
+    """Media at the marks of a text, in order; where there are more media than marks, the first of them before the text.
+
+    >>> [part.text for part in interleaved(f"See {MARK}!", [Text("(a)"), Text("(b)")])]
+    ['(a)', 'See ', '(b)', '!']
+    """
+    first, *pieces = text.split(MARK, len(media)) if media else [text]
+    before = len(media) - len(pieces)
+    parts: list[Part] = [*media[:before], Text(first)]
+    for part, piece in zip(media[before:], pieces, strict=True):
+        parts += [part, Text(piece)]
+    return parts
+
 
 def no_header(item: Item) -> str:
     return ""
+
+
+def _parts(item: Item) -> list[Part]:
+    """The media of an item that is loaded."""
+    assert not any(isinstance(medium, Medium) for medium in item.media)
+    return [medium for medium in item.media if not isinstance(medium, Medium)]
 
 
 @dataclass(frozen=True)
@@ -59,13 +100,15 @@ class Form:
     stop: tuple[str, ...] = ()
     # Stands before everything.
     header: Callable[[Item], str] = no_header
+    # Names what a generated image shows, where the answer is an image.
+    judge: Callable[[Item, bytes], str] | None = None
 
     def prompt(self, item: Item, shots: Sequence[Item]) -> Prompt:
-        """Header, shots and question as one prompt; adjacent texts are joined."""
+        """Header, shots and question as one prompt; adjacent texts are joined. Media are loaded."""
         parts: list[Part] = [Text(self.header(item))]
         for shot in shots:
-            parts += [*shot.media, Text(f"{self.ask(shot)}{self.answer(shot)}\n\n")]
-        parts += [*item.media, Text(self.ask(item))]
+            parts += interleaved(f"{self.ask(shot)}{self.answer(shot)}\n\n", _parts(shot))
+        parts += interleaved(self.ask(item), _parts(item))
         joined: list[Part] = []
         for part in parts:
             if isinstance(part, Text) and joined and isinstance(joined[-1], Text):
@@ -84,9 +127,13 @@ class Reported:
     protocol: str = ""
 
 
+def one(item: Item) -> float:
+    return 1.0
+
+
 @dataclass(frozen=True)
 class Metric:
-    """A score of each item, from 0 to 1, and of all of them.
+    """A score of each item, 1 for a perfect answer (0 for an error rate), and of all of them.
 
     ``corpus``: the score of a whole set of answers where it is no mean, of references by item and answers, in percent.
     """
@@ -96,6 +143,11 @@ class Metric:
     # Scores are 0 or 1, and McNemar's test applies.
     binary: bool = True
     corpus: Literal["chrF", "BLEU"] | None = None
+    lower_is_better: bool = False
+    # What an item counts in the mean: the length of its reference where a rate is that of all words together.
+    weight: Callable[[Item], float] = one
+    # The score is the mean of those of the groups.
+    by_group: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,6 +155,7 @@ class Task:
     """A benchmark. ``read`` gives the items of a split under the folder of the benchmark, or none where it has no such split."""
 
     name: str
+    # A section of the report card.
     family: str
     read: Callable[[Path, Split], Iterable[Item]]
     direct: Form

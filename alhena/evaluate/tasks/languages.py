@@ -10,7 +10,7 @@ from alhena.evaluate.tasks.extraction import first_line
 from alhena.evaluate.tasks.items import Form, Item, Metric, Reported, Split, Task
 from alhena.evaluate.tasks.sources import Record, all_records, find, has, lines, records
 
-CHRF = Metric("chrF", scores.sentence_chrf, binary=False, corpus="chrF")
+CHRF = Metric("chrF", scores.sentence_chrf, binary=False, corpus="chrF", by_group=True)
 ROUGE = Metric("ROUGE-L", scores.rouge_l, binary=False)
 # Characters of an article that are asked: more would not fit the context of small models with shots.
 MAX_ARTICLE = 6000

@@ -55,7 +55,7 @@ def _number_form(reasoned: bool) -> Form:
 
 
 GSM8K = Task(
-    "gsm8k", "text", read_gsm8k, _number_form(False), ACCURACY, "cot", 8,
+    "gsm8k", "mathematics", read_gsm8k, _number_form(False), ACCURACY, "cot", 8,
     Reported(94.4, 86.5, "Maj1@32"), _number_form(True),
     note="shots are the first 8 problems of the training split; the report's are not published",
 )  # fmt: skip
@@ -104,7 +104,7 @@ def _math_form(reasoned: bool) -> Form:
 
 
 MATH = Task(
-    "math", "text", read_math, _math_form(False), Metric("accuracy", scores.same_expression), "cot", 4,
+    "math", "mathematics", read_math, _math_form(False), Metric("accuracy", scores.same_expression), "cot", 4,
     Reported(53.2, 32.6, "4-shot"), _math_form(True), note="shots are of the training split",
     vote_key=scores.expression_value,
 )  # fmt: skip

@@ -112,9 +112,28 @@ def sentence_chrf(item: Item, answer: str) -> float:
     return _chrf().sentence_score(answer, list(item.references)).score / 100
 
 
+@cache
+def _bleu() -> BLEU:
+    return BLEU(effective_order=True)
+
+
+def sentence_bleu(item: Item, answer: str) -> float:
+    """BLEU of one sentence; that of a corpus is computed over all of them."""
+    return _bleu().sentence_score(answer, list(item.references)).score / 100
+
+
 def corpus_metric(name: str) -> CHRF | BLEU:
     """The corpus-level metric of sacrebleu by its name."""
     return CHRF() if name == "chrF" else BLEU()
+
+
+def corpus_score(name: str, rows: Sequence[tuple[str, str, str]]) -> float:
+    """The score of (answer, reference, group): of each group as a corpus, and the mean of them, in percent."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for answer, reference, group in rows:
+        groups.setdefault(group, []).append((answer, reference))
+    metric = corpus_metric(name)
+    return float(np.mean([metric.corpus_score([a for a, _ in g], [[r for _, r in g]]).score for g in groups.values()]))
 
 
 _LATEX = (

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alhena.evaluate.tasks.media_files import Cell, MediaKind, Medium
 from alhena.model.storage.tensors import regular
-from alhena.parquet import Lost, read_rows
+from alhena.parquet import Lost, binary_columns, read_rows
 from alhena.schema import shown
 
 # Of a file that is held in memory, and of its text after decompression.
@@ -54,11 +55,19 @@ class Record:
             return int(value)
         return int(self._typed(name, int, "an integer"))
 
+    def number_or_text(self, name: str) -> str:
+        """A field that some files have as a number."""
+        return self.text(name) if isinstance(self.values.get(name), str) else str(self.integer(name))
+
     def texts(self, name: str) -> tuple[str, ...]:
         value = self._typed(name, list, "a list of texts")
         if not all(isinstance(item, str) for item in value):
             raise ValueError(f"{self.path}, record {self.number}: field {name!r} must be a list of texts")
         return tuple(value)
+
+    def medium(self, kind: MediaKind, name: str) -> Medium:
+        """The medium in a cell of a Parquet file."""
+        return Medium(kind, self.path.parent, self._typed(name, Cell, f"a column with the bytes of {kind} files"))
 
     def records(self, name: str) -> list[Record]:
         """A list of objects."""
@@ -143,14 +152,15 @@ def _table(path: Path, suffix: str, columns: Sequence[str]) -> Iterator[dict[str
         yield row
 
 
-def records(path: Path, columns: Sequence[str] = ()) -> Iterator[Record]:
-    """The records of a file, by the end of its name. Raises ValueError that names the file and the record that cannot be read."""
-    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+def records(path: Path, columns: Sequence[str] = (), suffix: str = "") -> Iterator[Record]:
+    """The records of a file, by the end of its name or by ``suffix``. Raises ValueError that names the file and the record that cannot be read."""
+    suffix = suffix or (Path(path.stem).suffix if path.suffix == ".gz" else path.suffix)
     if suffix == ".parquet":
-        for row in read_rows(path):
+        read, left = binary_columns(path)
+        for row in read_rows(path, read):
             if isinstance(row, Lost):
                 raise ValueError(f"{path}, row {row.number}: {row.reason} ({row.detail})")
-            yield Record(path, row.number - 1, row.values)
+            yield Record(path, row.number - 1, row.values | {name: Cell(path, row.number, name) for name in left})
         return
     if suffix in (".csv", ".tsv"):
         values: Iterator[Any] = _table(path, suffix, columns)
