@@ -9,7 +9,7 @@ import pytest
 from alhena.content import Audio, Content, Document, Image, Text, Thought, ToolCall, ToolResult, Video
 from alhena.corpus.filters import content_hash, inspect
 from alhena.documents import SCHEMA, from_row, read_documents, size_of, to_row, write_documents
-from alhena.evaluate.report import _part
+from alhena.evaluate.card.examples import pieces_of
 from alhena.serve.gemini.wire.parts import write_part
 from tests.conftest import random_image
 
@@ -76,8 +76,9 @@ def test_curate_hashes_the_media_of_tool_results_and_the_report_shows_every_kind
     assert len({content_hash(inspected) for inspected in (first, *changed)}) == 5
     broken = inspect(Document((Content("tool", (ToolResult("f", {}, (Image(b"x"),)),)),), "d", "s")).reason
     assert broken is not None and broken[0] == "image does not decode"
-    shown = "".join(map(_part, (*turns[0], result)))
-    assert "f{&quot;b&quot;: 2}" in shown and "f{&quot;a&quot;: 1}" in shown and shown.count("<img") == 1
+    shown = [piece for part in (*turns[0], result) for piece in pieces_of(part)]
+    assert [piece.kind for piece in shown] == ["text", "text", "text", "image"]
+    assert [piece.text for piece in shown[:3]] == ["t", 'f{"b": 2}', 'f{"a": 1}']
 
 
 def test_an_answer_with_the_result_of_a_tool_is_not_written():

@@ -1,12 +1,14 @@
-"""Commands that measure models: evaluate, compare."""
+"""Commands that measure models and show what was measured: evaluate, compare, report."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from alhena.cli.arguments import Folder, StageCommand, model_folder
+import tyro
+
+from alhena.cli.arguments import Folder, OptionalFolder, StageCommand, model_folder
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Evaluate(StageCommand):
     def _benchmarks(self, model: Path) -> None:
         from alhena.evaluate.benchmark_run import Options, Run, run_tasks
         from alhena.evaluate.models.engine_model import EngineModel
+        from alhena.evaluate.models.facts import model_facts
         from alhena.evaluate.tasks.catalog import tasks_named
         from alhena.files import content_fingerprint
         from alhena.own_data import run_of
@@ -83,16 +86,17 @@ class Evaluate(StageCommand):
         )  # fmt: skip
         with locked(out):
             identity = f"{content_fingerprint(model)} {'text' if self.text else 'turns'}"
-            run_tasks(Run(EngineModel(Engine.load(model), not self.text), out, identity), tasks, self.data, options)
-        print(f"Results: {out}")
+            run = Run(EngineModel(Engine.load(model), not self.text), out, identity, model_facts(model))
+            run_tasks(run, tasks, self.data, options)
+        print(f"Results: {out}; report card: {out / 'report.html'}")
 
 
 @dataclass(frozen=True)
 class Compare:
     """Compare the results of two models on benchmarks: which differences are beyond chance.
 
-    A and B are folders that `alhena evaluate --tasks` wrote, or one TASK.json each. Items that both answered are compared: McNemar's test
-    where they are right or wrong, a paired bootstrap elsewhere, corrected for the number of tasks.
+    A and B are folders that `alhena evaluate` wrote, or a results.json or TASK.json each, of one model. Items that both answered are
+    compared: McNemar's test where they are right or wrong, a paired bootstrap elsewhere, corrected for the number of tasks.
     """
 
     a: Folder  # results of the first model
@@ -109,3 +113,66 @@ class Compare:
         print_comparison(compared, (str(self.a), str(self.b)))
         if self.json:
             write_json(self.json, [asdict(c) | {"differs": c.differs} for c in compared])
+
+
+@dataclass(frozen=True)
+class Context:
+    """Measure how a model uses its context: key-value retrieval by length and depth as a heat map, and loss by position on long texts.
+
+    A document has ten pairs at a depth of prose and code of Python's standard library, then a question, as in the Gemini 1.0 report. Writes
+    retrieval.json and retrieval.png; with --texts also loss.json and loss.png.
+    """
+
+    folder: OptionalFolder = None  # run folder or model folder; left out: the model of the package
+    name: str | None = None  # name of the model in a run folder; left out: the quantized one, if there is one
+    lengths: tuple[int, ...] = (1024, 2048, 4096, 8192, 16384, 32768)  # tokens of the documents
+    # of the pairs: 0 at the beginning, 1 right before the question
+    depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    items: int = 50  # questions of each length and depth
+    seed: int = 0  # of pairs and filler
+    filler: Path | None = None  # a long text in place of the standard library's
+    texts: tuple[Path, ...] = ()  # long texts, such as books, for the loss by position
+    windows: int = 8  # parts of the texts, each as long as the longest of --lengths
+    out: Path | None = None  # folder for the results; left out: RUN/context/NAME
+
+    def __call__(self) -> None:
+        from alhena.cli.arguments import served_folder
+        from alhena.evaluate.long_context import Grid, Texts, measure
+        from alhena.evaluate.models.engine_model import EngineModel
+        from alhena.own_data import run_of
+        from alhena.serve.engine import Engine
+        from alhena.stages import locked
+
+        grid = Grid(self.lengths, self.depths, self.items, self.seed)
+        model = served_folder(self.folder, self.name)
+        out = self.out or run_of(model) / "context" / model.name
+        with locked(out):
+            measure(EngineModel(Engine.load(model)), grid, Texts(self.texts, self.windows, self.filler), out)
+        print(f"Results: {out}")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write one report card of any number of results: models side by side, by section, with intervals, chance, and the figures of
+    the Gemini 1.0 report for public benchmarks.
+
+    Each of RESULTS is a run folder (all of its evaluations), a folder that `alhena evaluate` wrote, or one file: results.json, a TASK.json,
+    or a map of accuracy by length and depth. NAME=PATH gives its models another name. The first model is the one that others are
+    compared with.
+
+        alhena report runs/starter --out card
+        alhena report mine=runs/mine/report gemma=runs/gemma/benchmarks/270m --out card
+
+    Writes report.html (with examples and the history of the runs), report.png, report.md and report.json.
+    """
+
+    results: Annotated[tuple[str, ...], tyro.conf.Positional]  # run folders, folders or files of results
+    out: Path  # folder of the card
+
+    def __call__(self) -> None:
+        from alhena.evaluate.card.write import write_card
+
+        card = write_card(self.results, self.out)
+        print(
+            f"{len(card.rows)} rows, {len(card.models)} models: {self.out / 'report.html'}, report.png, report.md, report.json"
+        )

@@ -1,4 +1,4 @@
-"""Answers of models to the questions of a split: greedy, in batches, with token limits derived from the references.
+"""Answers of models to the questions of a split: greedy, in the slots of the engine, with token limits derived from the references.
 
 A document that cannot be asked (a medium that does not decode, a prompt that is too long) is counted with its reason and skipped.
 """
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rich.progress import TaskID
 
+from alhena.batch import Example
 from alhena.content import Document, Image, Text, Thought, ToolCall, call_text
 from alhena.evaluate.results import AnsweredQuestion, AnswerSet
 from alhena.evaluate.tasks.starter import predicted_answer, reference, task_of
@@ -25,7 +26,8 @@ from alhena.tokens.gemma_encoder import thinks
 from alhena.tokens.images import code_grid
 from alhena.tokens.own_tools import declared_tools
 
-BATCH_SIZE = 32
+# Questions that are encoded and wait in the engine at a time.
+AT_ONCE = 512
 # Limit of an answer in tokens: the longest reference of its task times FACTOR, plus MARGIN; at least MIN_TOKENS.
 MIN_TOKENS, FACTOR, MARGIN = 32, 1.5, 8
 
@@ -62,28 +64,31 @@ def answer_limits(encoder: AnyEncoder, documents: Sequence[Document]) -> dict[st
     return limits
 
 
-def _sampling(document: Document, seed: int, limits: Mapping[str, int]) -> Sampling:
+def sampling_of(document: Document, seed: int, limits: Mapping[str, int]) -> Sampling:
     """Greedy; image generation uses classifier-free guidance."""
     has_image = any(isinstance(part, Image) for part in document.contents[-1].parts)
     return Sampling(max_tokens=limits[task_of(document)], seed=seed, guidance=IMAGE_GUIDANCE if has_image else 1.0)
 
 
-def _prompt(engine: Engine, document: Document) -> Prompt:
+def prompt_of(engine: Engine, document: Document) -> Prompt:
     """The turns before the answer, with the tools that the document declares; thinking where its answer has a thought."""
     thinking = engine.encoder.thinks and thinks(document.contents)
     return Prompt(document.contents[:-1], tuple(declared_tools(document)), thinking)
 
 
-def _generate(engine: Engine, documents: Sequence[Document], samplings: Sequence[Sampling]) -> list[Answer | str]:
-    """The answer to each question, or the error message. A batch that fails is bisected until the bad document is isolated."""
+def _or_reason(engine: Engine, document: Document, sampling: Sampling) -> Example | str:
+    """The encoded prompt of a question, or why it cannot be asked."""
     try:
-        return list(engine.generate([_prompt(engine, document) for document in documents], samplings))
+        return engine.encode(prompt_of(engine, document), sampling)
     except ValueError as error:
-        if len(documents) == 1:
-            return [str(error)]
-        half = len(documents) // 2
-        first = _generate(engine, documents[:half], samplings[:half])
-        return first + _generate(engine, documents[half:], samplings[half:])
+        return str(error)
+
+
+def _answer(item: Answer | Exception) -> Answer | str:
+    """An answer, or why there is none. Raises what is no fault of the question."""
+    if isinstance(item, Exception) and not isinstance(item, ValueError):
+        raise item
+    return item if isinstance(item, Answer) else str(item)
 
 
 def generate_answers(
@@ -91,18 +96,22 @@ def generate_answers(
 ) -> list[Answer | str]:
     """Greedy answers in the order of the documents; an error message where a question cannot be asked.
 
-    Batches hold documents of one task where possible, whose prompts are of similar length. ``advance`` is called with the number of
-    documents answered since its last call.
+    Questions of one task follow each other, those with long answers last. ``advance`` is called with the number of documents answered
+    since its last call.
     """
     limits = answer_limits(engine.encoder, documents)
     tasks = [task_of(document) for document in documents]
     order = sorted(range(len(documents)), key=lambda i: (limits[tasks[i]] > OUTPUTS[0], tasks[i]))
     out: dict[int, Answer | str] = {}
-    for start in range(0, len(order), BATCH_SIZE):
-        batch = order[start : start + BATCH_SIZE]
-        samplings = [_sampling(documents[i], i, limits) for i in batch]
-        out |= zip(batch, _generate(engine, [documents[i] for i in batch], samplings), strict=True)
-        advance(len(batch))
+    for start in range(0, len(order), AT_ONCE):
+        part = order[start : start + AT_ONCE]
+        samplings = {i: sampling_of(documents[i], i, limits) for i in part}
+        encoded = {i: _or_reason(engine, documents[i], samplings[i]) for i in part}
+        out |= {i: reason for i, reason in encoded.items() if isinstance(reason, str)}
+        valid = {i: (example, samplings[i]) for i, example in encoded.items() if not isinstance(example, str)}
+        advance(len(part) - len(valid))
+        answers = engine.answers([*valid.values()], advance)
+        out |= {i: _answer(item) for i, item in zip(valid, answers, strict=True)}
     return [out[i] for i in range(len(documents))]
 
 

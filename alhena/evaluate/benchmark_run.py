@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,13 +20,18 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from alhena.evaluate.card.examples import MAX_ANSWER, Example, ShownAnswer, chosen, image_url, lines, pieces_of, short
+from alhena.evaluate.card.history import add_to_history
+from alhena.evaluate.card.sources import origin_of, read_source
+from alhena.evaluate.card.write import write_card
 from alhena.evaluate.contamination import Contamination, contamination
+from alhena.evaluate.measure import Measure, Scored, interval_of, score_of
+from alhena.evaluate.models.facts import ModelFacts
 from alhena.evaluate.models.interface import LanguageModel
-from alhena.evaluate.protocols import Asked, Outcome, Protocol, Result, run
+from alhena.evaluate.protocols import Asked, Outcome, Protocol, Result, outcome_of, run
+from alhena.evaluate.results import row_key
 from alhena.evaluate.routing_figure import plot_routing
-from alhena.evaluate.statistics import bootstrap, wilson
-from alhena.evaluate.tasks.items import Item, Kind, Split, Task
-from alhena.evaluate.tasks.scores import corpus_metric
+from alhena.evaluate.tasks.items import Item, Kind, Metric, Split, Task, loaded
 from alhena.files import content_fingerprint, fingerprint, read_json, write_atomically, write_json
 from alhena.progress import progress_bar
 
@@ -89,32 +95,27 @@ def chance_level(task: Task, items: Sequence[Item], kind: Kind) -> float:
         return 100 * task.chance
     if kind == "choices" or all(item.choices for item in items):
         return 100 * float(np.mean([1 / len(item.choices) for item in items]))
-    references = [item.reference for item in items]
-    common = sorted(set(references), key=lambda text: (-references.count(text), text))[:CONSTANTS]
-    return 100 * max(float(np.mean([task.metric.score(item, answer) for item in items])) for answer in common)
+    counts = Counter(item.reference for item in items)
+    common = sorted(counts, key=lambda text: (-counts[text], text))[:CONSTANTS]
+    measure, best = measure_of(task.metric), min if task.metric.lower_is_better else max
+    return best(score_of(measure, scored([outcome_of(task, item, answer) for item in items])) for answer in common)
 
 
-def score_of(task: Task, outcomes: Sequence[Outcome], seed: int) -> tuple[float, tuple[float, float]]:
-    """The score of a task and its 95 % interval, in percent."""
-    scores = [outcome.score for outcome in outcomes]
-    mean = float(np.mean(scores))
-    if task.metric.corpus:
-        answers, references = [o.answer for o in outcomes], [[o.reference for o in outcomes]]
-        # The intervals are those of the mean of sentences, around the score of the corpus.
-        low, high = bootstrap(scores, seed)
-        score = corpus_metric(task.metric.corpus).corpus_score(answers, references).score
-        return score, (score + 100 * (low - mean), score + 100 * (high - mean))
-    low, high = wilson(mean, len(scores)) if task.metric.binary else bootstrap(scores, seed)
-    return 100 * mean, (100 * low, 100 * high)
+def measure_of(metric: Metric) -> Measure:
+    return Measure(metric.name, metric.lower_is_better, metric.binary, metric.corpus, metric.by_group)
 
 
-def _by_group(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
-    groups: dict[str, list[float]] = {}
-    for outcome in outcomes:
-        groups.setdefault(outcome.group, []).append(outcome.score)
+def scored(outcomes: Sequence[Outcome]) -> list[Scored]:
+    return [Scored(o.id, o.score, o.weight, o.answer, o.reference, o.group) for o in outcomes]
+
+
+def _by_group(measure: Measure, outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
+    groups: dict[str, list[Scored]] = {}
+    for outcome in scored(outcomes):
+        groups.setdefault(outcome.group, []).append(outcome)
     return {
-        name: {"items": len(scores), "score": round(100 * float(np.mean(scores)), 2)}
-        for name, scores in sorted(groups.items())
+        name: {"items": len(of_group), "score": round(score_of(measure, of_group), 2)}
+        for name, of_group in sorted(groups.items())
         if name
     }
 
@@ -122,7 +123,9 @@ def _by_group(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
 def task_result(task: Task, p: Protocol, result: Result, held: Contamination | None) -> dict[str, Any]:
     """The content of TASK.json but for what is known of the run."""
     outcomes = result.outcomes
-    score, (low, high) = score_of(task, outcomes, p.seed)
+    measure = measure_of(task.metric)
+    score = score_of(measure, scored(outcomes))
+    low, high = interval_of(measure, scored(outcomes), p.seed) or (score, score)
     reasons: dict[str, int] = {}
     for outcome in outcomes:
         if outcome.reason:
@@ -133,6 +136,8 @@ def task_result(task: Task, p: Protocol, result: Result, held: Contamination | N
         "metric": task.metric.name,
         "binary": task.metric.binary,
         "corpus_metric": task.metric.corpus,
+        "lower_is_better": task.metric.lower_is_better,
+        "by_group": task.metric.by_group,
         "protocol": asdict(p),
         "items": len(outcomes),
         "score": round(score, 2),
@@ -140,7 +145,7 @@ def task_result(task: Task, p: Protocol, result: Result, held: Contamination | N
         "without_answer": sum(not outcome.answer for outcome in outcomes),
         "truncated": sum(outcome.truncated for outcome in outcomes),
         "not_asked": reasons,
-        "groups": _by_group(outcomes),
+        "groups": _by_group(measure, outcomes),
         "reported": asdict(task.reported),
         "note": task.note,
         **result.facts,
@@ -151,9 +156,31 @@ def task_result(task: Task, p: Protocol, result: Result, held: Contamination | N
 
 
 def outcome_lines(outcomes: Sequence[Outcome], held: Contamination | None) -> str:
-    """The content of TASK.jsonl."""
+    """The content of TASK.jsonl; generated images are in the examples."""
     lines = [asdict(o) | ({"held": o.id in held.held} if held else {}) for o in outcomes]
+    for line in lines:
+        del line["image"]
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def task_examples(asked: Asked, outcomes: Sequence[Outcome], model: str) -> str:
+    """The content of TASK.examples.jsonl: questions without their shots, and what was answered."""
+    task, items = asked.task, {item.id: item for item in asked.items}
+    key = row_key(task.family, task.name, task.metric.name)
+    by_id = {outcome.id: outcome for outcome in outcomes}
+    examples = []
+    ids = chosen([scored(outcomes)], task.metric.lower_is_better)
+    for item, with_media in zip([items[id] for id in ids], loaded([items[id] for id in ids]), strict=True):
+        outcome = by_id[item.id]
+        # Media that cannot be read are left out: the answer has the reason.
+        parts = task.direct.prompt(replace(item, media=()) if isinstance(with_media, str) else with_media, [])
+        prompt = [piece for part in parts for piece in pieces_of(part)]
+        answer = ShownAnswer(
+            short(outcome.output or outcome.answer or f"({outcome.reason or 'no answer'})", MAX_ANSWER),
+            image_url(outcome.image, "image/png") if outcome.image else "",
+        )
+        examples.append(Example(item.id, (key,), tuple(prompt), short(item.reference, MAX_ANSWER), {model: answer}))
+    return lines(examples)
 
 
 def run_task(model: LanguageModel, task: Task, folder: Path, out: Path, options: Options) -> dict[str, Any]:
@@ -172,6 +199,7 @@ def run_task(model: LanguageModel, task: Task, folder: Path, out: Path, options:
         "items_per_second": round(len(test.items) / max(seconds, 1e-9), 3),
     }
     write_atomically(out / f"{task.name}.jsonl", outcome_lines(result.outcomes, held))
+    write_atomically(out / f"{task.name}.examples.jsonl", task_examples(test, result.outcomes, model.name))
     if "by_k" in facts:
         plot_routing(facts, out / f"{task.name}.png")
     return facts
@@ -184,6 +212,7 @@ class Run:
     model: LanguageModel
     out: Path
     identity: str
+    facts: ModelFacts = ModelFacts()
 
 
 def run_tasks(r: Run, tasks: Sequence[Task], data: Path, options: Options) -> list[dict[str, Any]]:
@@ -200,10 +229,12 @@ def run_tasks(r: Run, tasks: Sequence[Task], data: Path, options: Options) -> li
             Console().print(f"{task.name}: measured before, skipped ({path})", highlight=False)
             results.append(known)
             continue
-        facts = run_task(r.model, task, folder, r.out, options) | {"fingerprint": settings}
-        write_json(path, facts)
+        facts = run_task(r.model, task, folder, r.out, options)
+        write_json(path, facts | {"model_facts": asdict(r.facts), "fingerprint": settings})
         results.append(facts)
+        add_to_history(origin_of(r.out), read_source(path).rows)
     print_results(results)
+    write_card([r.out], r.out)
     return results
 
 

@@ -6,20 +6,18 @@ are corrected together (Holm 1979), so that of twenty tasks without a difference
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from alhena.evaluate.statistics import holm, mcnemar, paired_bootstrap
-from alhena.evaluate.tasks.scores import corpus_metric
-from alhena.files import read_json, read_lines
-
-LEVEL = 0.05
+from alhena.evaluate.card.card import LEVEL
+from alhena.evaluate.card.write import read_sources
+from alhena.evaluate.measure import paired
+from alhena.evaluate.results import ReportRow
+from alhena.evaluate.statistics import holm
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,9 @@ class Compared:
     interval: tuple[float, float]
     p: float
     test: str
-    # Settings that differ.
+    # Whether b is.
+    better: bool
+    # The protocols of both, where they differ.
     unlike: tuple[str, ...] = ()
 
     @property
@@ -45,74 +45,53 @@ class Compared:
         return self.p < LEVEL
 
 
-def _tasks(folder: Path) -> dict[str, Path]:
-    """The results of a folder, or the one of a file, by task."""
-    paths = [folder.with_suffix(".json")] if folder.is_file() else sorted(folder.glob("*.json"))
-    found = {path.stem: path for path in paths if path.with_suffix(".jsonl").exists() and path.exists()}
-    if not found:
+def _rows(path: Path) -> dict[str, ReportRow]:
+    """The rows of one model at a path, by name. Raises ValueError when there are several models, or none has items."""
+    sources = read_sources([path])
+    rows = [row for source in sources for row in source.rows if row.scored]
+    models = list(dict.fromkeys(model for row in rows for model in row.scores))
+    if not rows:
+        raise ValueError(f"{path}: no results of items here; `alhena evaluate` writes them")
+    if len(models) > 1:
         raise ValueError(
-            f"{folder}: no results here (TASK.json with TASK.jsonl); `alhena evaluate --tasks` writes them"
+            f"{path} has {', '.join(models)}: two models are compared (`alhena report` shows any number side by side)"
         )
-    return found
+    by_key: dict[str, ReportRow] = {}
+    for row in rows:
+        by_key.setdefault(row.key, row)
+    return by_key
 
 
-def _outcomes(path: Path) -> dict[str, dict[str, Any]]:
-    lines = read_lines(path.with_suffix(".jsonl"), id=str, score=float, answer=str, reference=str)
-    return {line["id"]: line for line in lines}
-
-
-def _corpus_test(
-    name: str, a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]
-) -> tuple[float, float, float]:
-    """Scores of both models and the p-value of sacrebleu's paired bootstrap."""
-    from sacrebleu.significance import PairedTest
-
-    systems: list[tuple[str, Sequence[str]]] = [("a", [o["answer"] for o in a]), ("b", [o["answer"] for o in b])]
-    references = [[o["reference"] for o in a]]
-    _, results = PairedTest(systems, {name: corpus_metric(name)}, references, test_type="bs", n_samples=1000)()
-    first, second = next(values for key, values in results.items() if key != "System")
-    assert not isinstance(first, str) and not isinstance(second, str)
-    return first.score, second.score, 1.0 if second.p_value is None else float(second.p_value)
-
-
-def compare_task(path_a: Path, path_b: Path) -> Compared:
-    """One task of two results, uncorrected."""
-    settings = [read_json(path, task=str, metric=str, binary=bool, protocol=dict) for path in (path_a, path_b)]
-    of_a, of_b = _outcomes(path_a), _outcomes(path_b)
+def compare_row(a: ReportRow, b: ReportRow) -> Compared:
+    """One row of two results, uncorrected."""
+    (of_a,), (of_b,) = (
+        ({s.id: s for s in items} for items in a.scored.values()),
+        ({s.id: s for s in items} for items in b.scored.values()),
+    )
     common = [id for id in of_a if id in of_b]
     if not common:
-        raise ValueError(f"{path_a} and {path_b} have no item in common: measure both with the same --limit and --seed")
-    if changed := [id for id in common if of_a[id]["reference"] != of_b[id]["reference"]]:
-        raise ValueError(
-            f"{path_a} and {path_b}: item {changed[0]} has two references: they were measured on other data"
-        )
-    rows_a, rows_b = ([of[id] for id in common] for of in (of_a, of_b))
-    scores_a, scores_b = ([row["score"] for row in rows] for rows in (rows_a, rows_b))
-    d = paired_bootstrap(scores_a, scores_b)
-    a, b, p, test = 100 * float(np.mean(scores_a)), 100 * float(np.mean(scores_b)), d.p, "paired bootstrap"
-    if corpus := settings[0].get("corpus_metric"):
-        a, b, p = _corpus_test(corpus, rows_a, rows_b)
-    elif settings[0]["binary"]:
-        p, test = mcnemar(scores_a, scores_b), "McNemar"
-    unlike = tuple(
-        name for name, value in settings[0]["protocol"].items() if settings[1]["protocol"].get(name) != value
-    )
-    rounded = [round(100 * value, 2) for value in (d.mean, d.low, d.high)]
+        raise ValueError(f"{a.name}: the results have no item in common: measure both with the same --limit and --seed")
+    if changed := [id for id in common if of_a[id].reference != of_b[id].reference]:
+        raise ValueError(f"{a.name}: item {changed[0]} has two references: the results were measured on other data")
+    d = paired(a.measure, [of_a[id] for id in common], [of_b[id] for id in common])
+    better = d.b < d.a if a.lower_is_better else d.b > d.a
     return Compared(
-        settings[0]["task"], settings[0]["metric"], len(common), len(of_a) + len(of_b) - 2 * len(common),
-        round(a, 2), round(b, 2), rounded[0], (rounded[1], rounded[2]), p, test, unlike,
+        a.name, a.metric, len(common), len(of_a) + len(of_b) - 2 * len(common),
+        round(d.a, 2), round(d.b, 2), round(d.difference, 2), (round(d.low, 2), round(d.high, 2)), d.p, d.test, better,
+        () if a.protocol == b.protocol else (a.protocol, b.protocol),
     )  # fmt: skip
 
 
 def compare(a: Path, b: Path) -> list[Compared]:
-    """All tasks that both results have, with corrected p-values. Raises ValueError when they have none in common."""
-    of_a, of_b = _tasks(a), _tasks(b)
-    common = [name for name in of_a if name in of_b]
+    """All rows that both results have, with corrected p-values. Raises ValueError when they have none in common."""
+    of_a, of_b = _rows(a), _rows(b)
+    common = [key for key in of_a if key in of_b]
     if not common:
-        raise ValueError(f"{a} has {', '.join(of_a)}, {b} has {', '.join(of_b)}: no task in common")
-    compared = [compare_task(of_a[name], of_b[name]) for name in common]
+        names = [", ".join(dict.fromkeys(row.name for row in rows.values())) for rows in (of_a, of_b)]
+        raise ValueError(f"{a} has {names[0]}, {b} has {names[1]}: no task in common")
+    compared = [compare_row(of_a[key], of_b[key]) for key in common]
     corrected = holm([c.p for c in compared])
-    return [Compared(**(asdict(c) | {"p": float(f"{p:.3g}")})) for c, p in zip(compared, corrected, strict=True)]
+    return [replace(c, p=float(f"{p:.3g}")) for c, p in zip(compared, corrected, strict=True)]
 
 
 def print_comparison(compared: Sequence[Compared], names: tuple[str, str]) -> None:
@@ -121,7 +100,7 @@ def print_comparison(compared: Sequence[Compared], names: tuple[str, str]) -> No
     for column in ("task", "items", "a", "b", "difference [95 %]", "p", ""):
         table.add_column(column, justify="left" if column in ("task", "") else "right")
     for c in compared:
-        verdict = ("b is better" if c.b > c.a else "a is better") if c.differs else "within chance"
+        verdict = ("b is better" if c.better else "a is better") if c.differs else "within chance"
         low, high = c.interval
         table.add_row(
             f"{c.task}\n[dim]{c.metric}, {c.test}[/dim]", str(c.items), f"{c.a:.1f}", f"{c.b:.1f}",
@@ -132,7 +111,7 @@ def print_comparison(compared: Sequence[Compared], names: tuple[str, str]) -> No
         if c.left_out:
             console.print(f"{c.task}: {c.left_out} items that only one of them answered are left out", style="yellow")
         if c.unlike:
-            console.print(f"{c.task}: measured with other settings ({', '.join(c.unlike)})", style="yellow")
+            console.print(f"{c.task}: asked in two ways ({'; '.join(c.unlike)})", style="yellow")
     better = [c.task for c in compared if c.differs]
     console.print(
         f"Beyond chance at {LEVEL:.0%}, corrected for {len(compared)} tasks: {', '.join(better) or 'nothing'}"

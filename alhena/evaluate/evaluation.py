@@ -1,12 +1,13 @@
-"""The evaluate stage: one or more models answer the test split, and the report is written.
+"""The evaluate stage: one or more models answer the test split, and the report card is written.
 
-test documents ─ prompts ─ Engine ─ answers ─ metrics and judges ─► results.json, answers.jsonl, report.html, report.png
+test documents ─ prompts ─ Engine ─ answers ─ metrics and judges ─► results.json, answers.jsonl, examples.jsonl ─► the card
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,42 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from alhena.content import Document, Text
+from alhena.content import Document, text_of
 from alhena.documents import read_documents
 from alhena.evaluate import metrics
 from alhena.evaluate.answers import answer_questions
+from alhena.evaluate.card.examples import example_lines
+from alhena.evaluate.card.history import add_to_history
+from alhena.evaluate.card.sources import ANSWERS, EXAMPLES, RESULTS, origin_of
+from alhena.evaluate.card.write import write_card
 from alhena.evaluate.judges import digit_judge
-from alhena.evaluate.report import formatted, write_report
-from alhena.evaluate.results import AnsweredQuestion, Evaluation, ReportRow
-from alhena.evaluate.scoring import bits_per_byte
-from alhena.evaluate.tasks.starter import BITS_PER_BYTE, TASK_METRICS, TaskMetric, chance_level
+from alhena.evaluate.measure import BITS_PER_BYTE, Measure, Scored, interval_of, score_of
+from alhena.evaluate.models.facts import model_facts
+from alhena.evaluate.results import SECTIONS, AnsweredQuestion, Evaluation, ReportRow
+from alhena.evaluate.scoring import TextLoss, text_losses
+from alhena.evaluate.tasks.starter import TASK_METRICS, TaskMetric, chance_level
 from alhena.files import write_atomically, write_json
-from alhena.model.storage.weights import WEIGHTS, read_config
 from alhena.serve.engine import Engine
 
 NOT_ABOVE_CHANCE = "✗"
+
+
+def _row(head: tuple[str, str], measure: Measure, scored: Mapping[str, Sequence[Scored]], chance: float) -> ReportRow:
+    """A row of section and name, with intervals; scores are those of the scored items."""
+    digits = 3 if measure.name == BITS_PER_BYTE else 2
+    intervals = {model: interval_of(measure, items) for model, items in scored.items()}
+    return ReportRow(
+        *head,
+        metric=measure.name,
+        lower_is_better=measure.lower_is_better,
+        items=len(next(iter(scored.values()))),
+        chance=round(chance, digits),
+        scores={model: round(score_of(measure, items), digits) for model, items in scored.items()},
+        intervals={m: (round(i[0], digits), round(i[1], digits)) for m, i in intervals.items() if i},
+        binary=measure.binary,
+        corpus=measure.corpus,
+        scored=scored,
+    )
 
 
 def answer_row(task: TaskMetric, answered: Sequence[AnsweredQuestion]) -> ReportRow | None:
@@ -35,48 +58,63 @@ def answer_row(task: TaskMetric, answered: Sequence[AnsweredQuestion]) -> Report
     questions = [question for question in answered if task.selects(question.document)]
     if not questions:
         return None
-    references = [question.reference for question in questions]
-    answers = {name: [question.answers[name] for question in questions] for name in questions[0].answers}
-    interval = metrics.confidence_interval(task.metric, references, next(iter(answers.values())))
-    return ReportRow(
-        group=task.group,
-        name=task.name,
-        metric=task.metric_name,
-        lower_is_better=task.lower_is_better,
-        items=len(questions),
-        chance=round(chance_level(task, [question.document for question in questions], references), 2),
-        scores={name: round(task.metric(references, predicted), 2) for name, predicted in answers.items()},
-        interval=interval if interval is None else round(interval, 1),
-        truncated={name: sum(name in question.truncated for question in questions) for name in answers},
-    )
+    references, models = [question.reference for question in questions], questions[0].answers
+    scored = {
+        model: [
+            Scored(q.document.id, *metrics.item_score(task.metric, q.reference, q.answers[model]), q.answers[model], q.reference)
+            for q in questions
+        ]
+        for model in models
+    }  # fmt: skip
+    chance = chance_level(task, [question.document for question in questions], references)
+    truncated = {name: sum(name in question.truncated for question in questions) for name in models}
+    return replace(_row((task.section, task.name), task.measure, scored, chance), truncated=truncated)
 
 
-def text_row(name: str, engines: Mapping[str, Engine], documents: Sequence[Document]) -> ReportRow | None:
-    """Bits per byte of held-out running text; the chance level is the entropy of single bytes. None without documents."""
-    if not documents:
-        return None
-    texts = [part.text for document in documents for part in document.parts if isinstance(part, Text)]
-    chance = round(metrics.byte_entropy(texts), 3)
-    scores = {model: round(bits_per_byte(engine, documents), 3) for model, engine in engines.items()}
-    return ReportRow("text", name, BITS_PER_BYTE, True, len(documents), chance, scores, None)
+def text_row(
+    head: tuple[str, str], documents: Sequence[Document], losses: Mapping[str, Sequence[TextLoss]]
+) -> ReportRow:
+    """Bits per byte of running texts, whose losses by model are given; the chance level is the entropy of single bytes."""
+    chance = metrics.byte_entropy([text_of(document.contents) for document in documents])
+    scored = {
+        model: [Scored(d.id, loss.bits_per_byte, loss.size) for d, loss in zip(documents, of_model, strict=True)]
+        for model, of_model in losses.items()
+    }
+    return _row(head, Measure(BITS_PER_BYTE, True), scored, chance)
+
+
+def with_unique_ids(documents: Sequence[Document]) -> list[Document]:
+    """The documents, those with the id of an earlier one with another id."""
+    seen, out = Counter[str](), []
+    for document in documents:
+        seen[document.id] += 1
+        count = seen[document.id]
+        out.append(document if count == 1 else replace(document, id=f"{document.id}#{count}"))
+    return out
 
 
 def evaluate(engines: Mapping[str, Engine], documents: Sequence[Document]) -> Evaluation:
     """All rows of the report that the documents have items for, and the answers."""
-    texts = {name: [d for d in documents if d.facts.get("task") == name] for name in ("text", "code")}
-    rows = [text_row(f"held-out {name}", engines, group) for name, group in texts.items()]
+    documents, rows = with_unique_ids(documents), list[ReportRow]()
+    for name in ("text", "code"):
+        if texts := [d for d in documents if d.facts.get("task") == name]:
+            losses = {model: text_losses(engine, texts) for model, engine in engines.items()}
+            rows.append(text_row((name, f"held-out {name}"), texts, losses))
     answers = answer_questions(engines, documents)
-    rows += [answer_row(task, answers.questions) for task in TASK_METRICS]
-    return Evaluation([row for row in rows if row is not None], answers)
+    rows += [row for task in TASK_METRICS if (row := answer_row(task, answers.questions))]
+    return Evaluation(sorted(rows, key=lambda row: SECTIONS.index(row.section)), answers)
 
 
 def _cells(row: ReportRow) -> list[str]:
-    scores = [formatted(row, value) for value in row.scores.values()]
-    interval = "–" if row.interval is None else f"{row.interval:.1f}"
+    cells = []
+    for model, score in row.scores.items():
+        low, high = row.intervals.get(model, (score, score))
+        cells.append(
+            f"{row.shown(score)}\n[dim]{row.shown(low)}–{row.shown(high)}[/dim]" if high > low else row.shown(score)
+        )
     truncated = max(row.truncated.values(), default=0)
     notes = [NOT_ABOVE_CHANCE] * (not row.above_chance) + [f"{truncated} truncated"] * (truncated > 0)
-    chance = formatted(row, row.chance)
-    return [f"{row.name}\n[dim]{row.metric}[/dim]", str(row.items), chance, *scores, interval, "\n".join(notes)]
+    return [f"{row.name}\n[dim]{row.metric}[/dim]", str(row.items), row.shown(row.chance), *cells, "\n".join(notes)]
 
 
 def print_report(rows: Sequence[ReportRow], skipped: Mapping[str, int], title: str = "Report card") -> None:
@@ -85,12 +123,12 @@ def print_report(rows: Sequence[ReportRow], skipped: Mapping[str, int], title: s
     if rows:
         table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("capability, metric", overflow="fold")
-        for column in ("items", "chance", *rows[0].scores, "± 95 %"):
+        for column in ("items", "chance", *rows[0].scores):
             table.add_column(column, justify="right", no_wrap=True)
         table.add_column("")
         for i, row in enumerate(rows):
-            last_of_group = i + 1 == len(rows) or rows[i + 1].group != row.group
-            table.add_row(*_cells(row), style=None if row.above_chance else "red", end_section=last_of_group)
+            last_of_section = i + 1 == len(rows) or rows[i + 1].section != row.section
+            table.add_row(*_cells(row), style=None if row.above_chance else "red", end_section=last_of_section)
         if not all(row.above_chance for row in rows):
             table.caption = f"{NOT_ABOVE_CHANCE} not above chance"
         console.print(table)
@@ -98,29 +136,36 @@ def print_report(rows: Sequence[ReportRow], skipped: Mapping[str, int], title: s
         console.print(f"not measured: {count:,} × {reason}", style="yellow", markup=False)
 
 
+def write_results(evaluation: Evaluation, folders: Mapping[str, Path], facts: Mapping[str, Any], out: Path) -> None:
+    """Writes results.json, answers.jsonl and examples.jsonl, adds the rows to the history of the run, and writes the report card.
+
+    Without rows there is neither history nor card.
+    """
+    models = [{"name": name} | asdict(model_facts(folder)) for name, folder in folders.items()]
+    skipped = dict(evaluation.answers.skipped)
+    rows = [row.to_json() for row in evaluation.rows]
+    write_json(out / RESULTS, {"models": models, "rows": rows, "skipped": skipped, **facts})
+    write_atomically(out / ANSWERS, evaluation.to_json_lines())
+    write_atomically(out / EXAMPLES, example_lines(evaluation))
+    if evaluation.rows:
+        add_to_history(origin_of(out), evaluation.rows)
+        write_card([out], out)
+
+
 def evaluate_models(test: Path, models: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    """Evaluates models on a split; writes results.json, answers.jsonl, report.html and report.png to ``out``.
+    """Evaluates models on a split; writes the files of :func:`write_results` to ``out``.
 
     ``models`` maps names to model folders; all answer the same questions. Returns the number of rows, of rows above chance, and of
     skipped questions. Raises ValueError when no row has an item in the split.
     """
     engines = {name: Engine.load(folder) for name, folder in models.items()}
     evaluation = evaluate(engines, list(read_documents(test)))
-    rows, answers = evaluation.rows, evaluation.answers
+    rows, skipped = evaluation.rows, evaluation.answers.skipped
     if not rows:
         raise ValueError(
             f"{test}: no document belongs to a task of the report; evaluate it with alhena evaluate --data {test}"
         )
-    results = {
-        "model": read_config(next(iter(models.values())))[1],
-        "bytes": {name: (folder / WEIGHTS).stat().st_size for name, folder in models.items()},
-        "digit_judge_accuracy": round(digit_judge()[1], 1),
-        "rows": [asdict(row) for row in rows],
-        "skipped": answers.skipped,
-    }
-    write_json(out / "results.json", results)
-    write_atomically(out / "answers.jsonl", answers.to_json_lines())
-    write_report(evaluation, results, out)
-    print_report(rows, answers.skipped)
+    write_results(evaluation, models, {"digit_judge_accuracy": round(digit_judge()[1], 1)}, out)
+    print_report(rows, skipped)
     above = sum(row.above_chance for row in rows)
-    return {"rows": len(rows), "above_chance": above, "skipped": sum(answers.skipped.values())}
+    return {"rows": len(rows), "above_chance": above, "skipped": sum(skipped.values())}

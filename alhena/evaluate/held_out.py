@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,15 @@ from alhena.content import Document, Text, text_of
 from alhena.documents import read_documents
 from alhena.evaluate import metrics
 from alhena.evaluate.answers import answer_questions, is_question
-from alhena.evaluate.evaluation import answer_row, print_report
-from alhena.evaluate.results import AnsweredQuestion, ReportRow
-from alhena.evaluate.scoring import text_nats
-from alhena.evaluate.tasks.starter import BITS_PER_BYTE, CER, EXACT, WER, TaskMetric, reference, task_of
-from alhena.files import write_atomically, write_json
+from alhena.evaluate.card.sources import RESULTS
+from alhena.evaluate.evaluation import answer_row, print_report, text_row, with_unique_ids, write_results
+from alhena.evaluate.results import AnsweredQuestion, AnswerSet, Evaluation, ReportRow
+from alhena.evaluate.scoring import TextLoss, text_losses
+from alhena.evaluate.tasks.starter import CER, EXACT, WER, TaskMetric, reference, task_of
+from alhena.files import read_json
 from alhena.serve.engine import Engine
 
-ALL = "all"
+SECTION, ALL = "your documents", "all"
 METRICS = {
     "exact_match": (EXACT, metrics.exact_match),
     "wer": (WER, metrics.word_error_rate),
@@ -62,26 +62,22 @@ def _answer_rows(answered: Sequence[AnsweredQuestion]) -> list[ReportRow]:
         def selects(document: Document, name: str = name) -> bool:
             return name in (ALL, task_of(document))
 
-        rows += [answer_row(TaskMetric("answers", name, *metric, selects), answered) for metric in METRICS.values()]
+        rows += [answer_row(TaskMetric(SECTION, name, *metric, selects), answered) for metric in METRICS.values()]
     return [row for row in rows if row is not None]
 
 
 def _text_rows(engine: Engine, texts: Sequence[Document]) -> tuple[list[ReportRow], dict[str, float]]:
     """Rows of bits per byte, and the perplexity and bits per byte of all texts."""
     groups = {name: [d for d in texts if name == task_of(d)] for name in {task_of(d): None for d in texts}}
-    sums = {name: text_nats(engine, group) for name, group in sorted(groups.items())}
-    total = tuple(sum(column) for column in zip(*sums.values(), strict=True))
+    losses = dict(zip((d.id for d in texts), text_losses(engine, texts), strict=True))
     rows = []
     for name in _row_names(texts):
-        nats, size, _ = total if name == ALL else sums[name]
         group = texts if name == ALL else groups[name]
-        chance = round(metrics.byte_entropy([text_of(d.contents) for d in group]), 3)
-        scores = {engine.name: round(nats / math.log(2) / size, 4)}
-        rows.append(ReportRow("text", name, BITS_PER_BYTE, True, len(group), chance, scores, None))
-    nats, size, tokens = total
+        rows.append(text_row((SECTION, name), group, {engine.name: [losses[d.id] for d in group]}))
+    total = sum(losses.values(), TextLoss(0.0, 0, 0))
     facts = {
-        "perplexity": round(math.exp(nats / max(tokens, 1)), 3),
-        "bits_per_byte": round(nats / math.log(2) / size, 4),
+        "perplexity": round(math.exp(total.nats / max(total.tokens, 1)), 3),
+        "bits_per_byte": round(total.bits_per_byte, 4),
     }
     return rows, facts
 
@@ -91,8 +87,12 @@ def _overall(rows: Sequence[ReportRow], model: str) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, (title, _) in METRICS.items():
         for row in rows:
-            if (row.group, row.name, row.metric) == ("answers", ALL, title):
-                out |= {key: row.scores[model], f"{key}_chance": row.chance, f"{key}_interval": row.interval}
+            if (row.name, row.metric) == (ALL, title):
+                out |= {
+                    key: row.scores[model],
+                    f"{key}_chance": row.chance,
+                    f"{key}_interval": row.intervals.get(model),
+                }
                 out["truncated_answers"] = row.truncated[model]
     return out
 
@@ -100,10 +100,10 @@ def _overall(rows: Sequence[ReportRow], model: str) -> dict[str, Any]:
 def evaluate_held_out(data: Path, folder: Path, out: Path) -> dict[str, Any]:
     """Exact match, WER and CER of the answers and perplexity of running text, on a user's own documents.
 
-    ``folder`` is a model folder. Writes results.json and answers.jsonl to ``out``, and returns the content of results.json.
+    ``folder`` is a model folder. Writes the files of a report card to ``out``, and returns the content of results.json.
     """
     engine, kinds = Engine.load(folder), dict[str, list[Document]]()
-    for document in read_documents(data):
+    for document in with_unique_ids([*read_documents(data)]):
         kinds.setdefault(_kind(document), []).append(document)
     questions, texts = kinds.pop("question", []), kinds.pop("text", [])
     answers = answer_questions({engine.name: engine}, questions)
@@ -114,11 +114,9 @@ def evaluate_held_out(data: Path, folder: Path, out: Path) -> dict[str, Any]:
         text_rows, text_facts = _text_rows(engine, texts)
         rows, facts = rows + text_rows, facts | text_facts
     counts = {"questions": len(answers.questions), "texts": len(texts), "not_measured": not_measured.total()}
-    results = {"model": engine.name, **counts, **facts, "not_measured_reasons": dict(not_measured)}
-    results["rows"] = [asdict(row) | {"above_chance": row.above_chance} for row in rows]
-    write_json(out / "results.json", results)
-    write_atomically(out / "answers.jsonl", answers.to_json_lines())
+    evaluation = Evaluation(rows, AnswerSet(answers.questions, not_measured))
+    write_results(evaluation, {engine.name: folder}, {"model": engine.name, **counts, **facts}, out)
     print_report(rows, not_measured, f"{engine.name} on {data}")
     if texts:
-        Console().print(f"perplexity of {len(texts):,} texts: {results['perplexity']}")
-    return results
+        Console().print(f"perplexity of {len(texts):,} texts: {facts['perplexity']}")
+    return read_json(out / RESULTS)

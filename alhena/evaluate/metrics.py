@@ -1,4 +1,4 @@
-"""Metrics, their chance levels and their confidence intervals. Error rates are computed by jiwer, chrF by sacrebleu.
+"""Metrics and their chance levels. Error rates are computed by jiwer, chrF by sacrebleu.
 
 A chance level is the score of the best answer that ignores the question: for exact match the most frequent reference, for error
 rates the best constant, for bits per byte the entropy of single bytes.
@@ -6,15 +6,12 @@ rates the best constant, for bits per byte the entropy of single bytes.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 import jiwer
 import numpy as np
 from sacrebleu.metrics import CHRF
-
-from alhena.evaluate.statistics import Z, wilson
 
 
 def normalize(text: str) -> str:
@@ -62,42 +59,19 @@ def constant_chance(metric: Metric, references: Sequence[str]) -> float:
     return min(scores) if metric in LOWER_IS_BETTER else max(scores)
 
 
-def wilson_interval(percent: float, items: int) -> float:
-    """Half width, in percentage points, of the 95 % Wilson interval of a proportion.
-
-    >>> round(wilson_interval(50.0, 100), 1)
-    9.6
-    """
-    low, high = wilson(percent / 100, items)
-    return 100 * (high - low) / 2
+def _errors(metric: Metric, reference: str, answer: str) -> tuple[float, float]:
+    """Edit operations by the length of the reference in words or characters, and that length."""
+    process = jiwer.process_words if metric is word_error_rate else jiwer.process_characters
+    found = process(normalize(reference), normalize(answer))
+    length = found.hits + found.substitutions + found.deletions
+    return (found.substitutions + found.deletions + found.insertions) / max(length, 1), float(length)
 
 
-def _errors(metric: Metric, reference: str, answer: str) -> tuple[int, int]:
-    """Edit operations of one answer, and the length of its reference in words or characters."""
-    if metric is word_error_rate:
-        words = jiwer.process_words(normalize(reference), normalize(answer))
-        return (
-            words.substitutions + words.deletions + words.insertions,
-            words.hits + words.substitutions + words.deletions,
-        )
-    letters = jiwer.process_characters(normalize(reference), normalize(answer))
-    errors = letters.substitutions + letters.deletions + letters.insertions
-    return errors, letters.hits + letters.substitutions + letters.deletions
-
-
-def confidence_interval(metric: Metric, references: Sequence[str], answers: Sequence[str]) -> float | None:
-    """Half width, in percentage points, of the 95 % confidence interval of a score; None without a formula or for a single item.
-
-    For exact match Wilson's interval. For an error rate that of a ratio estimator (errors over length), items sampled at random
-    (Cochran 1977, 6.4).
-    """
-    if metric is exact_match:
-        return wilson_interval(exact_match(references, answers), len(references))
-    if metric not in LOWER_IS_BETTER or len(references) < 2:
-        return None
-    errors, lengths = np.array([_errors(metric, r, a) for r, a in zip(references, answers, strict=True)]).T
-    residuals = errors - lengths * errors.sum() / lengths.sum()
-    return float(100 * Z * math.sqrt(len(residuals) * residuals.var(ddof=1)) / lengths.sum())
+def item_score(metric: Metric, reference: str, answer: str) -> tuple[float, float]:
+    """Score of one answer as a share, and its weight among the others: 1, or the length of the reference for an error rate."""
+    if metric in LOWER_IS_BETTER:
+        return _errors(metric, reference, answer)
+    return (matches(reference, answer) if metric is exact_match else metric([reference], [answer]) / 100), 1.0
 
 
 def byte_entropy(texts: Sequence[str]) -> float:

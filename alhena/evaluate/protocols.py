@@ -29,9 +29,14 @@ from alhena.evaluate.models.interface import (
     Likelihood,
     no_advance,
 )
-from alhena.evaluate.tasks.items import Form, Item, Kind, Normalization, Task
+from alhena.evaluate.tasks.items import Form, Item, Kind, Normalization, Task, loaded
+from alhena.schema import bounded
 
+# Of sampling; greedy decoding has none.
+MIN_TEMPERATURE = 0.01
 WAYS: tuple[Normalization, ...] = ("none", "tokens", "bytes")
+# Items with media that are held in memory together.
+MEDIA_ITEMS = 64
 
 
 @dataclass(frozen=True)
@@ -48,16 +53,9 @@ class Protocol:
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        good = {
-            "shots": self.shots >= 0,
-            "samples": 1 <= self.samples <= 1024,
-            "temperature": 0 < self.temperature <= 2,
-            "max_tokens": self.max_tokens is None or self.max_tokens >= 1,
-            "threshold": self.threshold is None or 0 <= self.threshold <= 1,
-        }
-        for name, is_good in good.items():
-            if not is_good:
-                raise ValueError(f"{name} is {getattr(self, name)}, which is out of its range")
+        most = 1 << 20
+        limits = {"shots": (0, most), "samples": (1, 1024), "temperature": (MIN_TEMPERATURE, 2), "threshold": (0, 1)}
+        bounded(self, max_tokens=(1, most), **limits)
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,10 @@ class Outcome:
     share: float | None = None
     # The answer is that of the majority; None where nothing is routed.
     by_majority: bool | None = None
+    # What it counts in the mean.
+    weight: float = 1.0
+    # The generated image, where the answer is one.
+    image: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Asked:
 
     def shots_of(self, item: Item, count: int) -> list[Item]:
         """The first shots, of the item's group where the task says so; never the item itself. Raises ValueError when there are too few."""
-        others = [shot for shot in self.shots if (shot.question, shot.facts) != (item.question, item.facts)]
+        others = [shot for shot in self.shots if not shot.is_same(item)]
         available = [s for s in others if s.group in ("", item.group)] if self.task.shots_of_group else others
         if len(available) < count:
             where = f" for {item.group}" if self.task.shots_of_group and item.group else ""
@@ -106,12 +108,16 @@ class Result:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def _wrong(item: Item, reason: str) -> Outcome:
-    return Outcome(item.id, item.group, item.reference, "", 0.0, reason=reason)
+def outcome_of(task: Task, item: Item, answer: str, **more: Any) -> Outcome:
+    """An answer with its score."""
+    metric = task.metric
+    return Outcome(
+        item.id, item.group, item.reference, answer, metric.score(item, answer), weight=metric.weight(item), **more
+    )
 
 
-def _outcome(task: Task, item: Item, answer: str, **more: Any) -> Outcome:
-    return Outcome(item.id, item.group, item.reference, answer, task.metric.score(item, answer), **more)
+def _wrong(task: Task, item: Item, reason: str) -> Outcome:
+    return outcome_of(task, item, "", reason=reason)
 
 
 # ── log-likelihood of choices ──────────────────────────────────────────────────────────────────────────────
@@ -137,7 +143,7 @@ def choose(
     for item, of_item in zip(asked.items, texts, strict=True):
         likelihoods = [next(scored) for _ in of_item]
         if reasons := [result for result in likelihoods if isinstance(result, str)]:
-            outcomes.append(_wrong(item, reasons[0]))
+            outcomes.append(_wrong(asked.task, item, reasons[0]))
             continue
         by_way = {}
         for way in WAYS:
@@ -148,7 +154,7 @@ def choose(
             ]
             by_way[way] = item.choices[int(np.argmax(values))]
             total[way] += asked.task.metric.score(item, by_way[way])
-        outcomes.append(_outcome(asked.task, item, by_way[asked.task.normalization]))
+        outcomes.append(outcome_of(asked.task, item, by_way[asked.task.normalization]))
     return outcomes, {way: round(100 * total[way] / max(1, len(outcomes)), 2) for way in WAYS}
 
 
@@ -165,22 +171,47 @@ def _completions(
     model: LanguageModel, asked: Asked, form: Form, p: Protocol, advance: Advance, samples: int = 0
 ) -> list[list[Completed | str]]:
     """Of each item one greedy completion, or that many sampled ones."""
-    requests = []
-    for item in asked.items:
-        prompt = form.prompt(item, asked.shots_of(item, p.shots))
-        one = Completion(prompt, min(form.max_tokens, p.max_tokens or form.max_tokens), form.stop)
-        requests += [replace(one, temperature=p.temperature, seed=_seed(item, n, p.seed)) for n in range(samples)] or [
-            one
-        ]
-    answered, each = model.complete(requests, advance), max(1, samples)
-    return [answered[i : i + each] for i in range(0, len(answered), each)]
+    of_item = {item.id: asked.shots_of(item, p.shots) for item in asked.items}
+    shots = _shots_with_media([shot for shots in of_item.values() for shot in shots])
+    limit = min(form.max_tokens, p.max_tokens or form.max_tokens)
+    at_once = MEDIA_ITEMS if any(item.media for item in asked.items) else max(1, len(asked.items))
+    out = list[list[Completed | str]]()
+    for start in range(0, len(asked.items), at_once):
+        items = loaded(asked.items[start : start + at_once])
+        requests = []
+        for item in items:
+            if isinstance(item, str):
+                continue
+            prompt = form.prompt(item, [shots[shot.id] for shot in of_item[item.id]])
+            request = Completion(prompt, limit, form.stop, is_image=form.judge is not None)
+            requests += [
+                replace(request, temperature=p.temperature, seed=_seed(item, n, p.seed)) for n in range(samples)
+            ] or [request]
+        answered, each = iter(model.complete(requests, advance)), max(1, samples)
+        out += [[item] * each if isinstance(item, str) else [next(answered) for _ in range(each)] for item in items]
+    return out
+
+
+def _shots_with_media(shots: Sequence[Item]) -> dict[str, Item]:
+    """Shots by id, loaded. Raises ValueError when a medium of one cannot be read."""
+    by_id = {shot.id: shot for shot in shots}
+    out = {}
+    for id, shot in zip(by_id, loaded(list(by_id.values())), strict=True):
+        if isinstance(shot, str):
+            raise ValueError(f"{id}, an example for shots: {shot}")
+        out[id] = shot
+    return out
 
 
 def _from_completion(task: Task, form: Form, item: Item, completed: Completed | str) -> Outcome:
     if isinstance(completed, str):
-        return _wrong(item, completed)
-    answer = form.extract(item, completed.text)
-    return _outcome(task, item, answer, output=completed.text, truncated=completed.truncated)
+        return _wrong(task, item, completed)
+    if form.judge is None:
+        answer = form.extract(item, completed.text)
+    else:
+        answer = form.judge(item, completed.image) if completed.image else ""
+    image = completed.image if form.judge else b""
+    return outcome_of(task, item, answer, output=completed.text, truncated=completed.truncated, image=image)
 
 
 def complete_greedily(
@@ -278,6 +309,10 @@ def powers_up_to(k: int) -> list[int]:
 def run(model: LanguageModel, test: Asked, validation: Asked, p: Protocol, advance: Advance = no_advance) -> Result:
     """Asks the items of the test split. The validation split is asked only by the routed protocol without a given threshold."""
     if p.kind == "choices":
+        if any(item.media for item in test.items):
+            raise ValueError(
+                f"{test.task.name} has media, after which choices cannot be scored; ask it with --protocol greedy"
+            )
         if without := [item.id for item in test.items if len(item.choices) < 2]:
             raise ValueError(f"{test.task.name}: {without[0]} has no choices; ask it with --protocol greedy")
         outcomes, by_normalization = choose(model, test, p.shots, advance)
@@ -292,7 +327,7 @@ def run(model: LanguageModel, test: Asked, validation: Asked, p: Protocol, advan
 
 def _of_majority(task: Task, votes: Votes) -> Outcome:
     answer, share = votes.majority()
-    return _outcome(task, votes.item, answer, share=share)
+    return outcome_of(task, votes.item, answer, share=share)
 
 
 def _routed(

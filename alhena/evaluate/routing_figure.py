@@ -36,5 +36,7 @@ def plot_routing(result: Mapping[str, Any], path: Path) -> None:
     axes.axhline(result["chance"], color=plots.BLACK, linewidth=0.8, linestyle=":")
     axes.set_ylabel(f"{result['metric']}, %")
     axes.set_title(f"{result['task']}, {result['model']}, n = {items}; dotted: chance", fontsize=10)
-    axes.legend(fontsize=8)
+    # Room for the legend above the bars.
+    axes.set_ylim(0, 1.3 * axes.get_ylim()[1])
+    axes.legend(fontsize=8, loc="upper left")
     plots.save(figure, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 
@@ -45,27 +46,46 @@ def window_tokens(encoder: AnyEncoder) -> int:
     return WINDOW_TOKENS if isinstance(encoder, Encoder) else min(IMPORTED_WINDOW_TOKENS, encoder.settings.context)
 
 
-def text_nats(engine: Engine, documents: Sequence[Document]) -> tuple[float, int, int]:
-    """Total nats, UTF-8 bytes and tokens of running text; long documents are split into windows."""
+@dataclass(frozen=True)
+class TextLoss:
+    """Nats of a running text, its UTF-8 bytes and its tokens."""
+
+    nats: float
+    size: int
+    tokens: int
+
+    def __add__(self, other: TextLoss) -> TextLoss:
+        return TextLoss(self.nats + other.nats, self.size + other.size, self.tokens + other.tokens)
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.nats / math.log(2) / max(self.size, 1)
+
+
+def text_losses(engine: Engine, documents: Sequence[Document]) -> list[TextLoss]:
+    """The loss of each running text; long documents are split into windows."""
     window = window_tokens(engine.encoder)
-    examples = [e for d in documents for e in engine.encoder.encode(d, window)]
-    total = 0.0
+    examples = [(i, e) for i, d in enumerate(documents) for e in engine.encoder.encode(d, window)]
+    nats, tokens = np.zeros(len(documents)), np.zeros(len(documents), int)
     # Windows of similar length are padded to the same one.
-    for length, group in groupby(sorted(examples, key=_length), lambda e: bucket(TOKENS, _length(e), "tokens")):
+    by_length = sorted(examples, key=lambda pair: _length(pair[1]))
+    for length, group in groupby(by_length, lambda pair: bucket(TOKENS, _length(pair[1]), "tokens")):
         padded, size = [*group], max(1, BATCH_TOKENS // length)
         for start in range(0, len(padded), size):
             part = padded[start : start + size]
-            batch = padded_batch(part + [part[0]] * (size - len(part)), length, 0, 0)
-            total += float(np.sum(sequence_nats(engine.params, engine.config, batch)[: len(part)]))
-    size = sum(len(text_of(d.contents).encode()) for d in documents)
-    return total, size, sum(int((e.weights > 0).sum()) for e in examples)
+            filled = [example for _, example in part] + [part[0][1]] * (size - len(part))
+            found = sequence_nats(engine.params, engine.config, padded_batch(filled, length, 0, 0))
+            for (i, example), value in zip(part, np.asarray(found)[: len(part)], strict=True):
+                nats[i] += value
+                tokens[i] += int((example.weights > 0).sum())
+    sizes = [len(text_of(d.contents).encode()) for d in documents]
+    return [TextLoss(float(n), size, int(t)) for n, size, t in zip(nats, sizes, tokens, strict=True)]
+
+
+def text_loss(engine: Engine, documents: Sequence[Document]) -> TextLoss:
+    """The loss of all running texts together."""
+    return sum(text_losses(engine, documents), TextLoss(0.0, 0, 0))
 
 
 def _length(example: Example) -> int:
     return len(example.tokens)
-
-
-def bits_per_byte(engine: Engine, documents: Sequence[Document]) -> float:
-    """Negative log-likelihood of running text in bits, by its UTF-8 bytes."""
-    nats, size, _ = text_nats(engine, documents)
-    return nats / math.log(2) / max(size, 1)

@@ -29,22 +29,39 @@ def wilson(share: float, items: int) -> tuple[float, float]:
     return max(0.0, center - half), min(1.0, center + half)
 
 
+def group_weights(weights: Sequence[float], groups: Sequence[str]) -> Float[np.ndarray, " N"]:
+    """Weights with which the mean of all items is the mean over groups of the weighted mean of each.
+
+    >>> group_weights([1, 1, 2], ["a", "a", "b"]).tolist()
+    [0.25, 0.25, 0.5]
+    """
+    names, index = np.unique(np.asarray(groups), return_inverse=True)
+    totals = np.bincount(index, weights)
+    return np.asarray(weights, float) / totals[index] / len(names)
+
+
 def resampled_means(
-    values: Sequence[float] | Float[np.ndarray, " N"], seed: int = 0, resamples: int = RESAMPLES
+    values: Sequence[float] | Float[np.ndarray, " N"],
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    weights: Float[np.ndarray, " N"] | None = None,
 ) -> Float[np.ndarray, " R"]:
     """Means of samples of the same size, drawn with replacement."""
     data, rng = np.asarray(values, float), np.random.default_rng(seed)
+    w = np.ones(len(data)) if weights is None else weights
     size = max(1, _DRAWS // len(data))
-    parts = [
-        data[rng.integers(0, len(data), (min(size, resamples - start), len(data)))].mean(1)
-        for start in range(0, resamples, size)
-    ]
+    parts = []
+    for start in range(0, resamples, size):
+        drawn = rng.integers(0, len(data), (min(size, resamples - start), len(data)))
+        parts.append((data * w)[drawn].sum(1) / w[drawn].sum(1))
     return np.concatenate(parts)
 
 
-def bootstrap(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
+def bootstrap(
+    values: Sequence[float], seed: int = 0, weights: Float[np.ndarray, " N"] | None = None
+) -> tuple[float, float]:
     """The 95 % interval of a mean, by percentiles of resampled ones (Efron 1979)."""
-    low, high = np.percentile(resampled_means(values, seed), (2.5, 97.5))
+    low, high = np.percentile(resampled_means(values, seed, weights=weights), (2.5, 97.5))
     return float(low), float(high)
 
 
@@ -72,14 +89,16 @@ class Difference:
     p: float
 
 
-def paired_bootstrap(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Difference:
+def paired_bootstrap(
+    a: Sequence[float], b: Sequence[float], seed: int = 0, weights: Float[np.ndarray, " N"] | None = None
+) -> Difference:
     """The difference b - a of means over the same items, resampled together (Koehn 2004)."""
     differences = np.asarray(b, float) - np.asarray(a, float)
-    means = resampled_means(differences, seed)
+    means = resampled_means(differences, seed, weights=weights)
     low, high = np.percentile(means, (2.5, 97.5))
     beyond = min((means <= 0).sum(), (means >= 0).sum())
     p = min(1.0, 2 * (beyond + 1) / (len(means) + 1)) if np.any(differences) else 1.0
-    return Difference(float(differences.mean()), float(low), float(high), float(p))
+    return Difference(float(np.average(differences, weights=weights)), float(low), float(high), float(p))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -260,7 +260,10 @@ class Engine:
     def answers(
         self, prompts: Sequence[tuple[Example, Sampling]], advance: Callable[[int], None] = lambda done: None
     ) -> list[Answer | Exception]:
-        """The answer to each encoded prompt, or why there is none. ``advance`` is called with the number of answers that became ready."""
+        """The answer to each encoded prompt, or why there is none. ``advance`` is called with the number of answers that became ready.
+
+        Prompts are read in groups of a fixed size, so that matmuls may round otherwise than those of a prompt that is read alone.
+        """
         jobs = [_LocalJob(example, sampling) for example, sampling in prompts]
 
         def add(job: _LocalJob) -> None:
@@ -269,13 +272,14 @@ class Engine:
             except ValueError as error:
                 job.put(error)
 
-        return self._run(jobs, add, advance)
+        return self._run(jobs, add, advance, in_groups=True)
 
     def _run(
         self,
         jobs: Sequence[_LocalJob],
         add: Callable[[_LocalJob], None],
         advance: Callable[[int], None] = lambda done: None,
+        in_groups: bool = False,
     ) -> list[Answer | Exception]:
         """The last item of each job, once all are done."""
         done = 0
@@ -285,7 +289,7 @@ class Engine:
             while (ready := sum(job.is_done for job in jobs)) < len(jobs):
                 advance(ready - done)
                 done = ready
-                self.batch.step()
+                self.batch.step(in_groups)
             advance(ready - done)
         finally:
             for job in jobs:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alhena.content import Document, Image, Text
+from alhena.content import Document, Image
 from alhena.corpus.starter.splits import COLORS
 from alhena.documents import read_documents
 from alhena.evaluate import metrics
@@ -15,7 +15,7 @@ from alhena.evaluate.evaluation import answer_row
 from alhena.evaluate.held_out import evaluate_held_out
 from alhena.evaluate.judges import colour_of, digit_judge, shape_of
 from alhena.evaluate.results import AnsweredQuestion
-from alhena.evaluate.scoring import text_nats
+from alhena.evaluate.scoring import text_losses
 from alhena.evaluate.tasks.starter import TASK_METRICS, predicted_answer, reference
 from alhena.files import read_json
 from alhena.media import decode_image
@@ -32,7 +32,7 @@ def test_an_oracle_has_a_perfect_score(questions):
         AnsweredQuestion(d, reference(d), {"oracle": predicted_answer(d, d.contents[-1].parts)}, {}) for d in questions
     ]
     rows = [row for task in TASK_METRICS if (row := answer_row(task, answered))]
-    assert len({row.group for row in rows}) == 6
+    assert len({row.section for row in rows}) == 9
     for row in rows:
         assert row.scores["oracle"] == (0 if row.lower_is_better else pytest.approx(100)), row.name
 
@@ -62,8 +62,10 @@ def test_judges_recognize_reference_images_and_reject_noise(questions):
 
 def test_the_report_of_the_smoke_run_is_complete(smoke):
     results = read_json(smoke / "report" / "results.json")
-    assert {row["group"] for row in results["rows"]} == {"text", "image", "audio", "video", "combined", "image output"}
-    assert all(set(row["scores"]) == {"float32", "4-bit"} for row in results["rows"])
+    assert {row["section"] for row in results["rows"]} == {
+        "text", "code", "mathematics", "multilingual", "long context", "tools", "image", "audio", "video", "combinations", "image generation",
+    }  # fmt: skip
+    assert all(set(row["scores"]) == {"assistant", "nano"} for row in results["rows"])
     assert decode_image((smoke / "report" / "report.png").read_bytes()).shape[1] > 800
     page = (smoke / "report" / "report.html").read_text()
     assert "http" not in page.replace("http-equiv", "")
@@ -73,11 +75,11 @@ def test_the_report_of_the_smoke_run_is_complete(smoke):
 def test_bits_per_byte_counts_every_byte_once(smoke):
     engine = Engine.load(smoke / "models" / "assistant")
     texts = [d for d in read_documents(smoke / "curated" / "test") if d.source == "text"]
-    nats, size, tokens = text_nats(engine, texts)
-    assert size == sum(len(p.text.encode()) for d in texts for p in d.parts if isinstance(p, Text))
-    alone = [text_nats(engine, [d]) for d in texts]
-    assert nats == pytest.approx(sum(a[0] for a in alone), rel=1e-5)
-    assert tokens == sum(a[2] for a in alone)
+    together = text_losses(engine, texts)
+    assert [one.size for one in together] == [sum(len(p.text.encode()) for p in d.parts) for d in texts]
+    for loss, document in zip(together[:8], texts, strict=False):
+        (alone,) = text_losses(engine, [document])
+        assert (loss.tokens, loss.nats) == (alone.tokens, pytest.approx(alone.nats, rel=1e-5))
 
 
 def test_held_out_questions_and_texts_are_measured(smoke, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from alhena.content import Content, Document, Text
-from alhena.evaluate.scoring import WINDOW_TOKENS, text_nats
+from alhena.evaluate.scoring import WINDOW_TOKENS, text_loss
 from alhena.model import config, image_tokenizer, model
 from alhena.serve.engine import Engine, ImageDecoder
 from alhena.tokens.padding import padded_batch
@@ -22,7 +22,7 @@ def test_nats_are_those_of_the_capped_logits(tiny, encoder):
     image = config.ImageTokenizer((16,), (4,), 8)
     engine = Engine(params, c, encoder, ImageDecoder(image_tokenizer.init(jax.random.key(0), image), image), "tiny")
     document = Document((Content("document", (Text("Draw a blue star. x 12 y 34"),)),), "0", "mine")
-    nats, _, _ = text_nats(engine, [document])
+    nats = text_loss(engine, [document]).nats
     batch = padded_batch(encoder.encode(document, WINDOW_TOKENS), WINDOW_TOKENS, 0, 0)
     batch = jax.tree.map(jnp.asarray, batch)
     log_p = jax.nn.log_softmax(model.logits(params, c, model.forward(params, c, batch)), -1)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from alhena.cli.build import Compress
@@ -16,7 +14,7 @@ from alhena.cli.weights import Check, Export
 from alhena.content import Content, Document, Text, Thought, ToolCall
 from alhena.documents import write_documents
 from alhena.evaluate.answers import answer_questions
-from alhena.evaluate.scoring import text_nats, window_tokens
+from alhena.evaluate.scoring import text_loss, window_tokens
 from alhena.files import read_json
 from alhena.serve.engine import Engine
 from tests.serve.imported_models import Scripted, write_imported
@@ -53,7 +51,7 @@ def test_running_text_and_answers_of_an_imported_model_are_measured(folder):
     assert (results["questions"], results["texts"]) == (2, 2)
     assert 10 < results["perplexity"] < 1e4
     # Gemma 3 has no tools: a question with them is counted, not left out in silence.
-    assert results["not_measured_reasons"] == {"gemma3 has no tools; Gemma 4 has": 1}
+    assert results["skipped"] == {"gemma3 has no tools; Gemma 4 has": 1}
 
 
 def test_running_text_is_scored_in_windows_as_large_as_the_context_allows(folder):
@@ -61,11 +59,11 @@ def test_running_text_is_scored_in_windows_as_large_as_the_context_allows(folder
     assert window_tokens(engine.encoder) == 1024
     settings = engine.encoder.settings
     assert window_tokens(replace(engine.encoder, settings=replace(settings, context=131_072))) == 2048
-    together, alone = text_nats(engine, TEXTS), [text_nats(engine, [text]) for text in TEXTS]
-    assert together[1:] == tuple(np.add(alone[0][1:], alone[1][1:]))
-    assert together[0] == pytest.approx(alone[0][0] + alone[1][0], rel=1e-5)
+    together, alone = text_loss(engine, TEXTS), [text_loss(engine, [text]) for text in TEXTS]
+    assert (together.size, together.tokens) == (sum(a.size for a in alone), sum(a.tokens for a in alone))
+    assert together.nats == pytest.approx(alone[0].nats + alone[1].nats, rel=1e-5)
     # One window: each token of the text, and its end, once.
-    assert alone[1][2] == len(engine.encoder.tokenizer.encode("so it is. " * 60)) + 1 > 256
+    assert alone[1].tokens == len(engine.encoder.tokenizer.encode("so it is. " * 60)) + 1 > 256
 
 
 def test_a_model_folder_is_quantized_beside_it(folder, capsys):
@@ -83,8 +81,7 @@ def test_a_model_folder_is_quantized_beside_it(folder, capsys):
     assert {*facts["losses"]} == {"float", "rounded", "calibrated"}
     # The embedding too.
     assert {row["type"] for row in facts["types"]} == {"int4", "float"}
-    nats, size, _ = text_nats(Engine.load(small), TEXTS)
-    assert after == pytest.approx(nats / math.log(2) / size, abs=1e-4)
+    assert after == pytest.approx(text_loss(Engine.load(small), TEXTS).bits_per_byte, abs=1e-4)
     stamp = (small / "weights.safetensors").stat().st_mtime_ns
     Compress(folder, name="small", examples=data, data=data)()
     assert (small / "weights.safetensors").stat().st_mtime_ns == stamp

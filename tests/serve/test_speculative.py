@@ -16,7 +16,7 @@ import pytest
 from alhena.serve.answer import Answer
 from alhena.serve.decoding.draft import Draft, DraftSource, text_only
 from alhena.serve.decoding.sampler import Sampling, sample, stack
-from alhena.serve.decoding.slots import read_chunk, run_steps
+from alhena.serve.decoding.slots import read_chunks, run_steps
 from alhena.serve.decoding.speculative import run_rounds
 from alhena.serve.engine import Engine
 from alhena.tokens import tokenizer
@@ -208,8 +208,8 @@ def test_nothing_compiles_after_the_warm_up(engine):
     own.generate([user("x 12"), user(LONG)], Sampling(max_tokens=2, temperature=1.0))
     for rows in own.batch.row_sizes:
         own.batch.warm_up(rows)
-    compiled = [f._cache_size() for f in (run_rounds, run_steps, read_chunk)]
+    compiled = [f._cache_size() for f in (run_rounds, run_steps, read_chunks)]
     own.generate([user("x 12"), user(LONG)], Sampling(max_tokens=20))
     own.generate([user("x 12")], [Sampling(max_tokens=20, temperature=1.0, logprobs=2)])
     own.generate([user("Hello")], [Sampling(max_tokens=4, output=SCHEMA)])
-    assert compiled == [f._cache_size() for f in (run_rounds, run_steps, read_chunk)]
+    assert compiled == [f._cache_size() for f in (run_rounds, run_steps, read_chunks)]

@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 
 from alhena.batch import Example
-from alhena.content import Content, Text
+from alhena.content import Content, Image, Text
 from alhena.evaluate.models.interface import (
     Advance,
     Completed,
@@ -24,13 +24,14 @@ from alhena.evaluate.models.interface import (
     Continuation,
     Likelihood,
     Prompt,
+    common_beginning,
     no_advance,
     prompt_text,
 )
 from alhena.evaluate.models.likelihood import Request, Scorer
 from alhena.model.attention.paged_cache import PAGE
 from alhena.serve.answer import Answer
-from alhena.serve.decoding.sampler import Sampling
+from alhena.serve.decoding.sampler import IMAGE_GUIDANCE, Sampling
 from alhena.serve.engine import Engine, Prefix
 from alhena.tokens.encode import Encoder
 
@@ -73,6 +74,11 @@ class EngineModel:
         example = engine.encoder.prompt([Content("user", (Text("x"),))]).with_tokens(np.array(ids))
         engine.check(example)
         return example
+
+    def _encoded(self, request: Completion) -> Example:
+        if request.is_image and self.engine.image_decoder is None:
+            raise ValueError("this model generates no images")
+        return self.example(request.prompt)
 
     def tokens_of(self, request: Continuation) -> Request:
         """Token ids of a prompt and of what follows it. Raises ValueError when there is nothing to score, or too much.
@@ -120,7 +126,8 @@ class EngineModel:
 
     def _complete(self, requests: Sequence[Completion], advance: Advance) -> list[Completed | str]:
         # Samples of one prompt are encoded once.
-        prompts = {request.prompt: _or_reason(self.example, request.prompt) for request in requests}
+        asked = {request.prompt: request for request in requests}
+        prompts = {prompt: _or_reason(self._encoded, request) for prompt, request in asked.items()}
         examples = [prompts[request.prompt] for request in requests]
         valid = [(e, _sampling(r)) for e, r in zip(examples, requests, strict=True) if not isinstance(e, str)]
         # Those that begin alike are read one after the other.
@@ -144,16 +151,24 @@ def _or_reason(function: Callable[[In], Out], argument: In) -> Out | str:
 
 
 def _sampling(request: Completion) -> Sampling:
+    guidance = IMAGE_GUIDANCE if request.is_image else 1.0
     return Sampling(
-        temperature=request.temperature, seed=request.seed, max_tokens=request.max_tokens, stop=request.stop
+        temperature=request.temperature,
+        seed=request.seed,
+        max_tokens=request.max_tokens,
+        stop=request.stop,
+        guidance=guidance,
+        image_first=request.is_image,
     )
 
 
 def _completed(answer: Answer | Exception) -> Completed | str:
     if isinstance(answer, Exception):
         return str(answer)
-    text = "".join(part.text for part in answer.content.parts if isinstance(part, Text))
-    return Completed(text, answer.answer_tokens, answer.finish == "length")
+    parts = answer.content.parts
+    text = "".join(part.text for part in parts if isinstance(part, Text))
+    image = next((part.data for part in parts if isinstance(part, Image)), b"")
+    return Completed(text, answer.answer_tokens, answer.finish == "length", image)
 
 
 def _keep_beginnings(engine: Engine, examples: Iterable[Example]) -> list[Prefix]:
@@ -164,11 +179,8 @@ def _keep_beginnings(engine: Engine, examples: Iterable[Example]) -> list[Prefix
             groups[example.tokens[:PAGE].tobytes()].append(example)
     kept = []
     for group in groups.values():
-        shortest = min(len(example.tokens) for example in group)
-        tokens = np.stack([example.tokens[:shortest] for example in group])
-        differs = np.flatnonzero((tokens != tokens[0]).any(0))
-        pages = (int(differs[0]) if len(differs) else shortest) // PAGE
+        pages = common_beginning(*(example.tokens for example in group)) // PAGE
         if len(group) > 1 and pages:
             with suppress(ValueError):
-                kept.append(engine.prefix(group[0].with_tokens(tokens[0, : pages * PAGE])))
+                kept.append(engine.prefix(group[0].with_tokens(group[0].tokens[: pages * PAGE])))
     return kept

@@ -12,7 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from alhena.content import Part, Text
+from alhena.shapes import Int
 
 # Texts and media of one question with its shots, in order.
 Prompt = tuple[Part, ...]
@@ -29,6 +32,22 @@ def prompt_text(prompt: Prompt) -> str:
     if not all(isinstance(part, Text) for part in prompt):
         raise ValueError("a prompt with media has no text form: ask it in turns")
     return "".join(part.text for part in prompt if isinstance(part, Text))
+
+
+def common_beginning(
+    first: Sequence[int] | Int[np.ndarray, " _"], *others: Sequence[int] | Int[np.ndarray, " _"]
+) -> int:
+    """Tokens with which all sequences begin.
+
+    >>> common_beginning([1, 2, 3], [1, 2], [1, 2, 4])
+    2
+    """
+    length, a = len(first), np.asarray(first)
+    for other in others:
+        n = min(length, len(other))
+        differs = np.flatnonzero(a[:n] != np.asarray(other[:n]))
+        length = int(differs[0]) if len(differs) else n
+    return length
 
 
 @dataclass(frozen=True)
@@ -50,22 +69,24 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class Completion:
-    """A prompt to continue, until one of ``stop`` or the limit of tokens. ``temperature`` 0 is greedy."""
+    """A prompt to continue, until one of ``stop`` or the limit of tokens. ``temperature`` 0 is greedy; ``is_image`` asks for an image."""
 
     prompt: Prompt
     max_tokens: int
     stop: tuple[str, ...] = ()
     temperature: float = 0.0
     seed: int = 0
+    is_image: bool = False
 
 
 @dataclass(frozen=True)
 class Completed:
-    """The text of a completion, without what stopped it; ``truncated`` at the limit of tokens."""
+    """The text of a completion, without what stopped it, and its first image; ``truncated`` at the limit of tokens."""
 
     text: str
     tokens: int
     truncated: bool
+    image: bytes = b""
 
 
 @runtime_checkable

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alhena.evaluate.models.interface import Advance, Likelihood, no_advance
+from alhena.evaluate.models.interface import Advance, Likelihood, common_beginning, no_advance
 from alhena.model import config, model
 from alhena.model.attention import paged_cache
 from alhena.model.attention.paged_cache import PAGE, PagedCache, Tokens
@@ -84,18 +84,11 @@ def _rows(requests: Sequence[Request]) -> list[_Row]:
     return [rows[inputs] for inputs in sorted(rows)]
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Tokens with which both begin."""
-    n = min(len(a), len(b))
-    differs = np.flatnonzero(np.asarray(a[:n]) != np.asarray(b[:n]))
-    return int(differs[0]) if len(differs) else n
-
-
 def _batches(rows: Sequence[_Row], size: int) -> Iterator[tuple[list[_Row], int]]:
     """Up to ``size`` sequences, and the tokens of full pages with which all of them begin and which predict nothing that is asked."""
     batch, shared = list[_Row](), 0
     for row in rows:
-        common = min(shared, _common(batch[0].tokens, row.tokens), row.first) // PAGE * PAGE if batch else 0
+        common = min(shared, common_beginning(batch[0].tokens, row.tokens), row.first) // PAGE * PAGE if batch else 0
         if batch and (len(batch) == size or (shared - common) * len(batch) > MAX_REPEATED):
             yield batch, shared
             batch = []
@@ -129,6 +122,10 @@ class Scorer:
             for n, g, (_, continuation) in zip(nats, greedy, requests, strict=True)
         ]
 
+    def forget(self) -> None:
+        """Reads the next beginning anew."""
+        self._held = ()
+
     def _make_cache(self, longest: int) -> None:
         """A cache for one beginning and a batch, unless there is one: fewer sequences where the memory demands it."""
         width = 1 << max(0, -(-longest // PAGE) - 1).bit_length()
@@ -145,7 +142,7 @@ class Scorer:
 
     def _read_beginning(self, tokens: tuple[int, ...]) -> None:
         """Writes the pages that a batch has in common, those that are not there from the last one."""
-        start = _common(self._held, tokens) // PAGE * PAGE
+        start = common_beginning(self._held, tokens) // PAGE * PAGE
         for begin in range(start, len(tokens), PIECES[-1]):
             self._step([tokens], begin, min(begin + PIECES[-1], len(tokens)), 0)
         if start < len(tokens):

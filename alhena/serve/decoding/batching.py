@@ -28,6 +28,7 @@ from alhena.serve.decoding import slots as programs
 from alhena.serve.decoding.buckets import MAX_OUTPUT_TOKENS
 from alhena.serve.decoding.constraints import Constraints
 from alhena.serve.decoding.detokenize import Detokenizer
+from alhena.serve.decoding.group_reading import GROUP, groups
 from alhena.serve.decoding.jobs import Answering, Job, Matcher, Reader, token_logprobs
 from alhena.serve.decoding.pages import PagePlan, Pages
 from alhena.serve.decoding.run_inputs import Rows, make_inputs, make_options
@@ -91,7 +92,7 @@ class RunningBatch:
         self.pages = Pages(plan)
         width = -(-plan.context // PAGE) + 1
         self._tables = [np.zeros((owner.slots, width), np.int32) for _ in plan.counts]
-        self._is_stepping = False
+        self._is_stepping = self._in_groups = False
         self.row_sizes = programs.row_sizes(owner.params, self._c, owner.slots)
         self._clear()
 
@@ -153,9 +154,13 @@ class RunningBatch:
             for a in [*self._running]:
                 self._end(a, Unavailable("the generation was cancelled"))
 
-    def step(self) -> bool:
-        """Reads a piece of a prompt, and generates tokens of all answers; False: there is nothing to do."""
+    def step(self, in_groups: bool = False) -> bool:
+        """Reads a piece of a prompt, and generates tokens of all answers; False: there is nothing to do.
+
+        ``in_groups``: nobody waits for a next token, so that prompts are read together, several at a time (group_reading.py).
+        """
         with self._lock:
+            self._in_groups = in_groups
             if self._is_stepping:
                 # An interrupt ended the last step in the middle, and arrays that it had given away are lost.
                 self._reset(Unavailable("the generation was interrupted"))
@@ -238,6 +243,9 @@ class RunningBatch:
 
     def _read(self) -> None:
         """Reads pieces of the prompts that wait for it, in turn: the tokens of one page, of more where many wait."""
+        if self._in_groups:
+            self._read_groups()
+            return
         waiting = sum(not a.is_inserted for a in self._running)
         left = READ_TOKENS * max(1, waiting // WAITING_FOR_A_PIECE)
         while left > 0 and (reading := [a for a in self._running if not a.is_inserted]):
@@ -259,7 +267,7 @@ class RunningBatch:
         if sequence.encode_next():
             return READ_TOKENS
         chunk, end = sequence.next_chunk()
-        sequence.hidden, self._cache = programs.read_chunk(
+        sequence.hidden, self._cache = programs.read_chunks(
             self._owner.params, self._c, self._cache, chunk.tokens, chunk.at, chunk.media
         )
         sequence.finish_chunk(end)
@@ -267,11 +275,31 @@ class RunningBatch:
 
     def _insert(self, a: Answering) -> None:
         for sequence, slot in zip(a.sequences, a.slots, strict=True):
-            at = jax.device_put((np.int32(slot), np.int32(sequence.position)))
+            at = jax.device_put((np.array([slot], np.int32), np.array([sequence.position], np.int32)))
             assert sequence.hidden is not None
             self._state = programs.insert(self._state, at[0], sequence.hidden, at[1])
             sequence.hidden = None
         a.is_inserted = True
+        self._changed()
+
+    def _read_groups(self) -> None:
+        """Reads all prompts that wait for it, once they are enough for a group or no other answer can be generated meanwhile."""
+        unread = [a for a in self._running if not a.is_inserted]
+        if not unread or (self._waiting and len(unread) < min(len(self._running), GROUP)):
+            return
+        try:
+            slots = {s: slot for a in unread for s, slot in zip(a.sequences, a.slots, strict=True)}
+            while unread_sequences := [s for s in slots if not s.is_read]:
+                for group in groups(unread_sequences, self._owner.params, self._c):
+                    hidden, self._cache = programs.read_chunks(
+                        self._owner.params, self._c, self._cache, group.chunk.tokens, group.chunk.at, group.chunk.media
+                    )
+                    at = jax.device_put(group.finish(slots, self._owner.slots))
+                    self._state = programs.insert(self._state, at[0], hidden, at[1])
+        except Exception as error:
+            self._reset(error)
+        for a in unread:
+            a.is_inserted = True
         self._changed()
 
     def _fail(self, a: Answering, error: Exception) -> None:
@@ -295,7 +323,7 @@ class RunningBatch:
         if not active:
             return
         is_reading = len(active) < len(self._running) or (self._waiting and self._free)
-        count = 1 if is_reading else min(a.steps() for a in active)
+        count = 1 if is_reading and not self._in_groups else min(a.steps() for a in active)
         try:
             emitted = self._run(active, count)
         except Exception as error:

@@ -24,7 +24,7 @@ from alhena.model.attention.paged_cache import PAGE, Tokens
 from alhena.model.config import Model
 from alhena.serve.decoding import buckets
 from alhena.serve.decoding.pages import Pages
-from alhena.serve.decoding.slots import encode_audio, encode_image
+from alhena.serve.decoding.slots import encode_audio, encode_images
 from alhena.shapes import Array, Bool, Float, Int
 
 # Lengths to which chunks are padded. Those beyond a page hold images whose tokens attend to each other.
@@ -124,37 +124,67 @@ class PromptPlan:
         return [(p.start * total // patches, p.stop * total // patches) for p in self.images]
 
 
+@dataclass(frozen=True)
+class Medium:
+    """An image or a chunk of audio of a prompt, alone in an example."""
+
+    index: int
+    example: Example
+
+    @property
+    def is_audio(self) -> bool:
+        return bool(len(self.example.frames))
+
+
+def encode_media(params: model.Params, c: Model, media: Items[Medium], size: int = 1) -> list[Float[np.ndarray, "W D"]]:
+    """Vectors of media of one kind, in a batch of that size; where they have a placeholder."""
+    batch = buckets.padded([medium.example for medium in media] + [media[0].example] * (size - len(media)))
+    if not media[0].is_audio:
+        return [*np.asarray(encode_images(params, c, batch))[: len(media)]]
+    vectors, valid = map(np.asarray, encode_audio(params, c, batch))
+    return [vectors[i][valid[i]] for i in range(len(media))]
+
+
 class Media:
     """Vectors of the images and of the audio of a prompt, encoded one after the other when a chunk needs them."""
 
     def __init__(self, plan: PromptPlan, params: model.Params, c: Model) -> None:
         self._plan, self._params, self._c = plan, params, c
         self._images: dict[int, Float[np.ndarray, "W D"]] = {}
-        self._audio: list[Float[np.ndarray, "A D"]] = []
+        self._audio: dict[int, Float[np.ndarray, "A D"]] = {}
+
+    def missing(self, start: int, end: int) -> list[Medium]:
+        """Images and chunks of audio that the tokens from ``start`` to ``end`` need and that are not encoded."""
+        needed = self._plan.image_vectors[start:end]
+        out = [
+            Medium(i, self._image(self._plan.images[i]))
+            for i, (first, after) in enumerate(self._plan.image_ranges)
+            if i not in self._images and np.any((needed >= first) & (needed < after))
+        ]
+        if np.any(self._plan.audio_vectors[start:end] >= 0):
+            chunks = range(len(self._plan.example.frames))
+            out += [Medium(i, self._audio_chunk(i)) for i in chunks if i not in self._audio]
+        return out
+
+    def put(self, medium: Medium, vectors: Float[np.ndarray, "W D"]) -> None:
+        """Keeps the vectors of a medium."""
+        (self._audio if medium.is_audio else self._images)[medium.index] = vectors
 
     def encode_next(self, start: int, end: int) -> bool:
         """Encodes one image or chunk of audio that the tokens from ``start`` to ``end`` need; False: all are encoded."""
-        needed = self._plan.image_vectors[start:end]
-        for i, (first, after) in enumerate(self._plan.image_ranges):
-            if i not in self._images and np.any((needed >= first) & (needed < after)):
-                self._images[i] = self._image(self._plan.images[i])
-                return True
-        if np.any(self._plan.audio_vectors[start:end] >= 0) and len(self._audio) < len(self._plan.example.frames):
-            self._audio.append(self._audio_chunk(len(self._audio)))
-            return True
-        return False
+        missing = self.missing(start, end)[:1]
+        for medium in missing:
+            self.put(medium, encode_media(self._params, self._c, [medium])[0])
+        return bool(missing)
 
-    def _image(self, part: slice) -> Float[np.ndarray, "W D"]:
+    def _image(self, part: slice) -> Example:
         e = self._plan.example
         ones = np.ones(part.stop - part.start, np.int32)
-        one = replace(e.emptied(), patches=e.patches[part], patch_positions=e.patch_positions[part], patch_images=ones)
-        return np.asarray(encode_image(self._params, self._c, buckets.padded([one])))
+        return replace(e.emptied(), patches=e.patches[part], patch_positions=e.patch_positions[part], patch_images=ones)
 
-    def _audio_chunk(self, i: int) -> Float[np.ndarray, "A D"]:
+    def _audio_chunk(self, i: int) -> Example:
         e, part = self._plan.example, slice(i, i + 1)
-        one = replace(e.emptied(), frames=e.frames[part], frame_lengths=e.frame_lengths[part])
-        vectors, valid = encode_audio(self._params, self._c, buckets.padded([one]))
-        return np.asarray(vectors)[np.asarray(valid)]
+        return replace(e.emptied(), frames=e.frames[part], frame_lengths=e.frame_lengths[part])
 
     def at(self, start: int, end: int, length: int) -> model.Media | None:
         """The vectors of the tokens from ``start`` to ``end``, padded; None for a model without encoders."""
@@ -164,7 +194,7 @@ class Media:
         for i, (first, after) in enumerate(self._plan.image_ranges):
             self._place(vectors, mask, self._plan.image_vectors[start:end] - first, self._images.get(i), after - first)
         if self._audio:
-            audio = np.concatenate(self._audio)
+            audio = np.concatenate([self._audio[i] for i in sorted(self._audio)])
             self._place(vectors, mask, self._plan.audio_vectors[start:end], audio, len(audio))
         return model.Media(*jax.device_put((vectors, mask)))
 
@@ -184,9 +214,9 @@ class Media:
 
 @dataclass(frozen=True)
 class Chunk:
-    """The inputs of ``slots.read_chunk``."""
+    """The inputs of ``slots.read_chunks``."""
 
-    tokens: Int[Array, "1 L"]
+    tokens: Int[Array, "B L"]
     at: Tokens
     media: model.Media | None
 
@@ -195,10 +225,11 @@ class Sequence:
     """The sequence of a slot: its position, the pages it holds, and their numbers in ``rows``, one row for each kind of layers."""
 
     def __init__(self, plan: PromptPlan, media: Media, pages: Pages, rows: Items[Int[np.ndarray, " T"]]) -> None:
-        self.plan, self._media, self._pages, self._rows = plan, media, pages, rows
+        self.plan, self.media, self._pages, self._rows = plan, media, pages, rows
         self._held: list[dict[int, int]] = [{} for _ in pages.pools]
         self.position, self.cached_tokens, self.need = 0, 0, list[int]()
-        self.hidden: Array | None = None
+        # Of the last token of the prompt, once it is read.
+        self.hidden: Float[Array, "1 D"] | None = None
 
     @property
     def is_read(self) -> bool:
@@ -220,7 +251,17 @@ class Sequence:
 
     def encode_next(self) -> bool:
         """Encodes a medium that the next chunk needs; False: it has all."""
-        return self._media.encode_next(self.position, self.plan.chunk_end(self.position))
+        return self.media.encode_next(self.position, self.plan.chunk_end(self.position))
+
+    def missing(self) -> list[Medium]:
+        """Media that the next chunk needs and that are not encoded."""
+        return self.media.missing(self.position, self.plan.chunk_end(self.position))
+
+    @property
+    def next_key(self) -> bytes | None:
+        """The hash of the page that the next chunk completes; None: it completes none."""
+        number = self.position // PAGE
+        return self.plan.keys[number] if number < len(self.plan.keys) else None
 
     def next_chunk(self) -> tuple[Chunk, int]:
         """The next chunk of the prompt, and its end."""
@@ -235,7 +276,7 @@ class Sequence:
         # The tables change while the program runs: it gets copies.
         tables = tuple(row[None].copy() for row in self._rows)
         tokens, *at = jax.device_put((tokens, tables, positions, limits, valid))
-        return Chunk(tokens, Tokens(*at), self._media.at(start, end, length)), end
+        return Chunk(tokens, Tokens(*at), self.media.at(start, end, length)), end
 
     def finish_chunk(self, end: int) -> None:
         """After a chunk was computed: its complete pages are known from now on."""

@@ -1,6 +1,6 @@
 """The jitted programs of the engine: prompts are read a piece at a time, and sequences take one token each, step by step.
 
-    read_chunk    up to a few hundred tokens of one prompt ─► its pages of the cache, hidden state of the last one
+    read_chunks   up to a few hundred tokens of a prompt ─► its pages of the cache, hidden state of the last one
     insert        that hidden state ─► a free slot
     run_steps     logits ─ penalties, constraints, masks ─ sample ─ next hidden state, a few times
 
@@ -169,38 +169,37 @@ def empty(c: Model, slots: int, counts: tuple[int, ...], cache_dtype: str) -> tu
 
 
 @partial(jax.jit, static_argnums=1, donate_argnums=2)
-def read_chunk(
-    params: model.Params, c: Model, cache: PagedCache, tokens: Int[Array, "1 L"], at: Tokens, media: model.Media | None
-) -> tuple[Float[Array, " D"], PagedCache]:
-    """Writes the next tokens of a prompt to its pages: the hidden state of the last one, and the cache."""
+def read_chunks(
+    params: model.Params, c: Model, cache: PagedCache, tokens: Int[Array, "B L"], at: Tokens, media: model.Media | None
+) -> tuple[Float[Array, "B D"], PagedCache]:
+    """Writes the next tokens of prompts to their pages: the hidden state of the last one of each, and the cache."""
     hidden, cache = model.extend(params, c, tokens, at, cache, media)
-    return hidden[0, at.valid[0].sum() - 1], cache
+    return hidden[jnp.arange(len(tokens)), at.valid.sum(1) - 1], cache
 
 
 @partial(jax.jit, static_argnums=1)
-def encode_image(params: model.Params, c: Model, batch: Batch) -> Float[Array, "W D"]:
-    """Vectors of the image of a batch of one."""
-    return model.image_vectors(params, c, batch)[0]
+def encode_images(params: model.Params, c: Model, batch: Batch) -> Float[Array, "B W D"]:
+    """Vectors of images, one a sequence."""
+    return model.image_vectors(params, c, batch)
 
 
 @partial(jax.jit, static_argnums=1)
-def encode_audio(params: model.Params, c: Model, batch: Batch) -> tuple[Float[Array, "A D"], Bool[Array, " A"]]:
-    """Vectors of the audio of a batch of one, and which of them have a placeholder."""
-    vectors, valid = model.audio_vectors(params, c, batch)
-    return vectors[0], valid[0]
+def encode_audio(params: model.Params, c: Model, batch: Batch) -> tuple[Float[Array, "B A D"], Bool[Array, "B A"]]:
+    """Vectors of chunks of audio, one a sequence, and which of them have a placeholder."""
+    return model.audio_vectors(params, c, batch)
 
 
 @partial(jax.jit, donate_argnums=0)
-def insert(state: State, slot: Int[Array, ""], hidden: Float[Array, " D"], position: Int[Array, ""]) -> State:
-    """The state with a sequence whose prompt has been read in a slot."""
+def insert(state: State, slots: Int[Array, " B"], hidden: Float[Array, "B D"], positions: Int[Array, " B"]) -> State:
+    """The state with sequences whose prompts have been read in slots; those with a number that no slot has are left out."""
     g, zero = state.grammar, jnp.zeros((), jnp.int32)
     fields = (g.phase, g.rows, g.remaining)
     return State(
-        state.hidden.at[slot].set(hidden),
-        state.positions.at[slot].set(position),
-        image_grammar.Grammar(*(a.at[slot].set(zero) for a in fields)),
-        state.step.at[slot].set(zero),
-        state.done.at[slot].set(False),
+        state.hidden.at[slots].set(hidden, mode="drop"),
+        state.positions.at[slots].set(positions, mode="drop"),
+        image_grammar.Grammar(*(a.at[slots].set(zero, mode="drop") for a in fields)),
+        state.step.at[slots].set(zero, mode="drop"),
+        state.done.at[slots].set(False, mode="drop"),
         state.history,
     )
 

@@ -135,7 +135,7 @@ class SpeculativeBatch(RunningBatch):
         if (chunk := d.next_chunk()) and d.pages:
             (inputs, end), draft = chunk, self._draft
             assert draft.params and draft.config
-            _, self._draft_cache = programs.read_chunk(
+            _, self._draft_cache = programs.read_chunks(
                 draft.params, draft.config, self._draft_cache, inputs.tokens, inputs.at, None
             )
             d.pages.finish_chunk(end)

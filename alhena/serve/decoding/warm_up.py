@@ -23,7 +23,7 @@ from alhena.progress import progress_bar
 from alhena.serve.decoding import buckets
 from alhena.serve.decoding.sampler import Sampling
 from alhena.serve.decoding.sequence import CHUNK_TOKENS
-from alhena.serve.decoding.slots import encode_audio, encode_image
+from alhena.serve.decoding.slots import encode_audio, encode_images
 from alhena.serve.engine import ASPECT_HEIGHT, Engine
 from alhena.tokens.encode import Encoder
 from alhena.tokens.images import code_grid
@@ -105,7 +105,7 @@ def _media(engine: Engine, empty: Example) -> Iterator[Callable[[], object]]:
                 patch_positions=np.zeros((min(patches, most), 2), np.int32),
                 patch_images=np.ones(min(patches, most), np.int32),
             )
-            yield lambda one=one: encode_image(engine.params, c, buckets.padded([one]))  # type: ignore[misc]
+            yield lambda one=one: encode_images(engine.params, c, buckets.padded([one]))  # type: ignore[misc]
     if c.audio is not None:
         frames = np.zeros((1, *none.frames.shape[1:]), none.frames.dtype)
         one = replace(none, frames=frames, frame_lengths=np.full(1, frames.shape[1], np.int32))
