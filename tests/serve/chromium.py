@@ -21,13 +21,31 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 # Long: the first answer of a model is compiled, and a machine may be busy.
 SECONDS = 180
 KEYS = {"Enter": 13, "Escape": 27, "Tab": 9}
+# Where a mouse clicks the last element that a selector finds, once it is at rest: in the same place in two frames, enabled, and hit
+# there by a mouse. Until then, what is in the way.
+CLICK_POINT = """(async () => {
+  const nodes = document.querySelectorAll(%s), node = nodes[nodes.length - 1];
+  if (!node) return "no such element";
+  const frame = () => new Promise(requestAnimationFrame);
+  node.scrollIntoView({ block: "nearest", behavior: "instant" });
+  await frame();
+  const before = node.getBoundingClientRect();
+  await frame();
+  const box = node.getBoundingClientRect();
+  if (["x", "y", "width", "height"].some((side) => box[side] !== before[side])) return "it moves";
+  if (node.matches(":disabled")) return "it is disabled";
+  const point = { x: box.x + box.width / 2, y: box.y + box.height / 2 };
+  const hit = document.elementFromPoint(point.x, point.y);
+  return node.contains(hit) ? point : `the mouse hits ${hit?.outerHTML.slice(0, 200)}`;
+})()"""
 
 
 class Page:
     """A tab. ``errors`` collects what its console reported as an error and its uncaught exceptions, ``requested`` each URL it loaded."""
 
     def __init__(self, address: str) -> None:
-        self._socket = connect(address, max_size=None)
+        # A page that computes for long answers no ping.
+        self._socket = connect(address, max_size=None, open_timeout=SECONDS, ping_interval=None)
         self._ids = itertools.count()
         self.errors: list[str] = []
         self.requested: list[str] = []
@@ -83,19 +101,19 @@ class Page:
         )
 
     def click(self, selector: str) -> None:
-        """Clicks the last element that the selector finds, as a mouse does: what covers it gets the click."""
-        box = self.run(
-            f"(() => {{ const node = [...document.querySelectorAll({json.dumps(selector)})].at(-1);"
-            " node.scrollIntoView({ block: 'nearest' }); const box = node.getBoundingClientRect();"
-            " return { x: box.x + box.width / 2, y: box.y + box.height / 2 }; })()"
-        )
+        """Clicks the last element that the selector finds, as a mouse does, as soon as it is at rest and nothing covers it."""
+        end = time.monotonic() + SECONDS
+        while isinstance(point := self.run(CLICK_POINT % json.dumps(selector)), str):
+            assert time.monotonic() < end, f"{selector} cannot be clicked: {point}"
         for kind in ("mousePressed", "mouseReleased"):
-            self.send("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **box)
+            self.send("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **point)
 
     def type(self, selector: str, text: str) -> None:
         """Replaces the text of a field, as a person who types."""
-        self.run(f"(() => {{ const field = [...document.querySelectorAll({json.dumps(selector)})].at(-1); field.focus(); field.select(); }})()")  # fmt: skip
+        self.wait(f"window.field = [...document.querySelectorAll({json.dumps(selector)})].at(-1)")
+        self.run("field.focus(), field.select()")
         self.send("Input.insertText", text=text)
+        assert self.run("field.isConnected && field.value") == text, f"{selector} lost the focus or was replaced"
 
     def press(self, key: str, modifiers: int = 0) -> None:
         common = {"key": key, "code": key, "windowsVirtualKeyCode": KEYS[key], "modifiers": modifiers}
@@ -139,11 +157,20 @@ def browser(folder: Path) -> Iterator[Page]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         port = _port(folder / "DevToolsActivePort", process)
-        tabs = httpx.get(f"http://127.0.0.1:{port}/json/list").json()
-        yield Page(next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page"))
+        yield Page(_first_tab(port))
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(SECONDS)
+
+
+def _first_tab(port: int) -> str:
+    """The address for commands to the first tab."""
+    for _ in range(10 * SECONDS):
+        for tab in httpx.get(f"http://127.0.0.1:{port}/json/list", timeout=SECONDS).json():
+            if tab["type"] == "page":
+                return tab["webSocketDebuggerUrl"]
+        time.sleep(0.1)
+    raise AssertionError("Chromium opened no tab")
 
 
 def _port(file: Path, process: subprocess.Popen[bytes]) -> int:

@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import wave
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from tests.conftest import random_image
 from tests.serve.chromium import Page
 from tests.serve.opened_page import DONE, MARKDOWN, ask, code, in_chromium, open_details, start
 from tests.serve.scripted_api import error, event
+from tests.serve.waiting import wait_for
 
 STATIC = Path(page.__file__).parent / "static"
 SOURCES = sorted(STATIC.glob("*.js"))
@@ -83,16 +83,11 @@ def test_a_picture_is_uploaded_a_question_streamed_and_a_picture_generated(tab, 
     tab.wait("document.querySelector('#attachments img')?.naturalWidth")
     tab.type("#prompt", "What colour is the circle?")
     tab.wait("/^\\d+ .* tokens$/.test(document.getElementById('count').textContent)")
-    tab.run(
-        "window.lengths = new Set(); new MutationObserver(() => lengths.add(document.querySelector('.turn.model .prose')?.textContent.length))"
-        ".observe(document.getElementById('turns'), { subtree: true, childList: true, characterData: true })"
-    )
     tab.click("#send")
     tab.wait("document.querySelector('.turn.model .usage')")
     assert (
         tab.run("document.querySelector('.turn.user img').naturalWidth") == decode_image(random_image(1).data).shape[1]
     )
-    assert tab.run("lengths.size") > 5, "the answer did not grow while it was generated"
     assert re.fullmatch(r"\d+ tokens in · 24 out · [\d.]+ s", tab.text(".usage"))
     assert "maximum number of tokens" in tab.text(".finish")
 
@@ -218,20 +213,38 @@ def test_the_programs_send_what_the_page_sends(tab, script, tmp_path):
 
 
 @in_chromium
+def test_what_a_person_uses_stays_while_an_answer_is_drawn(tab, script):
+    """Neither the last frame of an answer, which may come after its end, nor one that grows replaces or moves what did not change."""
+    api, address = script
+    call = {"functionCall": {"name": "f", "args": {}}}
+    api.answers = [[event({"text": "One"}), event(call, finish="STOP")], [event({"text": "Two"}), 30.0]]
+    start(tab, address)
+    nodes = "[...document.querySelectorAll('#turns *')]"
+    tab.run("window.late = []; window.frame = requestAnimationFrame; window.requestAnimationFrame = (work) => late.push(work)")  # fmt: skip
+    ask(tab, "Hello")
+    tab.type(".results textarea", "17")
+    assert tab.run(f"window.before = {nodes}; window.requestAnimationFrame = frame; late.map((work) => work(0)).length")
+    assert tab.run(f"{nodes}.length === before.length && {nodes}.every((node, i) => node === before[i])")
+    assert tab.run("document.activeElement.matches('.results textarea') && document.activeElement.value") == "17"
+    tab.run("window.before = [...document.querySelectorAll('.turn.user *')]")
+    tab.click(".results .primary")
+    tab.wait("document.querySelector('.turn.model:last-child .prose')?.textContent === 'Two'")
+    assert tab.run("before.length > 5 && before.every((node) => node.isConnected)")
+    tab.click("#stop")
+    assert tab.errors == []
+
+
+@in_chromium
 def test_stop_retry_and_edit(tab, script):
     api, address = script
-    api.answers = [[event({"text": "One"}), 30.0], [event({"text": "Two"}, finish="STOP")], [event({"text": "Two again"}, finish="STOP")], [event({"text": "Three"}, finish="STOP")]]  # fmt: skip
+    api.answers = [[event({"text": "O"}), event({"text": "ne"}), 30.0], [event({"text": "Two"}, finish="STOP")], [event({"text": "Two again"}, finish="STOP")], [event({"text": "Three"}, finish="STOP")]]  # fmt: skip
     start(tab, address)
     tab.type("#prompt", "Count")
     tab.press("Enter")
     tab.wait("document.querySelector('.prose')?.textContent === 'One'")
     tab.click("#stop")
     tab.wait("document.querySelector('.finish')?.textContent === 'You stopped this answer.'")
-    for _ in range(200):
-        if api.cancelled:
-            break
-        time.sleep(0.02)
-    assert api.cancelled == 1
+    wait_for(lambda: api.cancelled == 1)
     tab.click(".turn.model [aria-label='Try again']")
     tab.wait("document.querySelector('.prose')?.textContent === 'Two'")
     tab.wait(DONE)
@@ -281,7 +294,8 @@ def test_errors_before_and_within_a_stream_and_a_demanded_key(tab, script):
 @in_chromium
 def test_markdown_becomes_nodes_and_markup_stays_text(tab, script):
     api, address = script
-    hostile = "*a `b _c " * 60_000
+    # So long that a parser whose time is quadratic does not end, and with more nodes than a call has arguments.
+    hostile = "*a `b _c " * 120_000
     api.answers = [[event({"text": MARKDOWN[i : i + 3]}) for i in range(0, len(MARKDOWN), 3)] + [event({"text": ""}, finish="STOP")], [event({"text": hostile}, finish="STOP")]]  # fmt: skip
     start(tab, address)
     ask(tab, "Write")
@@ -294,9 +308,7 @@ def test_markdown_becomes_nodes_and_markup_stays_text(tab, script):
     assert tab.text(".prose pre") == 'if a < b: print("<script>")'
     assert tab.text(".prose > p") == MARKDOWN.splitlines()[-1]
     assert "2*3*4 and snake_case_name" in tab.text(".prose ol")
-    begin = time.monotonic()
     ask(tab, "Write more")
-    assert time.monotonic() - begin < 40
     api.answers = [[event({"text": '{"a": '}), event({"text": '"*b*"}'}, finish="STOP")]]
     tab.run("document.getElementById('json').click()")
     ask(tab, "As JSON")

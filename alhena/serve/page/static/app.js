@@ -70,7 +70,7 @@ function show() {
       find("turns").append(views.get(turn).node);
     }
     const isLast = i === turns.length - 1;
-    views.get(turn).update({ running: running !== null && isLast && turn.role === "model", isLast, name: turn.model ?? "Model" });
+    views.get(turn).update({ running: running !== null && isLast && turn.role === "model", isLast });
   });
   find("send").hidden = running !== null;
   find("stop").hidden = running === null;

@@ -1,6 +1,8 @@
 // Small helpers for DOM nodes. Nothing here, or on this page, parses HTML: text is always inserted as text.
 
-/** An element with attributes and children; a string child is text, an attribute that is a function is a listener. */
+/** An element with attributes and children; a string child is text, an attribute that is a function is a listener.
+ *
+ * A child may be an array of children: those of a long text are more than a call may have arguments. */
 export function el(name, attributes = {}, ...children) {
   const node = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
@@ -8,8 +10,13 @@ export function el(name, attributes = {}, ...children) {
     else if (value === true) node.setAttribute(key, "");
     else if (value !== false && value != null) node.setAttribute(key, value);
   }
-  node.append(...children.filter((child) => child != null));
+  for (const child of children.flat()) if (child != null) node.append(child);
   return node;
+}
+
+/** Sets the text of a node where it differs: the same text set anew would lose a selection in it. */
+export function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
 }
 
 const SVG = "http://www.w3.org/2000/svg";

@@ -106,10 +106,9 @@ function blockNodes(lines, depth) {
 }
 
 function listItem(lines, depth) {
-  const nodes = blockNodes(lines, depth + 1);
+  const [first, ...others] = blockNodes(lines, depth + 1);
   // A single paragraph at the start of an item needs no margin of its own.
-  if (nodes[0]?.nodeName === "P") nodes.splice(0, 1, ...nodes[0].childNodes);
-  return el("li", {}, ...nodes);
+  return el("li", {}, first?.nodeName === "P" ? [...first.childNodes] : first, others);
 }
 
 function blockNode(block, depth = 0) {
@@ -117,12 +116,12 @@ function blockNode(block, depth = 0) {
   if (block.kind === "code") return codeNode(text, block.language);
   if (block.kind === "rule") return el("hr");
   // The page and its turns have headings of levels one to three.
-  if (block.kind === "heading") return el(`h${Math.min(block.level + 3, 6)}`, {}, ...inlineNodes(text));
-  if (block.kind === "quote") return el("blockquote", {}, ...blockNodes(block.lines, depth + 1));
-  if (block.kind === "bullets") return el("ul", {}, ...block.items.map((lines) => listItem(lines, depth)));
-  if (block.kind === "ordered") return el("ol", { start: block.start }, ...block.items.map((lines) => listItem(lines, depth)));
+  if (block.kind === "heading") return el(`h${Math.min(block.level + 3, 6)}`, {}, inlineNodes(text));
+  if (block.kind === "quote") return el("blockquote", {}, blockNodes(block.lines, depth + 1));
+  if (block.kind === "bullets") return el("ul", {}, block.items.map((lines) => listItem(lines, depth)));
+  if (block.kind === "ordered") return el("ol", { start: block.start }, block.items.map((lines) => listItem(lines, depth)));
   if (block.kind === "table") return tableNode(block);
-  return el("p", {}, ...inlineNodes(text));
+  return el("p", {}, inlineNodes(text));
 }
 
 /** Code under its language or another title, with a button that copies it: its ``current`` text where that changes. */
@@ -133,8 +132,8 @@ export function codeNode(text, title, current = () => text) {
 }
 
 function tableNode({ header, rows }) {
-  const row = (cells, name) => el("tr", {}, ...header.map((_, i) => el(name, {}, ...inlineNodes(cells[i] ?? ""))));
-  const table = el("table", {}, el("thead", {}, row(header, "th")), el("tbody", {}, ...rows.map((cells) => row(cells, "td"))));
+  const row = (cells, name) => el("tr", {}, header.map((_, i) => el(name, {}, inlineNodes(cells[i] ?? ""))));
+  const table = el("table", {}, el("thead", {}, row(header, "th")), el("tbody", {}, rows.map((cells) => row(cells, "td"))));
   return el("div", { class: "table", tabindex: "0", role: "group", "aria-label": "Table" }, table);
 }
 
@@ -210,7 +209,7 @@ function markedSpan(text, at, depth, unclosed) {
     unclosed.add(mark);
     return null;
   }
-  return { node: el(name, {}, ...inlineNodes(text.slice(start, end), depth + 1)), end: end + mark.length };
+  return { node: el(name, {}, inlineNodes(text.slice(start, end), depth + 1)), end: end + mark.length };
 }
 
 /** A text that grows: blocks that did not change keep their nodes, and with them the reader's selection. */
@@ -224,7 +223,7 @@ export class MarkdownView {
     let same = 0;
     while (same < keys.length && keys[same] === this.#keys[same]) same += 1;
     while (this.node.childNodes.length > same) this.node.lastChild.remove();
-    this.node.append(...blocks.slice(same).map((block) => blockNode(block)));
+    for (const block of blocks.slice(same)) this.node.append(blockNode(block));
     this.#keys = keys;
   }
 }

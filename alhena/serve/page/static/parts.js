@@ -1,6 +1,6 @@
 // The parts of a turn as DOM nodes: text, thoughts, pictures, sound, video, files, function calls and their results.
 
-import { el, icon } from "./dom.js";
+import { el, icon, setText } from "./dom.js";
 import { MarkdownView, codeNode } from "./markdown.js";
 import { extension, mediaUrl } from "./media.js";
 
@@ -15,7 +15,8 @@ export function itemView(item, role, isJson) {
   if (part.inlineData) return fixed(mediaNode(part.inlineData, name, role));
   if (name) return fixed(chip(name));
   if (part.thought) return new ThoughtView(item);
-  if (role === "user") return new PlainView(item);
+  // What a user wrote, as it was written; an edited text is another item.
+  if (role === "user") return fixed(el("p", { class: "plain" }, part.text));
   return isJson ? new JsonView(item) : new TextView(item);
 }
 
@@ -43,20 +44,7 @@ class JsonView {
   }
 
   update() {
-    this.#code.textContent = this.item.part.text;
-  }
-}
-
-/** What a user wrote, as it was written. */
-class PlainView {
-  node = el("p", { class: "plain" });
-
-  constructor(item) {
-    this.item = item;
-  }
-
-  update() {
-    this.node.textContent = this.item.part.text;
+    setText(this.#code, this.item.part.text);
   }
 }
 
@@ -70,7 +58,7 @@ class ThoughtView {
   }
 
   update(isGrowing) {
-    this.#summary.textContent = isGrowing ? "Thinking…" : "Thoughts";
+    setText(this.#summary, isGrowing ? "Thinking…" : "Thoughts");
     this.#markdown.update(this.item.part.text);
   }
 }

@@ -16,27 +16,29 @@ function usageText({ usage, seconds }) {
   return texts.join(" · ");
 }
 
-/** One turn. ``actions`` has edit, retry and sendResults; ``state`` of an update: {running, waiting, name}. */
+/** One turn. ``actions`` has edit, retry and sendResults; ``state`` of an update: {running, isLast}.
+ *
+ * An answer updates all turns once a frame: nodes whose content is the same stay where they are. A new or moved one would lose the
+ * focus, a selection, and a click whose button went down on the old one. */
 export class TurnView {
   #views = new Map();
   #body = el("div", { class: "turn-body" });
   #foot = el("div", { class: "turn-foot" });
-  #who = el("h3");
   #form = null;
+  // What the foot shows, as JSON.
+  #shownFoot = "";
   #isEditing = false;
 
   constructor(turn, actions) {
     this.turn = turn;
     this.actions = actions;
-    this.node = el("article", { class: `turn ${turn.role}` }, this.#who, this.#body, this.#foot);
+    const who = turn.role === "user" ? el("h3", { class: "visually-hidden" }, "You") : el("h3", { class: "who" }, icon("star"), turn.model ?? "Model");
+    this.node = el("article", { class: `turn ${turn.role}` }, who, this.#body, this.#foot);
   }
 
   update(state) {
     const { turn } = this;
     this.state = state;
-    const isUser = turn.role === "user";
-    this.#who.className = isUser ? "visually-hidden" : "who";
-    this.#who.replaceChildren(...(isUser ? ["You"] : [icon("star"), state.name]));
     this.node.setAttribute("aria-busy", String(state.running));
     this.node.classList.toggle("results-turn", turn.items.some(({ part }) => part.functionResponse));
     if (this.#isEditing) return;
@@ -54,7 +56,6 @@ export class TurnView {
     const nodes = views.map((view) => view.node);
     const isSilent = state.running && !this.turn.items.some(({ part }) => part.text && !part.thought);
     if (isSilent) nodes.push(this.#pulse());
-    // Nodes that stay are not moved: a move would close a menu, lose a selection, or stop a player.
     if (nodes.length !== this.#body.childNodes.length || nodes.some((node, i) => node !== this.#body.childNodes[i])) this.#body.replaceChildren(...nodes);
   }
 
@@ -67,34 +68,42 @@ export class TurnView {
   #showForm({ running, isLast }) {
     const calls = callsOf(this.turn);
     const isWaiting = this.turn.role === "model" && calls.length > 0 && isLast && !running && !this.turn.error;
-    if (isWaiting) {
-      this.#form ??= resultForm(calls, (typed) => this.actions.sendResults(this.turn, calls, typed));
-      this.#foot.before(this.#form);
-    } else {
-      this.#form?.remove();
-      this.#form = null;
-    }
+    if (isWaiting === (this.#form !== null)) return;
+    this.#form?.remove();
+    this.#form = isWaiting ? resultForm(calls, (typed) => this.actions.sendResults(this.turn, calls, typed)) : null;
+    if (isWaiting) this.#foot.before(this.#form);
   }
 
-  #showFoot({ running }) {
+  #showFoot({ running, isLast }) {
     const { turn } = this;
-    const nodes = [];
-    if (!running) {
-      if (turn.error) nodes.push(this.#errorNode(turn.error));
-      else if (finishText(turn)) nodes.push(el("p", { class: "finish" }, finishText(turn)));
-      const row = this.#actionRow();
-      if (row.hasChildNodes()) nodes.push(row);
-    }
-    this.#foot.replaceChildren(...nodes);
+    const shown = running ? {} : {
+      error: turn.error,
+      finish: turn.error ? "" : finishText(turn),
+      copies: textOf(turn) !== "",
+      edits: this.#canEdit(),
+      retries: turn.role === "model" && !turn.error && isLast,
+      usage: usageText(turn),
+    };
+    if (JSON.stringify(shown) === this.#shownFoot) return;
+    this.#shownFoot = JSON.stringify(shown);
+    this.#foot.replaceChildren(...this.#footNodes(shown));
   }
 
-  #actionRow() {
+  #footNodes({ error, finish, ...actions }) {
+    const nodes = [];
+    if (error) nodes.push(this.#errorNode(error));
+    if (finish) nodes.push(el("p", { class: "finish" }, finish));
+    const row = this.#actionRow(actions);
+    if (row.hasChildNodes()) nodes.push(row);
+    return nodes;
+  }
+
+  #actionRow({ copies, edits, retries, usage }) {
     const { turn } = this;
     const row = el("div", { class: "actions" });
-    if (textOf(turn)) row.append(iconButton("copy", "Copy", copier(() => textOf(turn))));
-    if (this.#canEdit()) row.append(iconButton("edit", "Edit", () => this.edit()));
-    if (turn.role === "model" && !turn.error && this.state.isLast) row.append(iconButton("retry", "Try again", () => this.actions.retry(turn)));
-    const usage = usageText(turn);
+    if (copies) row.append(iconButton("copy", "Copy", copier(() => textOf(turn))));
+    if (edits) row.append(iconButton("edit", "Edit", () => this.edit()));
+    if (retries) row.append(iconButton("retry", "Try again", () => this.actions.retry(turn)));
     if (usage) row.append(el("span", { class: "usage" }, usage));
     return row;
   }
@@ -140,6 +149,7 @@ export class TurnView {
     this.node.classList.add("editing");
     this.#body.replaceChildren(field, el("div", { class: "edit-row" }, saveButton, cancel, note));
     this.#foot.replaceChildren();
+    this.#shownFoot = "";
     field.style.height = `${Math.min(field.scrollHeight + 4, innerHeight / 2)}px`;
     field.focus();
   }
