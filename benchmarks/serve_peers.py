@@ -1,9 +1,9 @@
-"""One model behind three servers: tokens/s of Alhena, of llama.cpp's server and of transformers' ``generate``, at several concurrencies.
+"""One model behind several servers: tokens/s of Alhena, of llama.cpp's server and of transformers' ``generate``, at several concurrencies.
 
     alhena export models/gemma --out hf
-    python benchmarks/serve_peers.py --model models/gemma --gguf 270m.gguf --hf hf --python PYTHON
+    python benchmarks/serve_peers.py --model models/gemma --gguf 270m.gguf --hf hf --python PYTHON --quantized models/gemma-q4
 
-PYTHON: an interpreter that has torch, transformers and xllamacpp. All three stay loaded; a round asks one after the other, at every
+PYTHON: an interpreter that has torch, transformers and xllamacpp. All stay loaded; a round asks one after the other, at every
 concurrency. Each client sends one prompt and gets up to 64 greedy tokens; transformers takes all prompts as one batch, which is the best
 case of a server without continuous batching. Reported are medians over rounds. Writes benchmarks/results/serve_peers.json.
 """
@@ -28,7 +28,7 @@ import httpx
 import tyro
 
 RESULTS = Path(__file__).parent / "results" / "serve_peers.json"
-PORTS = {"alhena": 8461, "llama.cpp": 8462}
+PORTS = {"alhena": 8461, "llama.cpp": 8462, "alhena, 4 bits": 8463}
 TOPICS = (
     "the sea|winter in Oslo|a small garden|how bread is made|old maps|the first train|a quiet library|rivers of Europe"
 )
@@ -43,6 +43,7 @@ class Bench:
     gguf: Path  # the same model for llama.cpp
     hf: Path  # the same model for transformers
     python: Path  # an interpreter with torch, transformers and xllamacpp
+    quantized: Path | None = None  # the same model in 4 bits
     clients: tuple[int, ...] = (1, 4, 16)
     tokens: int = 64  # of each answer
     rounds: int = 3
@@ -85,8 +86,8 @@ def concurrent(one: Callable[[str], int]) -> Ask:
     return ask
 
 
-def ask_alhena(tokens: int) -> Ask:
-    url = f"http://127.0.0.1:{PORTS['alhena']}/v1beta/models"
+def ask_alhena(tokens: int, engine: str = "alhena") -> Ask:
+    url = f"http://127.0.0.1:{PORTS[engine]}/v1beta/models"
     name = httpx.get(url).json()["models"][0]["name"].removeprefix("models/")
 
     def one(text: str) -> int:
@@ -169,19 +170,30 @@ def command(b: Bench, worker: str) -> Sequence[str]:
     return [str(b.python), __file__, *named, "--clients", *map(str, b.clients), "--worker", worker]
 
 
+def served(model: Path, port: int) -> subprocess.Popen[Any]:
+    """A server of ours, ready."""
+    command = [sys.executable, "-m", "alhena.cli", "serve", str(model), "--port", str(port)]
+    process = subprocess.Popen(command)
+    wait(f"http://127.0.0.1:{port}/healthz", process)
+    return process
+
+
 def run(b: Bench) -> None:
-    """Starts the three engines, measures them, and writes the results."""
-    ours = [sys.executable, "-m", "alhena.cli", "serve", str(b.model), "--port", str(PORTS["alhena"])]
-    alhena = subprocess.Popen(ours)
+    """Starts the engines, measures them, and writes the results."""
     llama = subprocess.Popen(command(b, "llama.cpp"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     torch = subprocess.Popen(command(b, "transformers"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    processes: list[subprocess.Popen[Any]] = [llama, torch]
     try:
-        wait(f"http://127.0.0.1:{PORTS['alhena']}/healthz", alhena)
+        models = {"alhena": b.model} | ({"alhena, 4 bits": b.quantized} if b.quantized else {})
+        engines: dict[str, Ask] = {}
+        for name, model in models.items():
+            processes.append(served(model, PORTS[name]))
+            engines[name] = ask_alhena(b.tokens, name)
         wait(f"http://127.0.0.1:{PORTS['llama.cpp']}/health", llama)
-        engines = {"alhena": ask_alhena(b.tokens), "llama.cpp": ask_llama(b.tokens), "transformers": ask_worker(torch)}
+        engines |= {"llama.cpp": ask_llama(b.tokens), "transformers": ask_worker(torch)}
         rows = measure(b, engines)
     finally:
-        for process in (alhena, llama, torch):
+        for process in processes:
             process.terminate()
     machine = {"cores": os.cpu_count(), "machine": platform.processor() or platform.machine(), "load": os.getloadavg()}
     b.out.write_text(json.dumps({"tokens": b.tokens, **machine, "rows": rows}, indent=1) + "\n")

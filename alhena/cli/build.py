@@ -134,8 +134,8 @@ class Compress(StageCommand):
                 make_nano(run, self.folder)
             return
         from alhena.compress.steps import Quantization
-        from alhena.compress.types import read_types
         from alhena.compress_folder import Documents, compress_folder
+        from alhena.model.quantized.types import read_types
         from alhena.own_data import run_of
 
         base = model_folder(self.folder, self.base)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from alhena.cli.build import Compress, Corpus, Curate, Demo, Pretrain, Tokenize
-from alhena.cli.measuring import Compare, Evaluate
+from alhena.cli.measuring import Compare, Context, Evaluate, Report
 from alhena.cli.scaling import Launch, Plan, Replay, Runs, Scale
 from alhena.cli.serving import Chat, Serve
 from alhena.cli.tuning import Tune
@@ -19,6 +19,8 @@ Command = (
     | Compress
     | Evaluate
     | Compare
+    | Context
+    | Report
     | Chat
     | Serve
     | Import

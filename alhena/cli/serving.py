@@ -27,6 +27,11 @@ def _draft(name: str | None, tokens: int) -> DraftSource | None:
     return DraftSource(None if name == LOOKUP else model_folder(Path(name), "assistant"), tokens)
 
 
+def _cache_dtype(kv: str) -> str | None:
+    """The dtype of the cache that a flag names; None: that of the model."""
+    return None if kv == "exact" else kv
+
+
 @dataclass(frozen=True)
 class Chat:
     """Chat with a model in the terminal. A line may hold paths of images, audio files and video clips.
@@ -39,6 +44,7 @@ class Chat:
     ask: str | None = None  # answer this one question and exit
     system: str | None = None  # an instruction to the model, before the first turn
     think: bool = False  # let the model think before it answers, where it can
+    kv: Literal["exact", "int8"] = "exact"  # int8: rounds the key-value cache, which then holds about twice the tokens
     # speculative decoding, the same answers sooner: a smaller model of the same vocabulary that proposes tokens, or lookup: what
     # followed the last tokens where they occurred before
     draft: str | None = None
@@ -50,7 +56,8 @@ class Chat:
         # An interrupt that ends an answer does not end the chat.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         folder = served_folder(self.folder, self.name)
-        chat(folder, self.ask, self.system, self.think, _draft(self.draft, self.draft_tokens))
+        draft = _draft(self.draft, self.draft_tokens)
+        chat(folder, self.ask, self.system, self.think, draft, _cache_dtype(self.kv))
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,7 @@ class Serve:
             any_model=self.any_model, keys=(*self.api_key, *from_environment), cors=self.cors,
             max_running=self.limit_concurrency, state=self.state,
             classify=None if self.safety == "none" else load_classifier(self.safety), drain_seconds=self.drain_seconds,
-            log_contents=self.log_contents, cache_dtype=None if self.kv == "exact" else self.kv,
+            log_contents=self.log_contents, cache_dtype=_cache_dtype(self.kv),
             draft=_draft(self.draft, self.draft_tokens),
         )  # fmt: skip
         where = Listening(self.host, self.port, self.allow_host)

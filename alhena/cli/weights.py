@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from alhena.cli.arguments import DEFAULT_RUN, Folder, model_folder
 from alhena.files import (
@@ -96,30 +98,40 @@ class Import:
 
     path: Folder  # folder with config.json, *.safetensors and tokenizer.json, or a .gguf file
     out: Path = Path("models/imported")  # the new model folder
-    weights: Literal["bfloat16", "float32", "int4"] | None = None  # of the matrices; as in the files when left out
+    # of the matrices; as in the files when left out. int4: rounded to 4 bits, the embedding to 8, as by `alhena compress --method round`,
+    # in a little memory; `alhena compress` with examples costs less quality
+    weights: Literal["bfloat16", "float32", "int4"] | None = None
+    # with --weights int4, the type of a tensor, of all below a name or of a pattern, as in vision=bfloat16 or embedding=int4; repeatable
+    type: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     without: tuple[Literal["image", "audio"], ...] = ()  # modalities whose encoder is left out
 
     def __call__(self) -> None:
+        from alhena.compress.report import types_table
         from alhena.model import model
         from alhena.model.families import gguf
-        from alhena.model.families.import_weights import import_weights
+        from alhena.model.families.import_weights import import_weights, types_of
         from alhena.model.families.open_weights import open_folder
+        from alhena.model.quantized.types import read_types
+        from alhena.stages import CONSOLE
         from alhena.tokens.import_prompts import import_prompts
 
         # Before minutes of reading.
         check_output(self.out, "import")
         is_file = self.path.is_file()
         opened = gguf.open_file(self.path) if is_file else open_folder(self.path, self.without)
+        table = types_of(opened, self.weights, types := read_types(self.type))
         for line in opened.left_out:
             print(f"not read: {line}")
         with output_folder(self.out, "import"):
-            c = import_weights(opened, self.out, self.weights)
+            c = import_weights(opened, self.out, self.weights, types)
             if not import_prompts(self.path, self.out, opened.model_type, c):
                 print(
                     f"{self.path}: no tokenizer of an open model: weights alone, which can only be exported or quantized"
                 )
             if not is_file:
                 _copy_sidecars(self.path, self.out)
+        if self.weights == "int4":
+            CONSOLE.print(types_table(table))
         print(f"{opened.model_type}, {model.count(model.weights(c)):,} parameters → {self.out}")
 
 

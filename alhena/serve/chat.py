@@ -225,14 +225,15 @@ def chat(
     system: str | None = None,
     thinking: bool = False,
     draft: DraftSource | None = None,
+    cache_dtype: str | None = None,
 ) -> None:
     """Chats with the model of a folder; with ``ask``, answers that question only.
 
     ``system`` is the instruction before the first turn; with ``thinking`` the model thinks before it answers;
-    ``draft`` proposes tokens.
+    ``draft`` proposes tokens; ``cache_dtype`` is that of keys and values (None: the model's).
     """
     keep_compiled()
-    engine = Engine.load(folder, slots=2, draft=draft)
+    engine = Engine.load(folder, slots=2, draft=draft, cache_dtype=cache_dtype)
     guidance = 1.0 if engine.image_decoder is None else IMAGE_GUIDANCE
     sampling = replace(engine.default_sampling, max_tokens=MAX_TOKENS, guidance=guidance)
     session = Chat(engine, Console(), sampling, system=system, thinking=thinking)

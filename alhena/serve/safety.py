@@ -29,9 +29,8 @@ WINDOW, STRIDE = 32, 16
 # Of characters within a word.
 SHORTEST, LONGEST = 3, 5
 MAX_WORD = 32
+# No labelled data may be used for the other categories of the API.
 RATED = ("HARM_CATEGORY_HARASSMENT", "HARM_CATEGORY_HATE_SPEECH")
-# Never probable: there are no permitted data to recognize them with.
-NOT_RATED = ("HARM_CATEGORY_SEXUALLY_EXPLICIT", "HARM_CATEGORY_DANGEROUS_CONTENT")
 _URL_OR_MENTION = re.compile(r"https?:\S+|\bwww\.\S+|[@#]\w+")
 _REPEATED = re.compile(r"(.)\1{2,}")
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
@@ -119,8 +118,8 @@ def _weights() -> Weights:
 
 
 def classify(text: str) -> dict[str, float]:
-    """The probability of each category of harm, by the classifier of the package."""
-    return dict(zip(RATED, _weights().scores(text), strict=True)) | dict.fromkeys(NOT_RATED, 0.0)
+    """The probability of each category of RATED, by the classifier of the package."""
+    return dict(zip(RATED, _weights().scores(text), strict=True))
 
 
 def load_classifier(name: str) -> Classify:

@@ -21,6 +21,8 @@ from alhena.serve.gemini.app import create_app, listen, make_server
 from alhena.serve.gemini.calls import Calls
 from alhena.serve.gemini.connections import Application, Message
 from alhena.serve.gemini.settings import Settings
+from alhena.serve.gemini.wire.safety_settings import CATEGORIES
+from alhena.serve.safety import classify
 from alhena.testing.embeddings import HashingEmbedder
 from alhena.testing.engine import ScriptedEngine, ScriptedScheduler, current_play
 from alhena.testing.script import Block, Failure, Play, Reply, Request, Script
@@ -124,8 +126,14 @@ def _blocked(block: Block, request: Request) -> Response:
     return JSONResponse([body] if request.call.startswith("stream") else body)
 
 
-def make_app(model: Path | None, script: Script, settings: Settings = Settings(any_model=True)) -> FastAPI:
-    """The application that plays a script. Whatever model a client names, it gets the one that is there."""
+def classify_all(text: str) -> dict[str, float]:
+    """The probability of every category of harm, since applications set thresholds for all; 0 where only the script can block."""
+    return dict.fromkeys(sorted(CATEGORIES), 0.0) | classify(text)
+
+
+def make_app(model: Path | None, script: Script, settings: Settings | None = None) -> FastAPI:
+    """The application that plays a script. By default it answers to the name of any model."""
+    settings = settings or Settings(any_model=True, classify=classify if model else classify_all)
     engine = ScriptedEngine() if model is None else Engine.load(model)
     app = create_app(engine, NAME if isinstance(engine, ScriptedEngine) else engine.name, settings)
     calls: Calls = app.state.calls

@@ -34,6 +34,8 @@ def test_the_image_is_not_root_and_checks_its_health():
     copied = [word for line in lines if line.startswith("COPY") and "--from" not in line for word in line.split()[1:-1]]
     assert copied and all((ROOT / name).exists() for name in copied)
     assert not [line for line in lines if line.startswith("ADD")]
+    # The kernels are built, with the compiler that this needs.
+    assert "setup.py" in copied and any("g++" in line for line in lines if line.startswith("RUN"))
 
 
 def test_the_unit_is_hardened_and_waits_for_the_drain():

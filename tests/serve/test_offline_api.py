@@ -167,10 +167,10 @@ def test_blocked_prompts(client, gemini_server):
 
 def test_slow_and_broken_streams(client, gemini_server):
     gemini_server.reply("one two three", delay=0.05)
-    began, times = time.monotonic(), []
-    for _ in client.models.generate_content_stream(model=MODEL, contents="x"):
-        times.append(time.monotonic() - began)
-    assert times[-1] - times[0] >= 0.04
+    began = time.monotonic()
+    events = list(client.models.generate_content_stream(model=MODEL, contents="x"))
+    assert "".join(event.text for event in events) == "one two three"
+    assert time.monotonic() - began >= 3 * 0.05
     gemini_server.reply("one two three", break_after=2)
     seen = []
     with pytest.raises(Exception, match="peer closed connection"):
@@ -208,7 +208,7 @@ def test_the_command_serves_a_script(tmp_path):
         answer = httpx.post(f"{url}/v1/models/m:generateContent", json=request).json()
         assert answer["candidates"][0]["content"]["parts"][0]["functionCall"]["args"] == {"x": 1}
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 @pytest.mark.parametrize(

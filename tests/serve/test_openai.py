@@ -18,7 +18,8 @@ from alhena.serve.openai.chat_request import HARMLESS, read_chat
 from alhena.testing import Script, gemini_server
 from tests.conftest import random_audio, random_image
 from tests.serve.conftest import running
-from tests.serve.test_server import Endless, wait_for
+from tests.serve.test_server import Endless
+from tests.serve.waiting import wait_for
 
 HELLO = [{"role": "user", "content": "Hello"}]
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}

@@ -42,9 +42,9 @@ def test_a_long_text_is_rated_as_its_worst_part():
 
 
 def test_a_book_takes_seconds():
-    began = time.monotonic()
+    began = time.process_time()
     safety.classify("ab " * (1 << 14) + "x" * (1 << 19))
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
 
 
 def test_the_weights_are_small_and_survive_saving(tmp_path):
@@ -82,6 +82,25 @@ def test_a_server_blocks_what_is_rated(gemini_server):
     assert ask("Hello")["candidates"][0]["finishReason"] == "STOP"
     assert ask("Hello", safetySettings=settings)["candidates"][0]["finishReason"] == "SAFETY"
     assert ask("you stupid bitch", safetySettings=settings)["promptFeedback"]["blockReason"] == "SAFETY"
+    # An application under test may set a threshold for every category.
+    settings.append({"category": "HARM_CATEGORY_DANGEROUS_CONTENT", "threshold": "BLOCK_LOW_AND_ABOVE"})
+    assert ask("you stupid bitch", safetySettings=settings)["promptFeedback"]["blockReason"] == "SAFETY"
+
+
+@pytest.mark.parametrize("category", ["HARM_CATEGORY_DANGEROUS_CONTENT", "HARM_CATEGORY_SEXUALLY_EXPLICIT"])
+def test_a_threshold_for_what_is_not_rated_is_refused(tiny_address, category):
+    def ask(threshold: str) -> httpx.Response:
+        body = {
+            "contents": [{"parts": [{"text": "x"}]}],
+            "generationConfig": {"maxOutputTokens": 1},
+            "safetySettings": [{"category": category, "threshold": threshold}],
+        }
+        return httpx.post(f"{tiny_address}/v1/models/tiny:generateContent", json=body, timeout=60)
+
+    refused = ask("BLOCK_ONLY_HIGH")
+    assert refused.status_code == 400
+    assert category in refused.json()["error"]["message"] and HARASSMENT in refused.json()["error"]["message"]
+    assert ask("BLOCK_NONE").status_code == 200
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="needs the labelled tweets, which are no part of the repository")

@@ -179,9 +179,9 @@ def test_what_has_no_document_or_no_grammar_is_refused(schema):
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_schemas_take_bounded_time(name):
     """They are refused, or their answers are sampled; where a limit is met, the answer ends incomplete."""
-    start, compiler = time.perf_counter(), compiler_of("gemma3")
+    start, compiler = time.process_time(), compiler_of("gemma3")
     matcher = compiler.matcher(OutputFormat(json_schema=json.dumps(HOSTILE[name])))
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     tokens = sampled("gemma3", matcher, 0, limit=100)
-    assert time.perf_counter() - start < 10 and tokens
+    assert time.process_time() - start < 10 and tokens
     assert matcher.finished or len(tokens) == 100

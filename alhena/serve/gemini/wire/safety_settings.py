@@ -43,7 +43,10 @@ class Thresholds:
         known = classify("") if classify else {}
         for name, limit in self.limits.items():
             if limit <= 1 and name not in known:
-                raise not_offered(f"safetySettings: blocking {name}", f"; it rates {', '.join(known) or 'nothing'}")
+                remedy = "set BLOCK_NONE or OFF for it, or serve with --safety module:function (docs/safety.md)"
+                raise not_offered(
+                    f"safetySettings: blocking {name}", f"; it rates {', '.join(known) or 'nothing'}: {remedy}"
+                )
 
 
 def read_thresholds(value: Any) -> Thresholds:
