@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import jax
 import numpy as np
 import pytest
@@ -22,8 +23,13 @@ from alhena.tokens import tokenizer
 from alhena.tokens.encode import Encoder
 from alhena.tokens.store import write_examples
 from alhena.tokens.vocabulary import Vocabulary
+from tests.compiled import share_compiled
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+share_compiled()
+# httpx gives up after five seconds: a machine that compiles for another test may take longer to answer.
+for _phase in ("connect", "read", "write", "pool"):
+    setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, _phase, 120.0)
 # A shell in the background ignores SIGINT for its jobs, and the processes that tests interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -159,8 +159,10 @@ def test_adapters_beside_four_bits(work, mine):
     Export(tuned, out=work / "exported-quantized")()
     Import(work / "exported-quantized", work / "models" / "merged-quantized")()
     adapted, merged = (hidden(work / "models" / name, work) for name in ("quantized", "merged-quantized"))
-    # Merged weights whose base has 16 bits are rounded to 16 bits.
-    assert np.abs(merged - adapted).max() < 0.05 * np.abs(adapted).max()
+    # Merged weights whose base has 16 bits are rounded to 16 bits; the embedding, of 8 bits in the base, has 16 in the merged model,
+    # and inputs of quantized weights are rounded to 8.
+    difference, size = np.abs(merged - adapted), np.abs(adapted)
+    assert difference.mean() < 0.02 * size.mean() and difference.max() < 0.1 * size.max()
 
 
 def test_all_weights_are_trained_in_float32_and_stored_as_before(work, mine):

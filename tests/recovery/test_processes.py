@@ -26,22 +26,12 @@ def parameters(out: Path) -> list[np.ndarray]:
         return [stored[name] for name in stored.files]
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The compilation cache of all processes: those that are restarted, and those of the other test, run the same programs."""
-    return tmp_path_factory.mktemp("compiled")
-
-
 @pytest.fixture
-def command(tiny, data, compiled, tmp_path, monkeypatch) -> list[str]:
+def command(tiny, data, tmp_path, monkeypatch) -> list[str]:
     """The command of one process, to be completed by its folder and its kills."""
     save_model(tmp_path / "model", *tiny, {})
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     monkeypatch.setenv("ALHENA_MEMORY", str(tmp_path / "memory"))
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(compiled))
-    # Small programs too: there are hundreds of them.
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
     monkeypatch.setenv("XLA_FLAGS", "")  # one device per process, whatever this one has
     return [sys.executable, str(WORKER), str(tmp_path / "model"), str(data)]
 

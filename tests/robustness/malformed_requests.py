@@ -252,15 +252,20 @@ def fault_of(answer: httpx.Response, method: str) -> str | None:
 def send_raw(address: str, data: bytes) -> str | None:
     """What is wrong with the response to bytes that are not a request, or None; a closed connection is correct."""
     at = urlsplit(address)
-    with socket.create_connection((at.hostname or "", at.port or 0), timeout=TIMEOUT_SECONDS) as connection:
+    try:
+        connection = socket.create_connection((at.hostname or "", at.port or 0), timeout=TIMEOUT_SECONDS)
+    except OSError as error:
+        return f"no connection: {error}"
+    with connection:
         try:
             connection.sendall(data)
             connection.shutdown(socket.SHUT_WR)
             answer = connection.recv(1000)
-        except (ConnectionError, BrokenPipeError):
-            return None
         except TimeoutError:
             return "no answer"
+        except OSError:
+            # Each of these calls finds in a way of its own that the server closed the connection before it.
+            return None
     status = answer.split(b" ")[1] if answer.startswith(b"HTTP/") else b"4"
     return None if status.startswith((b"4", b"2")) else f"status {status!r}"
 

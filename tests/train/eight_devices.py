@@ -47,7 +47,8 @@ CONFIG = config.Model(
     config.Conformer(width=16, layers=2, heads=2, hidden=16, remat=True),
     FACTORS,
 )
-MESHES = {"fsdp": Mesh(data=8), "tensor": Mesh(data=2, model=4), "pods": Mesh(pod=8), "all": Mesh(2, 2, 2)}
+# All at once: the complete step, whose moments are the gradients.
+MESHES = {"fsdp": Mesh(data=8), "tensor": Mesh(data=2, model=4), "pods": Mesh(pod=8)}
 LOSS = jax.jit(jax.value_and_grad(lambda params, batch: batch_loss(params, CONFIG, batch)[0]))
 SPECS = model.weights(CONFIG)
 TRANSFORM = optimizer(Optimizer(warmup=1), 10, SPECS)

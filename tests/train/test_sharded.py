@@ -29,7 +29,7 @@ def measured() -> dict:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("mesh", ["fsdp", "tensor", "pods", "all"])
+@pytest.mark.parametrize("mesh", ["fsdp", "tensor", "pods"])
 def test_loss_and_gradients_equal_those_of_one_device(measured, mesh):
     assert measured[mesh]["loss"] < TOLERANCE
     assert measured[mesh]["gradient"] < TOLERANCE
@@ -48,7 +48,7 @@ def test_a_teacher_and_the_loss_on_its_outputs_equal_those_of_one_device(measure
 
 
 def test_no_weight_stack_is_gathered_completely(measured):
-    assert [measured[mesh]["gathered"] for mesh in ("fsdp", "tensor", "all", "step")] == [[]] * 4
+    assert [measured[mesh]["gathered"] for mesh in ("fsdp", "tensor", "step")] == [[]] * 3
     assert measured["wrong_rules"]["gathered"]  # a stack sharded along its layers would be
     assert measured["wrong_rules"]["gradient"] < TOLERANCE  # comparing numbers does not show what that costs
 
