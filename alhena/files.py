@@ -7,6 +7,7 @@
       pretrain/   pretrain    checkpoints, metrics
       models/     base, assistant, nano: weights that serve, each folder complete in itself
       report/     evaluate    report.html, report.png, results.json
+      history.jsonl           a record of every evaluation
 
 A finished stage writes ``stage.json``: the fingerprint of its settings and inputs, and size and hash of each of its files. A stage
 whose fingerprint is unchanged is not repeated (:mod:`alhena.stages`). A model folder lists its files in ``files.json``. Files are
