@@ -18,6 +18,7 @@ from alhena.recovery.goodput import goodput
 from alhena.recovery.memory_checkpoint import memory_folder
 from alhena.recovery.supervisor import COORDINATOR, PROCESSES, initialize_distributed, supervise
 
+LEVEL_0 = "--xla_backend_optimization_level=0"
 WORKER = Path(__file__).with_name("one_process.py")
 
 
@@ -32,7 +33,8 @@ def command(tiny, data, tmp_path, monkeypatch) -> list[str]:
     save_model(tmp_path / "model", *tiny, {})
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     monkeypatch.setenv("ALHENA_MEMORY", str(tmp_path / "memory"))
-    monkeypatch.setenv("XLA_FLAGS", "")  # one device per process, whatever this one has
+    # One device per process, whatever this one has; optimization level 0 compiles sooner.
+    monkeypatch.setenv("XLA_FLAGS", LEVEL_0)
     return [sys.executable, str(WORKER), str(tmp_path / "model"), str(data)]
 
 
@@ -46,7 +48,7 @@ def test_two_processes_killed_twice_end_with_the_parameters_of_one_that_was_not_
     assert starts[0] == 0 and starts[1] in (2, 3) and starts[2] in (6, 7)
     assert not memory_folder(out, 0).exists() and goodput(out) is not None
     alone = tmp_path / "one"
-    flags = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    flags = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {LEVEL_0}"}
     subprocess.run([*command, str(alone)], env=flags, check=True, capture_output=True)
     for two, one in zip(parameters(out), parameters(alone), strict=True):
         np.testing.assert_array_equal(two, one)
@@ -96,7 +98,7 @@ raise signals.exit()
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path, monkeypatch, number):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("XLA_FLAGS", LEVEL_0)
     command = [sys.executable, "-c", STOPPING, str(tmp_path), str(int(number))]
     # Which process ends first decides the code.
     assert supervise(command, processes=2, max_restarts=0, log=pytest.fail).code in (130, 143)

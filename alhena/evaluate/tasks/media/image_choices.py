@@ -220,7 +220,8 @@ _TRUTH = {"true": "true", "yes": "true", "correct": "true", "false": "false", "n
 def truth(item: Item, output: str) -> str:
     """Whether an output says that the statement is true; empty where it says neither.
 
-    >>> [truth(None, text) for text in ("True.", "**false**", "Yes, it is.", "The answer is: False", "Perhaps")]
+    >>> item = Item("1", "There is a circle.", ("true",))
+    >>> [truth(item, text) for text in ("True.", "**false**", "Yes, it is.", "The answer is: False", "Perhaps")]
     ['true', 'false', 'true', 'false', '']
     """
     for text in (short_answer(output), first_line(output)):
