@@ -15,6 +15,7 @@ from alhena.model.quantized import native
 from alhena.model.quantized.layout import Quantized, at, packed_shapes
 from alhena.model.quantized.matmul import matmul, matmuls, portable_matmul
 from alhena.model.quantized.rounding import quantize
+from tests.compiled import fully_optimized
 
 pytestmark = pytest.mark.skipif(
     not native.instructions(), reason="the kernel was not built: python setup.py build_ext --inplace"
@@ -65,6 +66,7 @@ def test_activations_that_are_not_finite_are_seen_in_their_row_only(instructions
         np.testing.assert_array_equal(np.delete(ours, 2, 0), np.delete(expected, 2, 0))
 
 
+@fully_optimized
 def test_several_weights_and_layers_of_stacks_are_one_call():
     x = rows(3, 64)
     weights = [at(random_weight(3, 4, 3, 64, 20), 2), random_weight(4, 8, 64, 33), at(random_weight(5, 8, 2, 64, 7), 1)]
@@ -129,6 +131,7 @@ def test_damaged_arguments_are_errors(change, message):
         jax.block_until_ready(call(*arguments.values(), instructions=instructions))
 
 
+@fully_optimized
 def test_without_the_kernel_the_same_numbers_and_one_warning(monkeypatch, caplog):
     x, w = rows(3, 64), random_weight(8, 4, 64, 20)
     expected = matmul(x, w)

@@ -17,8 +17,8 @@ from alhena.recovery.fingerprints import read_fingerprints
 from alhena.recovery.goodput import goodput
 from alhena.recovery.memory_checkpoint import memory_folder
 from alhena.recovery.supervisor import COORDINATOR, PROCESSES, initialize_distributed, supervise
+from tests.compiled import LEVEL_0
 
-LEVEL_0 = "--xla_backend_optimization_level=0"
 WORKER = Path(__file__).with_name("one_process.py")
 
 

@@ -21,6 +21,7 @@ from alhena.serve.decoding.sampler import OutputFormat, Sampling
 from alhena.serve.engine import Engine, Prompt, _LocalJob
 from alhena.serve.scheduler import Scheduler
 from alhena.tokens.padding import padded_batch
+from tests.compiled import fully_optimized
 from tests.conftest import random_audio, random_image
 from tests.serve.imported_models import write_imported
 
@@ -68,6 +69,7 @@ def job_of(engine: Engine, prompt: list[Content], sampling: Sampling, stride: in
     return _LocalJob(engine.encode(prompt, sampling), sampling, stride=stride)
 
 
+@fully_optimized
 def test_an_answer_is_the_same_alone_and_in_a_crowd_bitwise(engine):
     """Sizes that the compiled kernels take, so that the sequence alone is computed in a batch of another size."""
     decoder = replace(engine.config.decoder, head_dim=32, window=PAGE + 9, global_every=2)
