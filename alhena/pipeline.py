@@ -250,26 +250,20 @@ def make_base(run: Recipe, folder: Path) -> None:
     run_stage(stage, work)
 
 
-def _extensions(run: Recipe, folder: Path) -> list[tuple[Extension, Path, Path]]:
-    """Each extension with the folder of its stage, and the model folder that it writes."""
-    sizes = [(extension_, extension_.training.shape.tokens) for extension_ in run.extensions]
-    return [(e, folder / "extend" / str(n), folder / "models" / f"{BASE}-{n}") for e, n in sizes]
-
-
-def _before_tuning(run: Recipe, folder: Path) -> tuple[Path, Path]:
-    """The last stage before tuning, and its model folder."""
-    stages = [(folder / "pretrain", folder / "models" / BASE)]
-    return [*stages, *((stage, out) for _, stage, out in _extensions(run, folder))][-1]
+def _bases(run: Recipe, folder: Path) -> list[tuple[Path, Path]]:
+    """The folders of stage and model of pre-training and of each extension, in order."""
+    sizes = [e.training.shape.tokens for e in run.extensions]
+    extended = [(folder / "extend" / str(n), folder / "models" / f"{BASE}-{n}") for n in sizes]
+    return [(folder / "pretrain", folder / "models" / BASE), *extended]
 
 
 def make_extended(run: Recipe, folder: Path) -> None:
     """RUN/extend/TOKENS and RUN/models/base-TOKENS: the extensions of the recipe, each of the model before it."""
-    tokens, before, start = folder / "tokens", folder / "pretrain", folder / "models" / BASE
-    for e, stage, out in _extensions(run, folder):
+    tokens, bases = folder / "tokens", _bases(run, folder)
+    for e, (before, start), (stage, out) in zip(run.extensions, bases, bases[1:], strict=False):
         print_ = fingerprint(fingerprint_of(before), e.training.identity(), e.rope_base)
         title = f"extend to {e.training.shape.tokens:,} tokens"
         run_stage(Stage(title, stage, print_, (tokens, start), (out,)), partial(_extend, e, tokens, start, stage, out))
-        before, start = stage, out
 
 
 def _extend(e: Extension, tokens: Path, start: Path, work: Path, out: Path) -> dict[str, Any]:
@@ -286,7 +280,7 @@ def _extend(e: Extension, tokens: Path, start: Path, work: Path, out: Path) -> d
 def make_assistant(run: Recipe, folder: Path) -> None:
     """RUN/tune and RUN/models/assistant: supervised tuning on the run's own chats."""
     assistant, tokens, out = folder / "models" / ASSISTANT, folder / "tokens", folder / "tune"
-    before, base = _before_tuning(run, folder)
+    before, base = _bases(run, folder)[-1]
 
     def work() -> dict[str, Any]:
         return tune_on(base, tokens / "train", out, assistant, run.tune)

@@ -22,9 +22,9 @@ from rich.console import Console
 
 from alhena import plots
 from alhena.content import Content, Text
-from alhena.corpus.starter.text.long_retrieval import draw_pairs, haystack, question
 from alhena.corpus.starter.text.long_retrieval import filler as standard_filler
-from alhena.corpus.starter.text.retrieval import VALUES
+from alhena.corpus.starter.text.long_retrieval import haystack, question
+from alhena.corpus.starter.text.retrieval import VALUES, draw_pairs
 from alhena.evaluate.models.engine_model import EngineModel
 from alhena.evaluate.models.interface import Advance, Completed, Completion, no_advance
 from alhena.evaluate.statistics import wilson

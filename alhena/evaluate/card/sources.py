@@ -166,7 +166,7 @@ def read_source(path: Path, label: str = "") -> Source:
     reasons = value.get("skipped", {}).items()
     return Source(
         path, origin, label,
-        [_with_items(row, by_row.get(row.key, {})) for row in rows],
+        [replace(row, scored=by_row.get(row.key, {})) for row in rows],
         _models(value["models"], path),
         read_examples(path.with_name(EXAMPLES)),
         notes=[f"not measured: {count} × {reason}" for reason, count in reasons],
@@ -178,10 +178,6 @@ def _models(listed: Sequence[Any], path: Path) -> dict[str, ModelFacts]:
     if not all(isinstance(facts, dict) and isinstance(facts.get("name"), str) for facts in listed):
         raise ValueError(f"{path}: models: each is an object with a name")
     return {m["name"]: parsed(ModelFacts, {n: v for n, v in m.items() if n != "name"}, path, "models") for m in listed}
-
-
-def _with_items(row: ReportRow, scored: Mapping[str, Sequence[Scored]]) -> ReportRow:
-    return replace(row, scored=scored)
 
 
 def _scored_by_row(path: Path) -> dict[str, dict[str, list[Scored]]]:
@@ -218,7 +214,7 @@ def _benchmark(value: Mapping[str, Any], path: Path, origin: Path, label: str) -
     )  # fmt: skip
     curve = {name: value[name] for name in Routed.__dataclass_fields__ if name in value}
     return Source(
-        path, origin, label, [_with_items(row, {model: read_outcomes(path.with_suffix(".jsonl"))})],
+        path, origin, label, [replace(row, scored={model: read_outcomes(path.with_suffix(".jsonl"))})],
         {model: parsed(ModelFacts, value["model_facts"], path, "model_facts")} if "model_facts" in value else {},
         read_examples(path.with_name(f"{path.stem}.{EXAMPLES}")),
         [parsed(Routed, curve, path)] if "by_k" in value else (),

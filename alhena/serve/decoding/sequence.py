@@ -10,6 +10,7 @@ a chunk of audio, is encoded alone: its vectors do not depend on the other media
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -153,18 +154,15 @@ class Media:
         self._images: dict[int, Float[np.ndarray, "W D"]] = {}
         self._audio: dict[int, Float[np.ndarray, "A D"]] = {}
 
-    def missing(self, start: int, end: int) -> list[Medium]:
+    def missing(self, start: int, end: int) -> Iterator[Medium]:
         """Images and chunks of audio that the tokens from ``start`` to ``end`` need and that are not encoded."""
         needed = self._plan.image_vectors[start:end]
-        out = [
-            Medium(i, self._image(self._plan.images[i]))
-            for i, (first, after) in enumerate(self._plan.image_ranges)
-            if i not in self._images and np.any((needed >= first) & (needed < after))
-        ]
+        for i, (first, after) in enumerate(self._plan.image_ranges):
+            if i not in self._images and np.any((needed >= first) & (needed < after)):
+                yield Medium(i, self._image(self._plan.images[i]))
         if np.any(self._plan.audio_vectors[start:end] >= 0):
             chunks = range(len(self._plan.example.frames))
-            out += [Medium(i, self._audio_chunk(i)) for i in chunks if i not in self._audio]
-        return out
+            yield from (Medium(i, self._audio_chunk(i)) for i in chunks if i not in self._audio)
 
     def put(self, medium: Medium, vectors: Float[np.ndarray, "W D"]) -> None:
         """Keeps the vectors of a medium."""
@@ -172,10 +170,11 @@ class Media:
 
     def encode_next(self, start: int, end: int) -> bool:
         """Encodes one image or chunk of audio that the tokens from ``start`` to ``end`` need; False: all are encoded."""
-        missing = self.missing(start, end)[:1]
-        for medium in missing:
-            self.put(medium, encode_media(self._params, self._c, [medium])[0])
-        return bool(missing)
+        medium = next(self.missing(start, end), None)
+        if medium is None:
+            return False
+        self.put(medium, encode_media(self._params, self._c, [medium])[0])
+        return True
 
     def _image(self, part: slice) -> Example:
         e = self._plan.example
@@ -253,7 +252,7 @@ class Sequence:
         """Encodes a medium that the next chunk needs; False: it has all."""
         return self.media.encode_next(self.position, self.plan.chunk_end(self.position))
 
-    def missing(self) -> list[Medium]:
+    def missing(self) -> Iterator[Medium]:
         """Media that the next chunk needs and that are not encoded."""
         return self.media.missing(self.position, self.plan.chunk_end(self.position))
 

@@ -17,7 +17,7 @@ from alhena.content import Document
 from alhena.corpus.starter.items import ItemSpec, chat, sample
 from alhena.corpus.starter.splits import Split
 from alhena.corpus.starter.text.prose_and_code import standard_library
-from alhena.corpus.starter.text.retrieval import VALUES, draw_keys
+from alhena.corpus.starter.text.retrieval import draw_pairs
 
 # Tokens that the longest documents of a source may have.
 LENGTHS = {"retrieval_2k": 2048, "retrieval_8k": 8192, "retrieval_32k": 32768}
@@ -69,12 +69,6 @@ def filler(rng: np.random.Generator, split: Split, characters: int) -> str:
         out.append(chunks[(start + len(out)) % len(chunks)])
         size += len(out[-1]) + 1
     return "\n".join(out)[:characters]
-
-
-def draw_pairs(rng: np.random.Generator, count: int, split: Split) -> dict[str, str]:
-    """Keys and values; sets of keys belong to one split."""
-    keys = draw_keys(rng, count, split)
-    return {key: VALUES[int(i)] for key, i in zip(keys, rng.integers(0, len(VALUES), count), strict=True)}
 
 
 def turns(text: str, pairs: Mapping[str, str], asked: Iterable[str]) -> list[tuple[str, str]]:

@@ -28,22 +28,21 @@ VALUES = (
 ).split()
 
 
-def draw_keys(rng: np.random.Generator, count: int, split: Split) -> list[str]:
-    """Keys; a set of them belongs to one split."""
+def draw_pairs(rng: np.random.Generator, count: int, split: Split) -> dict[str, str]:
+    """Keys and values; sets of keys belong to one split."""
     keys = sample(rng, KEYS, count)
     while split_of("keys", *sorted(keys)) != split:
         keys = sample(rng, KEYS, count)
-    return keys
+    return {key: VALUES[int(i)] for key, i in zip(keys, rng.integers(0, len(VALUES), count), strict=True)}
 
 
 def make(spec: ItemSpec) -> Document:
     """A list of 3 to 12 pairs (log-uniform) with up to six questions in training, one elsewhere."""
     rng = spec.rng
     count = round(math.exp(rng.uniform(math.log(MIN_PAIRS), math.log(MAX_PAIRS))))
-    keys = draw_keys(rng, count, spec.split)
-    values = [VALUES[int(i)] for i in rng.integers(0, len(VALUES), count)]
+    drawn = list(draw_pairs(rng, count, spec.split).items())
     selected = [int(i) for i in rng.permutation(count)[: 6 if spec.split == "train" else 1]]
-    turns = [(f"{keys[i]}?", f"{keys[i]} {values[i]}") for i in selected]
-    pairs = ", ".join(f"{key} {value}" for key, value in zip(keys, values, strict=True))
+    turns = [(f"{drawn[i][0]}?", " ".join(drawn[i])) for i in selected]
+    pairs = ", ".join(" ".join(pair) for pair in drawn)
     turns[0] = (f"{pairs}. {turns[0][0]}", turns[0][1])
     return chat(spec, [], turns, position=selected[-1] / (count - 1), pairs=count)

@@ -74,10 +74,11 @@ def read_xm3600(folder: Path, split: Split) -> Iterable[Item]:
     else:
         items = [_xm3600_hub(r) for r in all_records(find(folder, "captions.jsonl", "data/*-*.parquet"))]
     items = with_frequencies("xm3600", items)
-    return items if split == "test" else _first_of_groups(items)
+    return items if split == "test" else first_of_groups(items)
 
 
-def _first_of_groups(items: Iterable[Item]) -> list[Item]:
+def first_of_groups(items: Iterable[Item]) -> list[Item]:
+    """The first items of each group, as shots."""
     groups: dict[str, list[Item]] = {}
     for item in items:
         groups.setdefault(item.group, []).append(item)

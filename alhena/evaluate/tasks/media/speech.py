@@ -9,7 +9,7 @@ from alhena.evaluate.tasks import scores
 from alhena.evaluate.tasks.extraction import spoken_text
 from alhena.evaluate.tasks.items import Form, Item, Metric, Reported, Split, Task
 from alhena.evaluate.tasks.languages import language_name
-from alhena.evaluate.tasks.media.captions import SHOT_ITEMS
+from alhena.evaluate.tasks.media.captions import first_of_groups
 from alhena.evaluate.tasks.media.error_rates import WORD_ERRORS
 from alhena.evaluate.tasks.media_files import Medium, inside
 from alhena.evaluate.tasks.sources import Record, all_records, find, has, lines, records
@@ -30,12 +30,7 @@ def _spoken(id: str, text: str, group: str, language: str, audio: Medium) -> Ite
 
 def _of_split(items: Iterable[Item], split: Split) -> list[Item]:
     """All items; as shots the first of each group."""
-    if split != "shots":
-        return list(items)
-    groups: dict[str, list[Item]] = {}
-    for item in items:
-        groups.setdefault(item.group, []).append(item)
-    return [item for group in groups.values() for item in group[:SHOT_ITEMS]]
+    return first_of_groups(items) if split == "shots" else list(items)
 
 
 def _task(name: str, read: Callable[[Path, Split], Iterable[Item]], reported: Reported, note: str = "") -> Task:
