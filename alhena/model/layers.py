@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from alhena.model import config, spec
+from alhena.model import config, sharding, spec
+from alhena.model.attention import native
 from alhena.model.linear import slice_stack
 from alhena.model.quantized.layout import is_quantized
 from alhena.shapes import Array, Float, Shaped
@@ -22,11 +23,26 @@ UNROLLED = 4
 
 # Intermediate values are cheaper to compute again than to save: they are a third of a layer's memory, and a CPU is faster without them.
 @jax.checkpoint
-def rms_norm(x: Float[Array, "... D"], scale: Float[Array, " D"] | None = None) -> Float[Array, "... D"]:
-    """Root-mean-square norm; the stored scale is an offset from one, as in Gemma (Zhang & Sennrich 2019). None: no scale."""
+def _plain_rms_norm(x: Float[Array, "... D"], scale: Float[Array, " D"] | None) -> Float[Array, "... D"]:
     x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + EPSILON)
     # A bfloat16 scale would lose digits in the sum.
     return x if scale is None else x * (1 + scale.astype(jnp.float32))
+
+
+@jax.custom_jvp
+def rms_norm(x: Float[Array, "... D"], scale: Float[Array, " D"] | None = None) -> Float[Array, "... D"]:
+    """Root-mean-square norm; the stored scale is an offset from one, as in Gemma (Zhang & Sennrich 2019). None: no scale.
+
+    That of a few rows is computed by a kernel, so that a row has the same bits whatever the number of rows.
+    """
+    if native.normalizes(x) and not sharding.has_mesh():
+        return native.normalize(x, scale)
+    return _plain_rms_norm(x, scale)
+
+
+@rms_norm.defjvp
+def _rms_norm_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    return jax.jvp(_plain_rms_norm, primals, tangents)
 
 
 def rope_table(

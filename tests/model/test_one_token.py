@@ -13,6 +13,8 @@ import pytest
 from alhena.model import config, model
 from alhena.model.attention import native, paged_cache
 from alhena.model.attention.paged_cache import PAGE, Tokens
+from alhena.model.layers import rms_norm
+from tests.compiled import fully_optimized
 
 if not native.is_available():
     pytest.skip("the kernels of decoding are not built", allow_module_level=True)
@@ -95,6 +97,29 @@ def test_a_matmul_of_a_few_rows_equals_xla(dtype, shape, transposed):
     np.testing.assert_allclose(out, jnp.matmul(*operands, precision="highest"), rtol=1e-4, atol=1e-4)
     for rows in (1, 4, 7):
         np.testing.assert_array_equal(np.asarray(run(x[:rows], w, 1)), out[:rows])
+
+
+@fully_optimized
+def test_a_row_of_a_wide_model_has_the_same_bits_alone():
+    """From 4,096 numbers on XLA divides the sum of a norm otherwise, which the tiny models of other tests do not have."""
+    x, scale = jax.random.normal(jax.random.key(0), (16, 1, 640)) * 3, jax.random.normal(jax.random.key(1), (640,))
+    norm = jax.jit(rms_norm)
+    np.testing.assert_array_equal(jnp.concatenate([norm(x[i : i + 1], scale) for i in range(16)]), norm(x, scale))
+    params, c, cache, tables = case(replace(GEMMA_3, width=1024, layers=2), "bfloat16")
+    run = partial(next_hidden, params, c, cache, tables)
+    hidden = run(list(range(len(POSITIONS))))[0]
+    for row in range(len(POSITIONS)):
+        np.testing.assert_array_equal(run([row])[0], hidden[row : row + 1])
+
+
+def test_the_norm_of_a_few_rows_equals_xla():
+    x, scale = jax.random.normal(jax.random.key(0), (8, 2, 96)) * 3, jax.random.normal(jax.random.key(1), (96,))
+    # Of so many rows it is XLA's.
+    many = jnp.tile(x, (2, 1, 1))
+    for s in (scale, scale.astype(jnp.bfloat16), None):
+        np.testing.assert_allclose(rms_norm(x, s), rms_norm(many, s)[:8], rtol=1e-5)
+    gradient = jax.grad(lambda x: (rms_norm(x, scale) ** 3).sum())
+    np.testing.assert_allclose(gradient(x), gradient(many)[:8], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("by_kernel", [True, False], ids=["kernel", "xla"])

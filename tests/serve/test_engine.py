@@ -75,7 +75,7 @@ def test_an_answer_is_the_same_alone_and_in_a_crowd_bitwise(engine):
     decoder = replace(engine.config.decoder, head_dim=32, window=PAGE + 9, global_every=2)
     c = replace(engine.config, decoder=decoder)
     engine = replace(engine, config=c, params=model.init(jax.random.key(5), c))
-    assert engine.batch.row_sizes == ((1, 4, 16) if native.is_available() else (16,))
+    assert engine.batch.row_sizes == ((1, 2, 4, 8, 16) if native.is_available() else (16,))
     alone = [run(engine, [job_of(engine, *request)])[0] for request in requests()]
     assert any(isinstance(part, Image) for part in alone[3].content.parts)
     assert all(len(answer.logprobs) == answer.answer_tokens > 3 for answer in alone)

@@ -1,4 +1,4 @@
-"""The compiled kernels of decoding, XLA custom calls on the CPU (csrc/): attention of one token, and matmuls of a few rows.
+"""The compiled kernels of decoding, XLA custom calls on the CPU (csrc/): attention of one token, matmuls and norms of a few rows.
 
     python setup.py build_ext --inplace        builds them in a checkout
 
@@ -22,6 +22,7 @@ from alhena.shapes import Array, Bool, Float, Int
 TARGETS = {
     "alhena_attend_token": "AlhenaAttendToken",
     "alhena_multiply": "AlhenaMultiply",
+    "alhena_normalize": "AlhenaNormalize",
     "alhena_take_rows": "AlhenaTakeRows",
     "alhena_largest": "AlhenaLargest",
     "alhena_rank": "AlhenaRank",
@@ -49,6 +50,19 @@ def multiply(
     out = jax.ShapeDtypeStruct((len(x), w.shape[-2] if transposed else w.shape[-1]), jnp.float32)
     index = jnp.asarray(layer, jnp.int32).reshape(1)
     return jax.ffi.ffi_call("alhena_multiply", out)(x.astype(jnp.float32), w, index, transposed=transposed)
+
+
+def normalizes(x: Array) -> bool:
+    """Whether the kernel computes the norm of an array's rows: a few of float32."""
+    fits = x.dtype == jnp.float32 and 0 < x.size <= MAX_ROWS * x.shape[-1] and x.shape[-1] % 16 == 0
+    return fits and is_available()
+
+
+def normalize(x: Float[Array, "*rows D"], scale: Float[Array, " D"] | None) -> Float[Array, "*rows D"]:
+    """The root-mean-square norm of each row; ``scale`` is an offset from one."""
+    scales = jnp.zeros(0) if scale is None else scale.astype(jnp.float32)
+    out = jax.ShapeDtypeStruct(x.shape, jnp.float32)
+    return jax.ffi.ffi_call("alhena_normalize", out, vmap_method="sequential")(x, scales)
 
 
 def take_rows(w: Float[Array, "R D"], ids: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:

@@ -13,7 +13,7 @@ PATCHES = (0, 64, 128, 256, 512, 1024, 2048, 2560, 4096, 5120, 8192, 16384, 3276
 CHUNKS = (0, 1, 2, 4, 8, 32, 128, 1024)
 BATCH_SIZES = (1, 8, 32)
 # Sequences that take a token in one step.
-ROWS = (1, 4, 16)
+ROWS = (1, 2, 4, 8, 16)
 OUTPUTS = (32, 128, 256, 1024, 4096)
 # A request for more output tokens gets this many.
 MAX_OUTPUT_TOKENS = OUTPUTS[-1]
@@ -37,7 +37,7 @@ def rows(slots: int) -> tuple[int, ...]:
     """Numbers of sequences for which a program of an engine with so many slots is compiled.
 
     >>> rows(4), rows(6)
-    ((1, 4), (1, 4, 6))
+    ((1, 2, 4), (1, 2, 4, 6))
     """
     return (*(size for size in ROWS if size < slots), slots)
 

@@ -1,0 +1,29 @@
+// The root-mean-square norm of rows. Every row is a sum in one order, whatever the number of rows: XLA's own reduction is divided otherwise
+// from some thousand numbers on.
+
+#include <algorithm>
+
+#include "loops.h"
+#include "parallel.h"
+
+namespace ffi = xla::ffi;
+
+namespace alhena {
+namespace {
+
+// Rows of x, and the scale of the norm; an empty one: none.
+ffi::Error normalize(ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> scale, ffi::ResultBuffer<ffi::F32> y) {
+  int64_t size = x.dimensions().back(), scales = scale.element_count();
+  if (size % 16 || (scales && scales != size)) return ffi::Error(ffi::ErrorCode::kInvalidArgument, "normalize: sizes that do not fit");
+  std::copy_n(x.typed_data(), x.element_count(), y->typed_data());
+  for (size_t i = 0; i < x.element_count(); i += size) ALHENA_CHOOSE(norm)(y->typed_data() + i, scales ? scale.typed_data() : nullptr, size);
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    AlhenaNormalize, normalize,
+    ffi::Ffi::Bind().Arg<ffi::Buffer<ffi::F32>>().Arg<ffi::Buffer<ffi::F32>>().Ret<ffi::Buffer<ffi::F32>>());
+
+}  // namespace alhena
