@@ -16,6 +16,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -170,9 +171,9 @@ def command(b: Bench, worker: str) -> Sequence[str]:
     return [str(b.python), __file__, *named, "--clients", *map(str, b.clients), "--worker", worker]
 
 
-def served(model: Path, port: int) -> subprocess.Popen[Any]:
-    """A server of ours, ready."""
-    command = [sys.executable, "-m", "alhena.cli", "serve", str(model), "--port", str(port)]
+def served(model: Path, port: int, state: Path) -> subprocess.Popen[Any]:
+    """A server of ours, ready; `state` is a folder of its own."""
+    command = [sys.executable, "-m", "alhena.cli", "serve", str(model), "--port", str(port), "--state", str(state)]
     process = subprocess.Popen(command)
     wait(f"http://127.0.0.1:{port}/healthz", process)
     return process
@@ -183,11 +184,12 @@ def run(b: Bench) -> None:
     llama = subprocess.Popen(command(b, "llama.cpp"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     torch = subprocess.Popen(command(b, "transformers"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     processes: list[subprocess.Popen[Any]] = [llama, torch]
+    states = tempfile.TemporaryDirectory()
     try:
         models = {"alhena": b.model} | ({"alhena, 4 bits": b.quantized} if b.quantized else {})
         engines: dict[str, Ask] = {}
         for name, model in models.items():
-            processes.append(served(model, PORTS[name]))
+            processes.append(served(model, PORTS[name], Path(states.name) / str(PORTS[name])))
             engines[name] = ask_alhena(b.tokens, name)
         wait(f"http://127.0.0.1:{PORTS['llama.cpp']}/health", llama)
         engines |= {"llama.cpp": ask_llama(b.tokens), "transformers": ask_worker(torch)}
@@ -195,6 +197,8 @@ def run(b: Bench) -> None:
     finally:
         for process in processes:
             process.terminate()
+            process.wait()
+        states.cleanup()
     machine = {"cores": os.cpu_count(), "machine": platform.processor() or platform.machine(), "load": os.getloadavg()}
     b.out.write_text(json.dumps({"tokens": b.tokens, **machine, "rows": rows}, indent=1) + "\n")
 
