@@ -117,19 +117,26 @@ class Compare:
 
 @dataclass(frozen=True)
 class Context:
-    """Measure how a model uses its context: key-value retrieval by length and depth as a heat map, and loss by position on long texts.
+    """Measure how a model uses its context: what it finds at a depth of long texts, recordings and videos, and loss by position.
 
-    A document has ten pairs at a depth of prose and code of Python's standard library, then a question, as in the Gemini 1.0 report. Writes
-    retrieval.json and retrieval.png; with --texts also loss.json and loss.png.
+    Texts have ten pairs at a depth of prose and code of Python's standard library, then a question, as in the Gemini 1.0 report. In a
+    recording of noise a number is spoken once. Of a video one frame shows another digit than all others.
+
+    A length that the model does not read is refused; media longer than one clip of the model are asked in several. Writes retrieval.json,
+    retrieval_audio.json, retrieval_video.json, and report.html with the heat maps; with --texts also loss.json and loss.png.
+
+        alhena context runs/starter --media audio video
     """
 
     folder: OptionalFolder = None  # run folder or model folder; left out: the model of the package
     name: str | None = None  # name of the model in a run folder; left out: the quantized one, if there is one
-    lengths: tuple[int, ...] = (1024, 2048, 4096, 8192, 16384, 32768)  # tokens of the documents
-    # of the pairs: 0 at the beginning, 1 right before the question
+    media: tuple[Literal["text", "audio", "video"], ...] = ("text",)
+    # of one medium: tokens, seconds or frames; left out: 1,024 to 32,768 tokens, 2 to 60 seconds, 2 to 48 frames
+    lengths: tuple[int, ...] = ()
+    # of what is asked: 0 at the beginning, 1 right before the question
     depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     items: int = 50  # questions of each length and depth
-    seed: int = 0  # of pairs and filler
+    seed: int = 0  # of what is asked, and of filler
     filler: Path | None = None  # a long text in place of the standard library's
     texts: tuple[Path, ...] = ()  # long texts, such as books, for the loss by position
     windows: int = 8  # parts of the texts, each as long as the longest of --lengths
@@ -137,18 +144,27 @@ class Context:
 
     def __call__(self) -> None:
         from alhena.cli.arguments import served_folder
-        from alhena.evaluate.long_context import Grid, Texts, measure
+        from alhena.evaluate.context.grid import LENGTHS, Grid
+        from alhena.evaluate.context.measure import Measured, Texts, measure
         from alhena.evaluate.models.engine_model import EngineModel
+        from alhena.evaluate.models.facts import model_facts
         from alhena.own_data import run_of
         from alhena.serve.engine import Engine
         from alhena.stages import locked
 
-        grid = Grid(self.lengths, self.depths, self.items, self.seed)
-        model = served_folder(self.folder, self.name)
-        out = self.out or run_of(model) / "context" / model.name
+        if self.lengths and len(self.media) > 1:
+            raise ValueError(
+                f"--lengths are those of one medium, and --media names {len(self.media)}: measure one by one"
+            )
+        grids = [
+            Grid(self.lengths or LENGTHS[medium], self.depths, self.items, self.seed, medium) for medium in self.media
+        ]
+        folder = served_folder(self.folder, self.name)
+        out = self.out or run_of(folder) / "context" / folder.name
         with locked(out):
-            measure(EngineModel(Engine.load(model)), grid, Texts(self.texts, self.windows, self.filler), out)
-        print(f"Results: {out}")
+            measured = Measured(EngineModel(Engine.load(folder)), out, model_facts(folder))
+            measure(measured, grids, Texts(self.texts, self.windows, self.filler))
+        print(f"Results: {out}; heat maps: {out / 'report.html'}")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The evaluate stage: one or more models answer the test split, and the report card is written.
 
-test documents ─ prompts ─ Engine ─ answers ─ metrics and judges ─► results.json, answers.jsonl, examples.jsonl ─► the card
+test documents, needles ─ prompts ─ Engine ─ answers ─ metrics and judges ─► results.json, answers.jsonl, examples.jsonl ─► the card
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from alhena.evaluate.card.examples import example_lines
 from alhena.evaluate.card.history import add_to_history
 from alhena.evaluate.card.sources import ANSWERS, EXAMPLES, RESULTS, origin_of
 from alhena.evaluate.card.write import write_card
+from alhena.evaluate.context.needles import card_needles, needle_rows
 from alhena.evaluate.judges import digit_judge
 from alhena.evaluate.measure import BITS_PER_BYTE, Measure, Scored, interval_of, score_of
 from alhena.evaluate.models.facts import model_facts
@@ -101,7 +102,8 @@ def evaluate(engines: Mapping[str, Engine], documents: Sequence[Document]) -> Ev
             losses = {model: text_losses(engine, texts) for model, engine in engines.items()}
             rows.append(text_row((name, f"held-out {name}"), texts, losses))
     answers = answer_questions(engines, documents)
-    rows += [row for task in TASK_METRICS if (row := answer_row(task, answers.questions))]
+    tasks = (*TASK_METRICS, *needle_rows(documents))
+    rows += [row for task in tasks if (row := answer_row(task, answers.questions))]
     return Evaluation(sorted(rows, key=lambda row: SECTIONS.index(row.section)), answers)
 
 
@@ -153,13 +155,14 @@ def write_results(evaluation: Evaluation, folders: Mapping[str, Path], facts: Ma
 
 
 def evaluate_models(test: Path, models: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    """Evaluates models on a split; writes the files of :func:`write_results` to ``out``.
+    """Evaluates models on a split, and on needles in media as long as they read; writes the files of :func:`write_results` to ``out``.
 
     ``models`` maps names to model folders; all answer the same questions. Returns the number of rows, of rows above chance, and of
     skipped questions. Raises ValueError when no row has an item in the split.
     """
     engines = {name: Engine.load(folder) for name, folder in models.items()}
-    evaluation = evaluate(engines, list(read_documents(test)))
+    documents = list(read_documents(test))
+    evaluation = evaluate(engines, [*documents, *card_needles([*engines.values()], documents)])
     rows, skipped = evaluation.rows, evaluation.answers.skipped
     if not rows:
         raise ValueError(

@@ -6,12 +6,16 @@ rates the best constant, for bits per byte the entropy of single bytes.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
 
 import jiwer
 import numpy as np
 from sacrebleu.metrics import CHRF
+
+from alhena.corpus.starter.audio.speech import number_words
 
 
 def normalize(text: str) -> str:
@@ -33,6 +37,30 @@ def exact_match(references: Sequence[str], answers: Sequence[str]) -> float:
     return 100 * float(np.mean([matches(r, a) for r, a in zip(references, answers, strict=True)]))
 
 
+@cache
+def _number_words() -> dict[str, int]:
+    return {number_words(number, "en"): number for number in range(100)}
+
+
+@lru_cache(maxsize=1 << 12)
+def named_numbers(text: str) -> frozenset[int]:
+    """The numbers in a text: digits, and English words up to ninety-nine.
+
+    >>> sorted(named_numbers("Forty-seven, then 3 and twenty."))
+    [3, 20, 47]
+    """
+    words = _number_words()
+    longest_first = "|".join(word.replace(" ", r"[\s-]+") for word in sorted(words, key=len, reverse=True))
+    found = re.findall(rf"\b(?:{longest_first}|\d{{1,9}})\b", text.lower())
+    return frozenset(int(n) if n.isdecimal() else words[" ".join(re.split(r"[\s-]+", n))] for n in found)
+
+
+def same_numbers(references: Sequence[str], answers: Sequence[str]) -> float:
+    """Share of answers that name the numbers of their reference, in any order and number, and no others; in percent."""
+    pairs = zip(references, answers, strict=True)
+    return 100 * float(np.mean([named_numbers(r) == named_numbers(a) for r, a in pairs]))
+
+
 def word_error_rate(references: Sequence[str], answers: Sequence[str]) -> float:
     """Word error rate, in percent."""
     return 100 * jiwer.wer([normalize(r) for r in references], [normalize(a) for a in answers])
@@ -50,11 +78,16 @@ def chrf(references: Sequence[str], answers: Sequence[str]) -> float:
 
 Metric = Callable[[Sequence[str], Sequence[str]], float]
 LOWER_IS_BETTER = (word_error_rate, character_error_rate)
+# Every answer is right or wrong.
+BINARY = (exact_match, same_numbers)
+# Answers that are tried for the chance level of other metrics.
+CONSTANTS = 20
 
 
 def constant_chance(metric: Metric, references: Sequence[str]) -> float:
-    """The best score of a constant answer, among the twenty most frequent references."""
-    candidates = [text for text, _ in Counter(map(normalize, references)).most_common(20)]
+    """The best score of a constant answer: a reference; of metrics that take long, one of the most frequent ones."""
+    count = None if metric in BINARY else CONSTANTS
+    candidates = [text for text, _ in Counter(map(normalize, references)).most_common(count)]
     scores = [metric(references, [candidate] * len(references)) for candidate in candidates]
     return min(scores) if metric in LOWER_IS_BETTER else max(scores)
 

@@ -113,13 +113,15 @@ def test_the_report_counts_truncated_answers_and_skipped_questions(folder, tmp_p
     questions = [question("red" if i % 3 else "blue", task="translation", number=i) for i in range(4)]
     write_documents(tmp_path / "part.parquet", [*questions, question("red", random_audio(1, 3.0), task="speech")])
     facts = evaluate_models(tmp_path, {"tiny": folder}, tmp_path / "report")
-    assert facts == {"rows": 2, "above_chance": 0, "skipped": 1}
+    # The question, and three needles in recordings of two seconds.
+    assert facts == {"rows": 2, "above_chance": 0, "skipped": 1 + 3}
     results = read_json(tmp_path / "report" / "results.json")
     assert [row["name"] for row in results["rows"]] == ["translation", "translation, chrF"]
     assert results["rows"][0]["truncated"]["tiny"] > 0
     page = (tmp_path / "report" / "report.html").read_text()
     assert f"✂ {results['rows'][0]['truncated']['tiny']}" in page
     assert "not measured: 1 × the audio lasts 3.0 s; this model reads at most 1 s" in page
+    assert "not measured: 3 × the audio lasts 2.0 s; this model reads at most 1 s" in page
     assert "chance</em>" in page
 
 

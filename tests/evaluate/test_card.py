@@ -97,7 +97,7 @@ def test_a_card_of_a_run_and_a_result_elsewhere(run, tmp_path, capsys):
     assert (
         "| gsm8k (cot, 8-shot) | accuracy | 100 | 2.0 | 50.0 [45.0, 55.0] | 80.0 [75.0, 85.0] ▲ | 94.4 | 86.5 |" in text
     )
-    assert "| 512 | 60 | 50 | 40 |" in text
+    assert "| 512 | 60 [56, 64] | 50 [46, 54] | 40 [36, 44] |" in text
     assert decode_image((tmp_path / "card" / "report.png").read_bytes()).shape[1] > 1000
     html = (tmp_path / "card" / "report.html").read_text()
     assert "<script" not in html and "&lt;script&gt;" in html

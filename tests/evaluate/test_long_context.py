@@ -11,10 +11,12 @@ import pytest
 from alhena.content import Content, Text
 from alhena.corpus.starter.items import ItemSpec
 from alhena.corpus.starter.text import long_retrieval
-from alhena.evaluate import long_context
-from alhena.evaluate.long_context import Grid, Texts
+from alhena.evaluate.context import key_values
+from alhena.evaluate.context.grid import Grid
+from alhena.evaluate.context.loss import loss_by_position
+from alhena.evaluate.context.measure import Measured, Texts, measure
 from alhena.evaluate.models.engine_model import EngineModel
-from alhena.evaluate.models.interface import Completed
+from alhena.evaluate.models.interface import Completed, no_advance
 from alhena.files import read_json
 from alhena.serve.engine import Engine
 
@@ -42,13 +44,13 @@ def test_documents_fill_their_length_and_hold_the_pairs_at_their_depth(model):
     asked: list[str] = []
 
     class Recording(EngineModel):
-        def complete(self, requests, advance=long_context.no_advance):
+        def complete(self, requests, advance=no_advance):
             asked.extend(request.prompt[0].text for request in requests)
-            return [Completed(long_context.VALUES[0], 1, False) for _ in requests]
+            return [Completed(key_values.VALUES[0], 1, False) for _ in requests]
 
     grid = Grid((300, 700), (0.0, 0.5, 1.0), items=2)
     filler = long_retrieval.filler(np.random.default_rng(0), "test", 20_000)
-    long_context.retrieval(Recording(model.engine), filler, grid)
+    key_values.retrieval(Recording(model.engine), filler, grid)
     for n, text in enumerate(asked):
         length, depth = grid.lengths[n // 6], grid.depths[n // 2 % 3]
         tokens = len(model.engine.encoder.prompt([Content("user", (Text(text),))]).tokens)
@@ -61,7 +63,7 @@ def test_the_accuracy_of_a_cell_is_that_of_its_answers(model):
     """A model that reads the value after the key from the prompt is always right; one that names a constant is right by chance."""
 
     class Reading(EngineModel):
-        def complete(self, requests, advance=long_context.no_advance):
+        def complete(self, requests, advance=no_advance):
             texts = [request.prompt[0].text for request in requests]
             keys = [text.rsplit(" ", 1)[1].removesuffix("?") for text in texts]
             found = [
@@ -70,29 +72,44 @@ def test_the_accuracy_of_a_cell_is_that_of_its_answers(model):
             return [Completed(f"It is {value}.", 3, False) for value in found]
 
     filler, grid = long_retrieval.filler(np.random.default_rng(0), "test", 20_000), Grid((400,), (0.0, 1.0), items=25)
-    result = long_context.retrieval(Reading(model.engine), filler, grid)
-    assert result["accuracy"] == [[100.0, 100.0]] and result["lowest"] == 100.0 and result["items"] == 25
+    result = key_values.retrieval(Reading(model.engine), filler, grid)
+    assert result.accuracy == ((100.0, 100.0),) and result.items == 25 and result.chance == 10
 
 
 def test_a_model_is_measured_and_its_loss_is_that_of_the_whole_window(model, tmp_path):
     text = tmp_path / "book.txt"
     text.write_text(long_retrieval.filler(np.random.default_rng(1), "test", 6000))
-    long_context.measure(model, Grid((256, 300), (0.0, 1.0), items=3), Texts((text,), windows=2), tmp_path)
+    grids = [Grid((256, 300), (0.0, 1.0), items=3), Grid((2,), (0.0, 1.0), items=2, medium="video")]
+    measure(Measured(model, tmp_path), grids, Texts((text,), windows=2))
     result, loss = read_json(tmp_path / "retrieval.json"), read_json(tmp_path / "loss.json")
     assert result["lengths"] == [256, 300] and np.shape(result["accuracy"]) == (2, 2)
+    assert np.shape(result["intervals"]) == (2, 2, 2) and result["lowest"] == np.min(result["accuracy"])
     ids = model.engine.encoder.tokenizer.encode(text.read_text())
     last = (len(ids) - 300) // 300 * 300
     windows = [ids[0:300], ids[last : last + 300]]
     whole = [-model.score([(model.beginning(), window)])[0].nats for window in windows]
     by_range = sum(nats * (b - a) for nats, (a, b) in zip(loss["nats"], loss["positions"], strict=True))
     assert by_range == pytest.approx(np.mean(whole), rel=1e-4)
-    for name in ("retrieval.png", "loss.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    card = read_json(tmp_path / "report.json")
+    assert [row["name"] for row in card["rows"]] == [
+        "key-value retrieval, 256 to 300 tokens", "digit in one of many frames, 2 frames",
+    ]  # fmt: skip
+    assert (tmp_path / "report.html").read_text().count('class="heat"') == 2
+
+
+def test_texts_without_a_grid_of_texts_are_refused(model, tmp_path):
+    with pytest.raises(ValueError, match="--texts and --filler belong to texts"):
+        measure(Measured(model, tmp_path), [Grid((2,), medium="video")], Texts((tmp_path / "book.txt",)))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"lengths": (10,)}, "256 tokens or more"), ({"depths": (1.5,)}, "from 0 to 1"), ({"items": 0}, "items")],
+    [
+        ({"lengths": (10,)}, "from 256 to 4,194,304 tokens"),
+        ({"depths": (1.5,)}, "from 0 to 1"),
+        ({"items": 0}, "items"),
+    ],
 )
 def test_a_grid_out_of_range_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
@@ -101,8 +118,8 @@ def test_a_grid_out_of_range_is_refused(change, message):
 
 def test_a_length_that_the_model_cannot_read_and_a_short_filler_are_refused(model):
     with pytest.raises(ValueError, match="reads at most 32,768 tokens"):
-        long_context.retrieval(model, "x", Grid((65536,)))
+        key_values.retrieval(model, "x", Grid((65536,)))
     with pytest.raises(ValueError, match="fewer than 512 tokens need: give a longer one"):
-        long_context.retrieval(model, "a short text", Grid((512,)))
+        key_values.retrieval(model, "a short text", Grid((512,)))
     with pytest.raises(ValueError, match="no text has 512 tokens"):
-        long_context.loss_by_position(model, ["a short text"], 512, 1)
+        loss_by_position(model, ["a short text"], 512, 1)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from alhena.evaluate.card.examples import Example
+from alhena.evaluate.card.heat_map import HeatMap
 from alhena.evaluate.card.history import Series, history_json, read_history, section_score, series
-from alhena.evaluate.card.sources import HeatMap, Routed, Source
+from alhena.evaluate.card.sources import Routed, Source
 from alhena.evaluate.measure import paired
 from alhena.evaluate.models.facts import ModelFacts
 from alhena.evaluate.results import SECTIONS, ReportRow

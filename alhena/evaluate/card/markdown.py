@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from alhena.evaluate.card.card import Card, CardRow
-from alhena.evaluate.card.sources import HeatMap
+from alhena.evaluate.card.heat_map import HeatMap
 
 MARKS = {True: "▲", False: "▼"}
 
@@ -55,14 +55,9 @@ def _table(card: Card, rows: Sequence[CardRow]) -> list[str]:
 
 
 def _heat_map(one: HeatMap) -> list[str]:
-    title = f"### {one.name}, accuracy % by length (rows) and depth (columns), {one.items} items a cell" + (
-        f", {one.model}" if one.model else ""
-    )
-    head = _line(["tokens", *(f"{depth:g}" for depth in one.depths)])
-    rows = [
-        _line([f"{length:,}", *(f"{v:.0f}" for v in row)])
-        for length, row in zip(one.lengths, one.accuracy, strict=True)
-    ]
+    title = f"### {one.title}"
+    head = _line([one.unit, *(f"{depth:g}" for depth in one.depths)])
+    rows = [_line([f"{length:,}", *map(one.shown, row)]) for length, row in zip(one.lengths, one.accuracy, strict=True)]
     return [title, "", head, "|" + "--:|" * (1 + len(one.depths)), *rows, ""]
 
 

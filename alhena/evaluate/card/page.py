@@ -232,10 +232,7 @@ def _history(card: Card) -> str:
 
 
 def _heat_maps(card: Card) -> str:
-    return "".join(
-        f"<h3>{html.escape(', '.join(filter(None, (one.name, one.model))))}: accuracy % by length and depth, {one.items:,} items a cell</h3>{svg.heat_map(one)}"
-        for one in card.heat_maps
-    )
+    return "".join(f"<h3>{html.escape(one.title)}</h3>{svg.heat_map(one)}" for one in card.heat_maps)
 
 
 def _sections(card: Card) -> str:

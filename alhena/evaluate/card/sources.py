@@ -3,7 +3,7 @@
 RUN/report, RUN/reports/NAME    results.json, answers.jsonl, examples.jsonl        `alhena evaluate`
 RUN/held_out/NAME               the same                                           `alhena evaluate --data`
 RUN/benchmarks/NAME             TASK.json, TASK.jsonl, TASK.examples.jsonl         `alhena evaluate --tasks`
-RUN/context/NAME                retrieval.json: {"lengths", "depths", "accuracy": [[percent]], "items", …}
+RUN/context/NAME                retrieval*.json: {"lengths", "depths", "accuracy": [[percent]], "items", …}     `alhena context`
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from alhena.evaluate.card.examples import Example, read_examples
+from alhena.evaluate.card.heat_map import HeatMap
 from alhena.evaluate.measure import Scored
 from alhena.evaluate.models.facts import ModelFacts
 from alhena.evaluate.protocols import Protocol
 from alhena.evaluate.results import ReportRow
-from alhena.evaluate.statistics import wilson
 from alhena.evaluate.tasks.items import Reported
 from alhena.files import read_json, read_lines
 from alhena.schema import parsed
@@ -27,41 +27,6 @@ RESULTS, ANSWERS, EXAMPLES = "results.json", "answers.jsonl", "examples.jsonl"
 # Folders of a run in which evaluations write, in the order in which they are read.
 FOLDERS = ("report", "reports/*", "held_out/*", "benchmarks/*", "context/*")
 MAX_BYTES = 1 << 28
-MAX_CELLS = 64
-
-
-@dataclass(frozen=True)
-class HeatMap:
-    """Accuracy in percent by length of the prompt and depth of what is asked; ``items`` of each cell."""
-
-    lengths: tuple[int, ...]
-    depths: tuple[float, ...]
-    # A row for each length.
-    accuracy: tuple[tuple[float, ...], ...]
-    items: int
-    name: str = "key-value retrieval"
-    model: str = ""
-    # Of a cell, in percent.
-    chance: float | None = None
-
-    def __post_init__(self) -> None:
-        shape = (len(self.accuracy), *{len(row) for row in self.accuracy})
-        if (
-            shape != (len(self.lengths), len(self.depths))
-            or not 0 < len(self.lengths) * len(self.depths) <= MAX_CELLS**2
-        ):
-            raise ValueError(f"accuracy has a row for each of {len(self.lengths)} lengths and in it a number for each of {len(self.depths)} depths")  # fmt: skip
-
-    def row(self) -> ReportRow | None:
-        """All cells as a row of the card; None where model or chance level are not known."""
-        if not self.model or self.chance is None:
-            return None
-        cells = [value for of_length in self.accuracy for value in of_length]
-        mean, items = sum(cells) / len(cells), self.items * len(cells)
-        low, high = (round(100 * bound, 2) for bound in wilson(mean / 100, items))
-        name = f"{self.name}, {min(self.lengths):,} to {max(self.lengths):,} tokens"
-        scores, intervals = {self.model: round(mean, 2)}, {self.model: (low, high)}
-        return ReportRow("long context", name, "accuracy", False, items, self.chance, scores, intervals, binary=True)
 
 
 @dataclass(frozen=True)
@@ -153,7 +118,7 @@ def read_source(path: Path, label: str = "") -> Source:
         known = {name: value[name] for name in HeatMap.__dataclass_fields__ if name in value}
         one = parsed(HeatMap, known, path)
         row = one.row()
-        return Source(path, origin, label, [row] if row else [], heat_maps=(one,))
+        return Source(path, origin, label, [row] if row else [], _facts(value, one.model, path), heat_maps=(one,))
     if "task" in value:
         return _benchmark(value, path, origin, label)
     if "rows" not in value:
@@ -178,6 +143,11 @@ def _models(listed: Sequence[Any], path: Path) -> dict[str, ModelFacts]:
     if not all(isinstance(facts, dict) and isinstance(facts.get("name"), str) for facts in listed):
         raise ValueError(f"{path}: models: each is an object with a name")
     return {m["name"]: parsed(ModelFacts, {n: v for n, v in m.items() if n != "name"}, path, "models") for m in listed}
+
+
+def _facts(value: Mapping[str, Any], model: str, path: Path) -> dict[str, ModelFacts]:
+    """What a result says of its one model."""
+    return {model: parsed(ModelFacts, value["model_facts"], path, "model_facts")} if "model_facts" in value else {}
 
 
 def _scored_by_row(path: Path) -> dict[str, dict[str, list[Scored]]]:
@@ -215,7 +185,7 @@ def _benchmark(value: Mapping[str, Any], path: Path, origin: Path, label: str) -
     curve = {name: value[name] for name in Routed.__dataclass_fields__ if name in value}
     return Source(
         path, origin, label, [replace(row, scored={model: read_outcomes(path.with_suffix(".jsonl"))})],
-        {model: parsed(ModelFacts, value["model_facts"], path, "model_facts")} if "model_facts" in value else {},
+        _facts(value, model, path),
         read_examples(path.with_name(f"{path.stem}.{EXAMPLES}")),
         [parsed(Routed, curve, path)] if "by_k" in value else (),
         notes=[f"{task}, {model}: {count} × not asked: {reason}" for reason, count in value.get("not_asked", {}).items()],

@@ -5,8 +5,9 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 
+from alhena.evaluate.card.heat_map import HeatMap
 from alhena.evaluate.card.history import Series
-from alhena.evaluate.card.sources import HeatMap, Routed
+from alhena.evaluate.card.sources import Routed
 from alhena.evaluate.statistics import wilson
 
 WIDTH, HEIGHT, PAD = 240, 110, 8
@@ -60,17 +61,21 @@ def history_chart(series: Sequence[Series], colors: Mapping[str, int]) -> str:
 
 
 def heat_map(one: HeatMap) -> str:
-    """A table whose cells are as dark as accurate."""
+    """A table whose cells are as dark as accurate, with the interval of each."""
     head = "".join(f"<th>{depth:g}</th>" for depth in one.depths)
     rows = []
     for length, of_length in zip(one.lengths, one.accuracy, strict=True):
-        cells = "".join(
-            f'<td class="{"high" if value > 55 else ""}" style="--v:{value:.1f}" title="{length:,} tokens, depth {depth:g}: {value:.1f} %">{value:.0f}</td>'
-            for depth, value in zip(one.depths, of_length, strict=True)
-        )
-        rows.append(f"<tr><th>{length:,}</th>{cells}</tr>")
+        cells = []
+        for depth, value in zip(one.depths, of_length, strict=True):
+            low, high = one.interval(value)
+            title = f"{length:,} {one.unit}, depth {depth:g}: {value:.1f} % [{low:.1f}, {high:.1f}]"
+            cells.append(
+                f'<td class="{"high" if value > 55 else ""}" style="--v:{value:.1f}" title="{html.escape(title)}">{value:.0f}'
+                f"<small>{low:.0f}–{high:.0f}</small></td>"
+            )
+        rows.append(f"<tr><th>{length:,}</th>{''.join(cells)}</tr>")
     return (
-        f'<div class="scroll"><table class="heat"><thead><tr><th>tokens ╲ depth</th>{head}</tr></thead>'
+        f'<div class="scroll"><table class="heat"><thead><tr><th>{html.escape(one.unit)} ╲ depth</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 

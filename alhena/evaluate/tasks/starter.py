@@ -32,7 +32,7 @@ class TaskMetric:
         return Measure(
             self.metric_name,
             self.metric in metrics.LOWER_IS_BETTER,
-            self.metric is metrics.exact_match,
+            self.metric in metrics.BINARY,
             CHRF if self.metric is metrics.chrf else None,
         )
 

@@ -115,9 +115,13 @@ def _trim(samples: Float[np.ndarray, " samples"], margin: int = SAMPLE_RATE // 3
 def simulate_microphone(
     rng: np.random.Generator, samples: Float[np.ndarray, " samples"]
 ) -> Float[np.ndarray, " padded"]:
-    """Data augmentation: silence before and after, gain, noise, and 4 kHz bandwidth (telephone) for one in four."""
+    """Data augmentation: silence before and after, then :func:`degrade`."""
     before, after = rng.integers(0, SAMPLE_RATE // 8, 2)
-    samples = np.pad(samples, (int(before), int(after)))
+    return degrade(rng, np.pad(samples, (int(before), int(after))))
+
+
+def degrade(rng: np.random.Generator, samples: Float[np.ndarray, " samples"]) -> Float[np.ndarray, " degraded"]:
+    """Gain, noise, and 4 kHz bandwidth (telephone) for one in four; resampling may add a sample."""
     if rng.random() < 0.25:
         narrow = soxr.resample(samples, SAMPLE_RATE, SAMPLE_RATE // 2)
         samples = soxr.resample(narrow, SAMPLE_RATE // 2, SAMPLE_RATE).astype(np.float32)
