@@ -8,7 +8,7 @@ from pathlib import Path
 from alhena.evaluate.tasks import scores
 from alhena.evaluate.tasks.extraction import first_line
 from alhena.evaluate.tasks.items import Form, Item, Metric, Reported, Split, Task
-from alhena.evaluate.tasks.sources import Record, all_records, find, has, lines, records
+from alhena.evaluate.tasks.sources import Record, all_records, find, find_split, has, lines, records
 
 CHRF = Metric("chrF", scores.sentence_chrf, binary=False, corpus="chrF", by_group=True)
 ROUGE = Metric("ROUGE-L", scores.rouge_l, binary=False)
@@ -71,9 +71,7 @@ def read_wmt(folder: Path, split: Split) -> Iterable[Item]:
             items += _aligned((source, target), path, path.with_suffix(".ref"))
     else:
         hub = "test" if split == "test" else "validation"
-        for path in (
-            find(folder, f"*-*/{hub}-*.parquet") if split == "test" or has(folder, f"*-*/{hub}-*.parquet") else []
-        ):
+        for path in find_split(folder, split, f"*-*/{hub}-*.parquet"):
             source, _, target = path.parent.name.partition("-")
             for record in records(path):
                 translation = record.record("translation")
@@ -138,9 +136,7 @@ def read_xlsum(folder: Path, split: Split) -> Iterable[Item]:
     name = {"test": "test", "validation": "val", "shots": "train"}[split]
     hub = "validation" if name == "val" else name
     patterns = (f"*_{name}.jsonl", f"*/*_{name}.jsonl", f"*/{hub}-*.parquet")
-    if split != "test" and not has(folder, *patterns):
-        return []
-    items = map(_xlsum_item, all_records(find(folder, *patterns)))
+    items = map(_xlsum_item, all_records(find_split(folder, split, *patterns)))
     return _shots_of_groups(items, split) if split == "shots" else items
 
 
@@ -171,9 +167,7 @@ def read_wikilingua(folder: Path, split: Split) -> Iterable[Item]:
     patterns, only = (f"*{name}*.jsonl", f"*/{hub}-*.parquet"), "*/train-*.parquet"
     if split == "test" and not has(folder, *patterns) and has(folder, only):
         return _shots_of_groups(map(_wikilingua_item, all_records(find(folder, only))), "validation")
-    if split != "test" and not has(folder, *patterns):
-        return []
-    items = map(_wikilingua_item, all_records(find(folder, *patterns)))
+    items = map(_wikilingua_item, all_records(find_split(folder, split, *patterns)))
     return _shots_of_groups(items, split) if split == "shots" else items
 
 

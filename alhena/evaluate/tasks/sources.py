@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alhena.evaluate.tasks.items import Split
 from alhena.evaluate.tasks.media_files import Cell, MediaKind, Medium
 from alhena.model.storage.tensors import regular
 from alhena.parquet import Lost, binary_columns, read_rows
@@ -92,6 +93,11 @@ def find(folder: Path, *patterns: str) -> list[Path]:
         if paths := sorted(folder.glob(pattern)):
             return paths
     raise ValueError(f"{folder}: none of the files of this benchmark is here ({', '.join(patterns)})")
+
+
+def find_split(folder: Path, split: Split, *patterns: str) -> list[Path]:
+    """As :func:`find`; none where the folder has no such files of another split than test."""
+    return find(folder, *patterns) if split == "test" or has(folder, *patterns) else []
 
 
 def has(folder: Path, *patterns: str) -> bool:

@@ -11,7 +11,7 @@ from alhena.evaluate.tasks.items import Form, Item, Reported, Split, Task
 from alhena.evaluate.tasks.languages import language_name
 from alhena.evaluate.tasks.media.cider import CIDER, with_frequencies
 from alhena.evaluate.tasks.media_files import Medium, inside
-from alhena.evaluate.tasks.sources import Record, all_records, find, has, records
+from alhena.evaluate.tasks.sources import Record, all_records, find, find_split, has, records
 
 # One more than the shots that are asked: an item is no shot of itself.
 SHOT_ITEMS = 5
@@ -103,10 +103,8 @@ def _read_vatex(folder: Path, split: Split, language: str) -> Iterable[Item]:
     # The public test files have English captions only.
     asked = {"en": ("*test*.json", "*validation*.json"), "zh": ("*validation*.json",)}[language]
     patterns = asked if split == "test" else ("*training*.json",)
-    if split != "test" and not has(folder, *patterns):
-        return []
     items = []
-    for record in all_records(find(folder, *patterns)[:1]):
+    for record in all_records(find_split(folder, split, *patterns)[:1]):
         id = record.text("videoID")
         names = (f"{under}{name}" for under in ("videos/", "") for name in video_names(id))
         items.append(

@@ -16,7 +16,7 @@ from alhena.evaluate.tasks.mathematics import STEPS
 from alhena.evaluate.tasks.media.image_questions import SHOT_ITEMS
 from alhena.evaluate.tasks.media.scores import SAME, same_text
 from alhena.evaluate.tasks.media_files import Medium, inside
-from alhena.evaluate.tasks.sources import Record, all_records, find, has, lines, records
+from alhena.evaluate.tasks.sources import Record, all_records, find, find_split, has, lines, records
 
 LETTERS = "ABCDEFGHIJ"
 SINGLE = "Answer with the letter of the right choice.\nAnswer:"
@@ -127,9 +127,7 @@ def read_mmmu(folder: Path, split: Split) -> Iterable[Item]:
     if split == "validation":
         return []
     name = {"test": "validation", "shots": "dev"}[split]
-    if split != "test" and not has(folder, f"*/{name}-*.parquet"):
-        return []
-    return map(_mmmu_item, all_records(find(folder, f"*/{name}-*.parquet")))
+    return map(_mmmu_item, all_records(find_split(folder, split, f"*/{name}-*.parquet")))
 
 
 def _same_or_number(item: Item, answer: str) -> float:

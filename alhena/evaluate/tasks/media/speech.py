@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from alhena.evaluate.tasks import scores
@@ -12,7 +14,7 @@ from alhena.evaluate.tasks.languages import language_name
 from alhena.evaluate.tasks.media.captions import first_of_groups
 from alhena.evaluate.tasks.media.error_rates import WORD_ERRORS
 from alhena.evaluate.tasks.media_files import Medium, inside
-from alhena.evaluate.tasks.sources import Record, all_records, find, has, lines, records
+from alhena.evaluate.tasks.sources import Record, all_records, find_split, lines, records
 
 TRANSCRIBE = Form(
     ask=lambda item: "Transcribe.",
@@ -28,9 +30,25 @@ def _spoken(id: str, text: str, group: str, language: str, audio: Medium) -> Ite
     return Item(id, "", (text.strip(),), group=group, facts={"language": language}, media=(audio,))
 
 
-def _of_split(items: Iterable[Item], split: Split) -> list[Item]:
-    """All items; as shots the first of each group."""
-    return first_of_groups(items) if split == "shots" else list(items)
+@dataclass(frozen=True)
+class _Layouts:
+    """The files of a split as the publisher has them and as the hub has them (Parquet), and the items in either."""
+
+    published: Callable[[Iterable[Path]], Iterable[Item]]
+    hub: Callable[[Record], Item]
+    patterns: tuple[str, ...]
+
+    def read(self, folder: Path, split: Split) -> list[Item]:
+        """All items; as shots the first of each group."""
+        paths = find_split(folder, split, *self.patterns)
+        is_hub = bool(paths) and paths[0].suffix == ".parquet"
+        items = map(self.hub, all_records(paths)) if is_hub else self.published(paths)
+        return first_of_groups(items) if split == "shots" else list(items)
+
+
+def _names(split: Split) -> tuple[str, str]:
+    """How publishers and the hub name a split; shots are of the one for validation."""
+    return ("test", "test") if split == "test" else ("dev", "validation")
 
 
 def _task(name: str, read: Callable[[Path, Split], Iterable[Item]], reported: Reported, note: str = "") -> Task:
@@ -67,16 +85,10 @@ def _librispeech_hub(record: Record) -> Item:
 def read_librispeech(folder: Path, split: Split) -> Iterable[Item]:
     """``test-clean/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt`` with ``.flac`` files beside it (also ``test-other``, and under ``LibriSpeech``), or Parquet
     files of the hub (``audio``, ``text``, ``id``). The score is the mean of clean and other, where both are there."""
-    name = {"test": "test", "validation": "dev", "shots": "dev"}[split]
-    hub = "test" if split == "test" else "validation"
+    name, hub = _names(split)
     published = tuple(f"{under}{name}-*/*/*/*.trans.txt" for under in ("", "LibriSpeech/"))
     parquet = (f"*/{hub}/*.parquet", f"all/{hub}.*.parquet", f"*/{hub}-*.parquet")
-    if split != "test" and not has(folder, *published, *parquet):
-        return []
-    paths = find(folder, *published, *parquet)
-    is_hub = paths[0].suffix == ".parquet"
-    items = map(_librispeech_hub, all_records(paths)) if is_hub else _librispeech_published(paths)
-    return _of_split(items, split)
+    return _Layouts(_librispeech_published, _librispeech_hub, (*published, *parquet)).read(folder, split)
 
 
 LIBRISPEECH = _task("librispeech", read_librispeech, Reported())
@@ -109,13 +121,9 @@ def _mls_hub(record: Record) -> Item:
 def read_mls(folder: Path, split: Split) -> Iterable[Item]:
     """``mls_LANGUAGE/test/transcripts.txt`` with ``audio/SPEAKER/BOOK/ID.flac`` of the publisher, or a folder a language of Parquet files
     (``audio``, ``transcript``, ``id``)."""
-    name = "test" if split == "test" else "dev"
+    name, _ = _names(split)
     patterns = (f"mls_*/{name}/transcripts.txt", f"*/{name}-*.parquet")
-    if split != "test" and not has(folder, *patterns):
-        return []
-    paths = find(folder, *patterns)
-    is_hub = paths[0].suffix == ".parquet"
-    return _of_split(map(_mls_hub, all_records(paths)) if is_hub else _mls_published(paths), split)
+    return _Layouts(_mls_published, _mls_hub, patterns).read(folder, split)
 
 
 MLS = _task("mls", read_mls, Reported(None, 4.8, "English, 0-shot"), "the report's figure is that of English alone")
@@ -146,14 +154,10 @@ def _fleurs_hub(record: Record) -> Item:
 def read_fleurs(folder: Path, split: Split) -> Iterable[Item]:
     """``data/LANGUAGE/test.tsv`` with ``audio/test/FILE.wav`` of the publisher, or a folder a language of Parquet files (``audio``,
     ``raw_transcription``). Characters are counted in Chinese, Cantonese, Japanese, Thai, Lao and Burmese."""
-    name, hub = ("test", "test") if split == "test" else ("dev", "validation")
+    name, hub = _names(split)
     published = (f"data/*/{name}.tsv", f"*/{name}.tsv")
     parquet = (f"*/{hub}-*.parquet", f"*/*-{hub}*.parquet", f"*/{hub}/*.parquet")
-    if split != "test" and not has(folder, *published, *parquet):
-        return []
-    paths = find(folder, *published, *parquet)
-    is_hub = paths[0].suffix == ".parquet"
-    return _of_split(map(_fleurs_hub, all_records(paths)) if is_hub else _fleurs_published(paths, name), split)
+    return _Layouts(partial(_fleurs_published, name=name), _fleurs_hub, (*published, *parquet)).read(folder, split)
 
 
 FLEURS = _task(
@@ -179,13 +183,9 @@ def _voxpopuli_hub(record: Record) -> Item:
 def read_voxpopuli(folder: Path, split: Split) -> Iterable[Item]:
     """``data/LANGUAGE/asr_test.tsv`` (``id``, ``normalized_text``) with ``test/test_part_0/ID.wav`` as the publisher's archives unpack, or a folder a language of
     Parquet files (``audio_id``, ``audio``, ``normalized_text``)."""
-    name, hub = ("test", "test") if split == "test" else ("dev", "validation")
+    name, hub = _names(split)
     patterns = (f"data/*/asr_{name}.tsv", f"*/asr_{name}.tsv", f"*/{hub}-*.parquet")
-    if split != "test" and not has(folder, *patterns):
-        return []
-    paths = find(folder, *patterns)
-    is_hub = paths[0].suffix == ".parquet"
-    return _of_split(map(_voxpopuli_hub, all_records(paths)) if is_hub else _voxpopuli_published(paths, name), split)
+    return _Layouts(partial(_voxpopuli_published, name=name), _voxpopuli_hub, patterns).read(folder, split)
 
 
 VOXPOPULI = _task(
@@ -225,13 +225,10 @@ def _covost_hub(record: Record) -> Item:
 def read_covost2(folder: Path, split: Split) -> Iterable[Item]:
     """``covost_v2.LANGUAGE_en.test.tsv`` (``path``, ``sentence``, ``translation``) with ``LANGUAGE/clips/`` of Common Voice, or a folder ``LANGUAGE_en`` a language
     of Parquet files (``id``, ``audio``, ``translation``): into English, as in the report."""
-    name, hub = ("test", "test") if split == "test" else ("dev", "validation")
-    patterns = (f"covost_v2.*_en.{name}.tsv", f"*_en/{hub}-*.parquet")
-    if split != "test" and not has(folder, *patterns):
-        return []
-    paths = find(folder, *patterns)
-    is_hub = paths[0].suffix == ".parquet"
-    return _of_split(map(_covost_hub, all_records(paths)) if is_hub else _covost_published(paths), split)
+    name, hub = _names(split)
+    return _Layouts(_covost_published, _covost_hub, (f"covost_v2.*_en.{name}.tsv", f"*_en/{hub}-*.parquet")).read(
+        folder, split
+    )
 
 
 COVOST2 = Task(

@@ -13,7 +13,7 @@ from alhena.evaluate.tasks.media.image_choices import CHOICE, choice_item
 from alhena.evaluate.tasks.media.image_questions import SHORT, SHOT_ITEMS, short_split
 from alhena.evaluate.tasks.media.scores import SAME, normal_answer
 from alhena.evaluate.tasks.media_files import Medium, inside
-from alhena.evaluate.tasks.sources import Record, all_records, find, has, json_value, read_text, records
+from alhena.evaluate.tasks.sources import Record, all_records, find, find_split, has, json_value, read_text, records
 
 # Of a question with five choices.
 _NEXTQA_OPTIONS = tuple(f"a{i}" for i in range(5))
@@ -53,10 +53,8 @@ def read_nextqa(folder: Path, split: Split) -> Iterable[Item]:
     ``map_vid_vidorID.json`` and ``NExTVideo/``, or ``MC/test-*.parquet`` of the hub with the same columns."""
     name = {"test": "test", "shots": "train", "validation": "val"}[split]
     patterns = (f"{name}.csv", f"nextqa/{name}.csv", f"MC/{name}-*.parquet")
-    if split != "test" and not has(folder, *patterns):
-        return []
-    paths = _video_paths(folder)
-    items = [_nextqa_item(record, folder, paths) for record in all_records(find(folder, *patterns))]
+    files, paths = find_split(folder, split, *patterns), _video_paths(folder)
+    items = [_nextqa_item(record, folder, paths) for record in all_records(files)]
     return items[:SHOT_ITEMS] if split == "shots" else items
 
 
