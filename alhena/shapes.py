@@ -2,7 +2,7 @@
 
     B  batch size                     P  patches per sequence          K  key/value heads
     L  sequence length, in tokens     Q  values per patch (p·p·3)      H  head dimension
-    S  slots of a KV cache            C  audio chunks per sequence     F  hidden width of an MLP
+    S  keys and values                C  audio chunks per sequence     F  hidden width of an MLP
     D  model width                    T  log-mel frames per chunk      V  vocabulary size
     N  query heads                    M  mel bins                      E  width of an encoder
     R  rows of the embedding table    I, O  inputs and outputs of a matmul

@@ -100,6 +100,8 @@ class AlhenaEngine:
         import jax.numpy as jnp
 
         from alhena.model import model
+        from alhena.model.attention import paged_cache
+        from alhena.model.attention.paged_cache import PAGE
         from alhena.model.families import gguf, gguf_file, gguf_tokenizer, open_weights
         from alhena.tokens.hf_tokenizer import HfTokenizer
 
@@ -120,18 +122,39 @@ class AlhenaEngine:
 
             return jax.lax.map(block, (blocks, targets)).reshape(-1)
 
+        kinds, pages = len(paged_cache.kinds(c.decoder)), CONTEXT // PAGE
+
+        def extend(params: Any, tokens: Any, start: Any, cache: Any) -> Any:
+            """The hidden state of the last of some tokens, and the cache with them."""
+            positions = start + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+            table = jnp.arange(pages, dtype=jnp.int32)[None]
+            at = paged_cache.Tokens((table,) * kinds, positions, positions, jnp.ones(tokens.shape, bool))
+            hidden, cache = model.extend(params, c, tokens, at, cache)
+            return hidden[:, -1], cache
+
         def continued(params: Any, start: Any, count: int) -> Any:
             def step(state: Any, _: Any) -> Any:
                 hidden, cache, position = state
                 top, ids = jax.lax.top_k(model.logits(params, c, hidden).astype(jnp.float32), 2)
-                hidden, cache = model.decode(params, c, ids[:, 0], position, cache)
+                hidden, cache = extend(params, ids[:, :1], position, cache)
                 return (hidden, cache, position + 1), (ids[0, 0], top[0, 0] - top[0, 1])
 
             return jax.lax.scan(step, start, length=count)[1]
 
         self._score = jax.jit(score)
-        self._prefill = jax.jit(lambda params, batch: model.prefill(params, c, batch, CONTEXT))
+        self._empty = lambda: paged_cache.empty(c.decoder, (pages,) * kinds, dtype)
+        self._extend = jax.jit(extend, donate_argnums=3)
         self._continued = jax.jit(continued, static_argnums=2)
+
+    def _prefill(self, tokens: list[int]) -> Any:
+        """Reads a prompt in the pieces in which the server does: hidden state, cache and number of its tokens."""
+        from alhena.model.attention.paged_cache import PAGE
+
+        cache = self._empty()
+        for start in range(0, len(tokens), PAGE):
+            piece = np.array([tokens[start : start + PAGE]], np.int32)
+            hidden, cache = self._extend(self._params, piece, start, cache)
+        return hidden, cache, len(tokens)
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         return [self._tokenizer.encode(text) for text in texts]
@@ -140,16 +163,15 @@ class AlhenaEngine:
         return np.asarray(self._score(self._params, _batch(tokens))).tolist()
 
     def greedy(self, tokens: list[int], count: int) -> dict[str, list[float]]:
-        hidden, cache = self._prefill(self._params, _batch(tokens))
-        ids, gaps = self._continued(self._params, (hidden, cache, np.full(1, len(tokens), np.int32)), count)
+        ids, gaps = self._continued(self._params, self._prefill(tokens), count)
         return {"tokens": np.asarray(ids).tolist(), "gaps": np.asarray(gaps).tolist()}
 
     def speed(self, tokens: list[int], count: int) -> list[float]:
         times = [time.perf_counter()]
-        hidden, cache = self._prefill(self._params, _batch(tokens))
-        hidden.block_until_ready()
+        start = self._prefill(tokens)
+        start[0].block_until_ready()
         times.append(time.perf_counter())
-        np.asarray(self._continued(self._params, (hidden, cache, np.full(1, len(tokens), np.int32)), count)[0])
+        np.asarray(self._continued(self._params, start, count)[0])
         times.append(time.perf_counter())
         return np.diff(times).tolist()
 

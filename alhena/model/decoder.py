@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alhena.model import config, spec
-from alhena.model.attention import one_token, paged_cache, ring_cache
+from alhena.model.attention import one_token, paged_cache
 from alhena.model.attention.full import Visibility, causal_attention
 from alhena.model.attention.kernels import AttentionOptions
 from alhena.model.layer_kinds import LayerKind, Segment, is_global, is_uniform, segments
@@ -152,7 +152,7 @@ class LayerInfo:
 
     kind: LayerKind
     is_global: Bool[Array, ""] | bool
-    # Of its ring in each entry of the cache.
+    # Of the layer in each entry of the cache.
     index: Int[Array, " kinds"]
     # Of its first expert in the stack of experts.
     first_expert: Int[Array, ""] | int
@@ -191,7 +191,7 @@ def _projected(w: Layers, x: Float[Array, "B L D"], c: config.Decoder, kind: Lay
 
 def _projections(
     w: Layers, x: Float[Array, "B L D"], table: Float[Array, "B L H"], c: config.Decoder, kind: LayerKind, dtype: str
-) -> tuple[Float[Array, "B L N H"], ring_cache.KeysValues | None]:
+) -> tuple[Float[Array, "B L N H"], paged_cache.KeysValues | None]:
     """Queries of one layer, and keys and values if it has its own, with QK-norm and RoPE."""
     q, *kv = (a.reshape(*x.shape[:2], -1, kind.head_dim) for a in _projected(w, x, c, kind, dtype))
     q = rope(_norm(q, w.query_norm), table)
@@ -290,7 +290,7 @@ def _segment(
         last, step = segment.first + segment.layers, len(segment.kinds)
         return [None if values is None else values[segment.first + j : last : step] for j in range(step)]
 
-    values = inputs.per_layer, is_global(c), ring_cache.cache_index(c)
+    values = inputs.per_layer, is_global(c), paged_cache.layer_index(c)
     repeats = [np.arange(segment.repeats, dtype=np.int32)] * len(segment.kinds)
     scanned = [stack.scanned for stack in sliced], *map(by_position, values), repeats
     carry = inputs.x.astype(carry_dtype), () if constant else state
@@ -316,54 +316,29 @@ def _image_blocks(blocks: Int[Array, "B L"] | None, info: LayerInfo, c: config.D
 
 
 def run(
-    layers: Stacks, inputs: Inputs, packing: Packing, c: config.Decoder, dtype: str, slots: int | None = None
-) -> tuple[Float[Array, "*streams B L D"], ring_cache.Cache]:
-    """All layers over complete sequences. With ``slots`` each sequence is one prompt, written to a new cache of that size."""
+    layers: Stacks, inputs: Inputs, packing: Packing, c: config.Decoder, dtype: str
+) -> Float[Array, "*streams B L D"]:
+    """All layers over complete sequences."""
     (B, L), tables = packing.segments.shape, _rope_tables(packing.positions, c)
-    last = jnp.maximum((packing.segments > 0).sum(1) - 1, 0)
-    cache = () if slots is None else ring_cache.empty_cache(c, B, slots, dtype)
-    rings = ring_cache.rings(c, L) if c.kv_sharing_layers else []
-    # Keys and values of all positions, of the latest layer of each kind: a ring does not keep them.
-    shared = tuple((jnp.zeros((B, L, r.kv_heads, r.head_dim), dtype),) * 2 for r in rings)
+    kinds = paged_cache.kinds(c) if c.kv_sharing_layers else []
+    # Keys and values of the latest layer of each kind, for those that share them.
+    shared = tuple((jnp.zeros((B, L, k.kv_heads, k.head_dim), dtype),) * 2 for k in kinds)
 
-    def options(kind: LayerKind) -> AttentionOptions:
-        scale = c.attention_scale(kind.head_dim)
-        return AttentionOptions(None if kind.is_global else c.window, scale, c.attention_softcap, packed=slots is None)
-
-    def attend(w: Layers, x: Array, info: LayerInfo, state: Any) -> tuple[Array, Any]:
-        (cache, shared), kind = state, info.kind
+    def attend(w: Layers, x: Array, info: LayerInfo, shared: Any) -> tuple[Array, Any]:
+        kind = info.kind
         q, kv = _projections(w, x, info.choose(*tables), c, kind, dtype)
-        entries = ring_cache.entries(c, kind.is_global)
+        entries = paged_cache.entries(c, kind.is_global)
         if kv is None:
             k, v = shared[entries[0]]
         else:
-            cache = ring_cache.write_prompt(cache, entries, info.index, kv, last)
             k, v = (a.astype(dtype) for a in kv)
             shared = tuple((k, v) if i in entries else other for i, other in enumerate(shared))
         visible = Visibility(packing.segments, _image_blocks(packing.blocks, info, c))
-        heads = causal_attention(q.astype(dtype), k, v, visible, options(kind), info.is_global)
-        return heads, (cache, shared)
+        window, scale = None if kind.is_global else c.window, c.attention_scale(kind.head_dim)
+        options = AttentionOptions(window, scale, c.attention_softcap)
+        return causal_attention(q.astype(dtype), k, v, visible, options, info.is_global), shared
 
-    common = Common(c, dtype, attend, c.remat, MAX_UNROLLED, differentiable=slots is None)
-    x, (cache, _) = _all_layers(layers, inputs, (cache, shared), common)
-    return x, cache
-
-
-def step(
-    layers: Stacks, inputs: Inputs, positions: Int[Array, " B"], cache: ring_cache.Cache, c: config.Decoder, dtype: str
-) -> tuple[Float[Array, "*streams B 1 D"], ring_cache.Cache]:
-    """All layers over one token per sequence, which is written to the cache and attends to it."""
-    tables = _rope_tables(positions[:, None], c)
-
-    def attend(w: Layers, x: Array, info: LayerInfo, cache: Any) -> tuple[Array, Any]:
-        q, kv = _projections(w, x, info.choose(*tables), c, info.kind, dtype)
-        entries = ring_cache.entries(c, info.kind.is_global)
-        if kv is not None:
-            cache = ring_cache.write_token(cache, entries, info.index, kv, positions)
-        attend = [partial(ring_cache.attend_cached, cache[i], info.index[i], q, positions, c) for i in entries]
-        return attend[0]() if len(attend) == 1 else jax.lax.cond(info.is_global, *attend), cache
-
-    return _all_layers(layers, inputs, cache, Common(c, dtype, attend))
+    return _all_layers(layers, inputs, shared, Common(c, dtype, attend, c.remat, MAX_UNROLLED, differentiable=True))[0]
 
 
 def extend(
@@ -379,7 +354,7 @@ def extend(
             projected = one_token.Projected(q, [own[0], own[-1]] if own else [], norms, info.choose(*tables))
             return one_token.attend(projected, cache, jnp.asarray(info.index), at, c)
         q, kv = _projections(w, x, info.choose(*tables), c, info.kind, dtype)
-        entries = ring_cache.entries(c, info.kind.is_global)
+        entries = paged_cache.entries(c, info.kind.is_global)
         if kv is not None:
             cache = paged_cache.write(cache, entries, info.index, kv, at)
         attend = [partial(paged_cache.attend, cache, i, info.index[i], q, at, c) for i in entries]

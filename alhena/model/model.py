@@ -4,11 +4,10 @@
     frames ── audio ──┼─► tokens ─ embed ─ x [B, L, D] ─ decoder ─ norm ─ hidden ─ · embeddingᵀ ─► logits [B, L, V]
     tokens ───────────┘
 
-Three functions run it:
+Two functions run it:
 
-    forward  complete sequences                          -> hidden states of every token
-    prefill  prompts, right padded                       -> hidden state of each prompt's last token, KV cache of the prompts
-    decode   one token per sequence, with its position   -> hidden state of the token, KV cache with the token written
+    forward  complete sequences             -> hidden states of every token
+    extend   the next tokens of sequences   -> their hidden states, KV cache with the tokens written
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ import jax.numpy as jnp
 from alhena.batch import Batch
 from alhena.model import config, decoder, sharding, spec
 from alhena.model.attention import paged_cache
-from alhena.model.attention.ring_cache import Cache
 from alhena.model.embedding import Table, embedding_rows, expand_logits, lookup, lookup_on_mesh, whole
 from alhena.model.encoders import conformer, gemma_vision, unified, unified_audio, usm, vision
 from alhena.model.layers import rms_norm, softcap
@@ -202,45 +200,15 @@ def packing(c: config.Model, batch: Batch) -> decoder.Packing:
     return decoder.Packing(batch.segments, batch.positions, blocks)
 
 
-def _run(
-    params: Params, c: config.Model, batch: Batch, slots: int | None = None
-) -> tuple[Float[Array, "B L D"], Cache]:
-    """Hidden states of every token after the last layer; with ``slots`` the cache too."""
-    inputs = _decoder_inputs(params, c, batch.tokens, embed(params, c, batch))
-    x, cache = decoder.run(params.layers, inputs, packing(c, batch), c.decoder, c.compute_dtype, slots)
-    return _decoder_result(params, c, x), cache
-
-
 def decoder_output(params: Params, c: config.Model, batch: Batch) -> Float[Array, "B L D"]:
     """Hidden states of every token after the last layer. Their size is an early sign of divergence (Chameleon 2024)."""
-    return _run(params, c, batch)[0]
+    inputs = _decoder_inputs(params, c, batch.tokens, embed(params, c, batch))
+    return _decoder_result(params, c, decoder.run(params.layers, inputs, packing(c, batch), c.decoder, c.compute_dtype))
 
 
 def forward(params: Params, c: config.Model, batch: Batch) -> Float[Array, "B L D"]:
     """Final hidden states of every token, normalized: the input of :func:`logits`."""
     return rms_norm(decoder_output(params, c, batch), params.norm)
-
-
-def prefill(params: Params, c: config.Model, batch: Batch, slots: int) -> tuple[Float[Array, "B D"], Cache]:
-    """Final hidden states of the last token of each prompt, and a cache of ``slots`` slots with the prompts.
-
-    Each sequence is one prompt: one segment, right padded. Raises ValueError when there are fewer slots than tokens.
-    """
-    length = batch.tokens.shape[1]
-    if slots < length:
-        raise ValueError(f"a cache of {slots} slots cannot hold sequences of {length} tokens")
-    x, cache = _run(params, c, batch, slots)
-    last = jnp.maximum((batch.segments > 0).sum(1) - 1, 0)
-    return rms_norm(jnp.take_along_axis(x, last[:, None, None], 1)[:, 0], params.norm), cache
-
-
-def decode(
-    params: Params, c: config.Model, tokens: Int[Array, " B"], positions: Int[Array, " B"], cache: Cache
-) -> tuple[Float[Array, "B D"], Cache]:
-    """Final hidden states of one text, control or code token per sequence, and the cache with the token written."""
-    inputs = _decoder_inputs(params, c, tokens[:, None], embed_tokens(params, c, tokens[:, None]))
-    x, cache = decoder.step(params.layers, inputs, positions, cache, c.decoder, c.compute_dtype)
-    return rms_norm(_decoder_result(params, c, x)[:, 0], params.norm), cache
 
 
 @pytree

@@ -18,6 +18,7 @@ from alhena.model.families.export_weights import write
 from alhena.model.families.open_weights import read
 from alhena.model.storage.weights import load_model, save_model
 from alhena.train.loss import Z_LOSS, batch_loss
+from tests.model.cached import decode, prefill
 
 GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = ("gemma", "gemma2", "gemma3")
@@ -48,12 +49,11 @@ def full_forward(params: model.Params, c: config.Model, tokens: np.ndarray) -> n
 
 def cached(params: model.Params, c: config.Model, tokens: np.ndarray, prompt: int) -> np.ndarray:
     """Logits from position ``prompt - 1``: one prefill, then one token per step."""
-    decode = jax.jit(lambda p, token, position, cache: model.decode(p, c, token, position, cache))
-    slots = tokens.shape[1]
-    hidden, cache = jax.jit(lambda p, b: model.prefill(p, c, b, slots))(params, text_batch(tokens[:, :prompt]))
+    step, batch = jax.jit(decode, static_argnums=1), text_batch(tokens[:, :prompt])
+    hidden, cache = jax.jit(prefill, static_argnums=(1, 3))(params, c, batch, tokens.shape[1])
     out = [model.logits(params, c, hidden)]
     for i in range(prompt, tokens.shape[1]):
-        hidden, cache = decode(params, jnp.asarray(tokens[:, i]), jnp.full(len(tokens), i), cache)
+        hidden, cache = step(params, c, jnp.asarray(tokens[:, i]), jnp.full(len(tokens), i), cache)
         out.append(model.logits(params, c, hidden))
     return np.stack(out, 1)
 

@@ -14,11 +14,12 @@ import pytest
 
 from alhena.batch import Batch
 from alhena.model import config, decoder, layer_kinds, model
-from alhena.model.attention.ring_cache import cache_bytes
+from alhena.model.attention.paged_cache import kinds
 from alhena.model.config import AltUp, Decoder, Experts, PerLayerInputs
 from alhena.model.layer_kinds import Location, locate, segments
 from alhena.model.layers import rope_table
 from alhena.model.spec import WeightSpec
+from tests.model import cached
 from tests.model.test_gemma import text_batch
 
 IMAGE, AUDIO, VIDEO, VOCABULARY = 40, 41, 42, 48
@@ -117,9 +118,8 @@ def test_cached_equals_full(tiny):
     mask = np.arange(longest)[None] < LENGTHS[:, None]
     batch = text_batch(tokens[:, :longest] * mask)
     batch = replace(batch, segments=batch.segments * mask)
-    hidden, cache = compiled(lambda p, b: model.prefill(p, c, b, TOTAL))(params, batch)
-    assert sum(x.nbytes for x in jax.tree.leaves(cache)) == len(tokens) * cache_bytes(c.decoder, TOTAL, "float32")
-    decode, sequences = compiled(lambda p, *inputs: model.decode(p, c, *inputs)), np.arange(len(tokens))
+    hidden, cache = compiled(lambda p, b: cached.prefill(p, c, b, TOTAL))(params, batch)
+    decode, sequences = compiled(lambda p, *inputs: cached.decode(p, c, *inputs)), np.arange(len(tokens))
     for positions in LENGTHS + np.arange(TOTAL - longest)[:, None]:
         assert_close(hidden, tiny.hidden[sequences, positions - 1])
         token = jnp.asarray(tokens[sequences, positions])
@@ -185,7 +185,7 @@ def test_weights_in_bfloat16():
 
     def outputs(p: model.Params) -> tuple[jax.Array, jax.Array, jax.Array]:
         gradient = jax.grad(lambda norm: model.forward(replace(p, norm=norm), c, batch).sum())(p.norm)
-        return model.prefill(p, c, batch, 9)[0], model.forward(p, c, batch)[:, -1], gradient
+        return cached.prefill(p, c, batch, 9)[0], model.forward(p, c, batch)[:, -1], gradient
 
     expected = compiled(outputs)(jax.tree.map(lambda x: x.astype(jnp.float32), half))
     prompt, full, gradient = compiled(outputs)(half)
@@ -208,7 +208,7 @@ def test_image_tokens_attend_to_later_tokens_of_their_image(attention, window):
     # Sequence j + 1 differs from the first at token j.
     x = np.tile(np.random.default_rng(4).normal(size=(size, BASE.width)), (size + 1, 1, 1)).astype(np.float32)
     x[np.arange(size) + 1, np.arange(size)] += 1
-    out = np.asarray(decoder.run(params.layers, decoder.Inputs(x, None), packing, c.decoder, "float32")[0])
+    out = np.asarray(decoder.run(params.layers, decoder.Inputs(x, None), packing, c.decoder, "float32"))
     depends = (np.abs(out[1:] - out[0]).max(-1) > 1e-6).T
     distance = np.arange(size)[:, None] - np.arange(size)
     both = (images[:, None] == images) & (images > 0) & (attention == "all" or (attention == "local" and window == 3))
@@ -232,8 +232,8 @@ def test_segments_of_published_models():
     assert [(len(s.kinds), s.repeats) for s in segments(e2b)] == [(5, 3), (5, 4)]
     assert locate(e2b, 14) == Location(0, 4, 2)
     assert locate(e2b, 33) == Location(1, 3, 3)
-    # Rings of the layers before the shared ones alone: 12 local, 3 global.
-    assert cache_bytes(e2b, 32_768) == 2 * 2 * (12 * 512 * 256 + 3 * 32_768 * 512)
+    # Layers before the shared ones alone write to the cache: 3 global, 12 local.
+    assert [(kind.writers, kind.kv_heads, kind.head_dim) for kind in kinds(e2b)] == [(3, 1, 512), (12, 1, 256)]
     gemma_3n = replace(
         e2b,
         layers=30,

@@ -9,12 +9,12 @@ import pytest
 
 from alhena.compress.quantize import quantize_model
 from alhena.model import config, model, sharding, spec
-from alhena.model.attention import ring_cache
 from alhena.model.linear import column_parallel, dense, einsum, slice_stack, take_rows
 from alhena.model.quantized.layout import dequantize, is_quantized
 from alhena.model.quantized.rounding import quantize
 from alhena.model.storage.weights import load_model, save_model
 from alhena.tokens.padding import padded_batch
+from tests.model import cached
 
 PROJECT, LOGITS = "...i,io->...o", "...i,oi->...o"
 
@@ -67,8 +67,8 @@ def test_experts_of_all_layers_stay_in_one_quantized_stack():
     c = config.Model(64, -1, -1, decoder, None, None)
     quantized = quantize_model(model.init(jax.random.key(0), c), model.weights(c))
     dequantized = jax.tree.map(lambda w: dequantize(w) if is_quantized(w) else w, quantized, is_leaf=is_quantized)
-    cache = ring_cache.empty_cache(decoder, 3, 8, "float32")
-    run = jax.jit(lambda params: model.decode(params, c, jnp.array([5, 9, 33]), jnp.zeros(3, jnp.int32), cache)[0])
+    cache = cached.empty(c, 3, 8)
+    run = jax.jit(lambda params: cached.decode(params, c, jnp.array([5, 9, 33]), jnp.zeros(3, jnp.int32), cache)[0])
     ours, expected = run(quantized), run(dequantized)
     assert np.sqrt(np.mean((ours - expected) ** 2)) < 0.03 * np.sqrt(np.mean(expected**2))
 

@@ -11,10 +11,11 @@ import pytest
 
 from alhena.model import model
 from alhena.tokens.padding import padded_batch
+from tests.model import cached
 
 forward = jax.jit(model.forward, static_argnums=1)
-prefill = jax.jit(model.prefill, static_argnums=(1, 3))
-decode = jax.jit(model.decode, static_argnums=1)
+prefill = jax.jit(cached.prefill, static_argnums=(1, 3))
+decode = jax.jit(cached.decode, static_argnums=1)
 # For float32.
 CLOSE = {"atol": 2e-5, "rtol": 0}
 

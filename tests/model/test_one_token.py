@@ -135,5 +135,4 @@ def test_an_int8_cache_changes_hidden_states_by_little(by_kernel, monkeypatch):
     error = np.abs(hidden - exact)[:-1]
     assert 0 < error.max() < 0.05 and error.mean() < 0.01
     kind = paged_cache.kinds(GEMMA_4)[0]
-    assert paged_cache.page_bytes(kind, "int8") == sum(a[:, 0].nbytes for a in rounded[0].arrays)
     assert paged_cache.page_bytes(kind, "int8") < 0.6 * paged_cache.page_bytes(kind, "bfloat16")

@@ -21,6 +21,7 @@ from alhena.batch import Batch
 from alhena.model import config, model
 from alhena.model.families import open_weights
 from alhena.shapes import Array, Int
+from tests.model.cached import decode, prefill
 
 GOLDEN = Path(__file__).parent / "golden" / "open"
 # Folder, window of the local layers. Prompts of one window share their compilations.
@@ -156,12 +157,12 @@ def forward(params: model.Params, c: config.Model, b: Batch) -> tuple[Array, Arr
 @compiled
 def greedy(params: model.Params, c: config.Model, b: Batch) -> Int[Array, "B steps"]:
     """The most probable text ids after each prompt: one prefill, then one token a step from the cache."""
-    hidden, cache = model.prefill(params, c, b, b.tokens.shape[1] + STEPS)
+    hidden, cache = prefill(params, c, b, b.tokens.shape[1] + STEPS)
 
     def step(carry, _):
         hidden, cache, positions = carry
         token = jnp.argmax(model.logits(params, c, hidden)[:, :TEXT], -1).astype(jnp.int32)
-        hidden, cache = model.decode(params, c, token, positions, cache)
+        hidden, cache = decode(params, c, token, positions, cache)
         return (hidden, cache, positions + 1), token
 
     first = (b.segments > 0).sum(1).astype(jnp.int32)

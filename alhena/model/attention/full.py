@@ -105,7 +105,7 @@ def causal_attention(
     if K > 1 and K % shards:
         k, v = (jnp.repeat(a, math.lcm(K, shards) // K, 2) for a in (k, v))
     # Kernels have no image blocks.
-    kernel = attention_kernels.choose_kernel(q, options) if visible.blocks is None else None
+    kernel = attention_kernels.choose_kernel(q) if visible.blocks is None else None
     q_axes, kv_axes = ("batch", None, "heads", None), ("batch", None, "heads" if K > 1 else None, None)
     local = partial(_local_blockwise, options=options)
     if kernel is not None:

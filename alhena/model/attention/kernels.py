@@ -1,11 +1,8 @@
-"""Attention kernels that vendors ship, each with its features; :func:`choose_kernel` is the only place that chooses one.
+"""Attention kernels that vendors ship; :func:`choose_kernel` is the only place that chooses one.
 
-                           segments   window   cap   lengths            dtypes
-    TPU   splash attention    yes      yes     yes   multiples of 128   float32, bfloat16
-    GPU   cuDNN               no       yes     no    any                bfloat16, float16, heads of up to 128
-
-All other cases use :func:`alhena.model.attention.full.blockwise_attention`, which every platform compiles. Splash attention is
-FlashAttention that skips blocks of a static mask (``jax.experimental.pallas.ops.tpu.splash_attention``).
+Sequences are packed: a kernel must have segments. On TPUs splash attention has them: FlashAttention that skips blocks of a static mask
+(``jax.experimental.pallas.ops.tpu.splash_attention``), for lengths that are multiples of 128. All other cases use
+:func:`alhena.model.attention.full.blockwise_attention`, which every platform compiles.
 """
 
 from __future__ import annotations
@@ -13,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -36,15 +32,13 @@ class AttentionOptions:
     scale: float | None = None
     # Scores s become cap·tanh(s / cap).
     cap: float | None = None
-    # False: a sequence is one document followed by padding, whose outputs are not used.
-    packed: bool = True
 
     def scale_for(self, head_dim: int) -> float:
         """The factor of the scores for heads of this size."""
         return head_dim**-0.5 if self.scale is None else self.scale
 
 
-def choose_kernel(q: Float[Array, "B L N H"], options: AttentionOptions) -> Kernel | None:
+def choose_kernel(q: Float[Array, "B L N H"]) -> Kernel | None:
     """The kernel for these queries on the target platform, or None.
 
     The platform is that of the current mesh, which may be abstract (for ahead-of-time compilation), or else that of this process.
@@ -54,12 +48,7 @@ def choose_kernel(q: Float[Array, "B L N H"], options: AttentionOptions) -> Kern
     if device is None and jax.device_count() > 1:
         return None
     kind = (device or jax.devices()[0]).device_kind
-    if kind.startswith("TPU") and q.shape[1] % LANES == 0:
-        return splash
-    small = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0
-    if kind.startswith("NVIDIA") and small and options.cap is None and not options.packed:
-        return cudnn
-    return None
+    return splash if kind.startswith("TPU") and q.shape[1] % LANES == 0 else None
 
 
 def splash(
@@ -98,17 +87,3 @@ def splash(
     heads = (a.swapaxes(1, 2) for a in ((q * options.scale_for(q.shape[-1])).astype(q.dtype), k, v))
     out = jax.vmap(kernel)(*heads, library.SegmentIds(segments, segments))
     return out.swapaxes(1, 2).astype(jnp.float32)
-
-
-def cudnn(
-    q: Float[Array, "B L N H"],
-    k: Float[Array, "B L K H"],
-    v: Float[Array, "B L K H"],
-    segments: Int[Array, "B L"],
-    options: AttentionOptions,
-) -> Float[Array, "B L N H"]:
-    """cuDNN's FlashAttention. It has no segments: each sequence is one document followed by padding."""
-    window = None if options.window is None else (options.window - 1, 0)
-    scale = options.scale_for(q.shape[-1])
-    attention = partial(jax.nn.dot_product_attention, scale=scale, is_causal=True, implementation="cudnn")
-    return attention(q, k, v, local_window_size=window).astype(jnp.float32)

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from alhena.model import config
 from alhena.model.attention.full import MASKED
-from alhena.model.attention.ring_cache import KeysValues, Rings, rings
+from alhena.model.layer_kinds import is_global, layer_kind
 from alhena.model.layers import softcap
 from alhena.shapes import Array, Bool, Float, Int, Shaped, pytree
 
@@ -26,6 +27,22 @@ from alhena.shapes import Array, Bool, Float, Int, Shaped, pytree
 PAGE = 128
 # The dtype of a cache whose keys and values are rounded.
 INT8 = "int8"
+
+# Of one layer.
+KeysValues = tuple[Float[Array, "B L K H"], Float[Array, "B L K H"]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The layers that share the pages of an entry of the cache: the global ones, or the local ones."""
+
+    is_global: bool
+    # The layers that attend to the pages.
+    layers: Bool[np.ndarray, " layers"]
+    # Number of layers that write to them: those with keys and values of their own.
+    writers: int
+    kv_heads: int
+    head_dim: int
 
 
 @pytree
@@ -50,7 +67,7 @@ class Pages:
         return self.keys, self.values, self.key_scales, self.value_scales
 
 
-# One for each entry of ring_cache.rings.
+# One for each of the kinds.
 PagedCache = tuple[Pages, ...]
 
 
@@ -68,13 +85,39 @@ class Tokens:
     valid: Bool[Array, "B L"]
 
 
-def kinds(c: config.Decoder) -> list[Rings]:
-    """The kinds of layers with pages: the entries of a cache."""
-    return rings(c, 1)
+def kinds(c: config.Decoder) -> list[Kind]:
+    """The entries of a cache: the global and the local layers, where there are any."""
+    out = []
+    for of_kind in (True, False):
+        layers = is_global(c) == of_kind
+        if layers.any():
+            kind = layer_kind(c, int(np.argmax(layers)))
+            writers = int(layers[: c.layers - c.kv_sharing_layers].sum())
+            out.append(Kind(of_kind, layers, writers, kind.kv_heads, kind.head_dim))
+    return out
 
 
-def page_bytes(kind: Rings, dtype: str) -> int:
-    """Bytes of a page of one kind."""
+def entries(c: config.Decoder, is_global: bool | None) -> tuple[int, ...]:
+    """The entries of a cache that layers of a kind may use; None: of any kind."""
+    return tuple(i for i, kind in enumerate(kinds(c)) if is_global in (None, kind.is_global))
+
+
+def layer_index(c: config.Decoder) -> Int[np.ndarray, "layers kinds"]:
+    """Index of each layer in the entries of a cache; out of bounds where it is not of that kind, so that writes are dropped.
+
+    A layer without keys and values of its own has the index of the last layer of its kind that has some.
+    """
+    index = [np.where(k.layers, np.minimum(np.cumsum(k.layers), k.writers) - 1, k.writers) for k in kinds(c)]
+    return np.stack(index, 1).astype(np.int32)
+
+
+def page_bytes(kind: Kind, dtype: str) -> int:
+    """Bytes of a page of one kind.
+
+    >>> multi_query = config.Decoder(width=2048, layers=18, heads=8, head_dim=256, hidden=16384)
+    >>> [page_bytes(kind, "bfloat16") // PAGE for kind in kinds(multi_query)]
+    [18432]
+    """
     scale = jnp.dtype(jnp.float32).itemsize if dtype == INT8 else 0
     return kind.writers * PAGE * 2 * kind.kv_heads * (kind.head_dim * jnp.dtype(dtype).itemsize + scale)
 
