@@ -94,7 +94,7 @@ def _text_model(path: Path, marks: tuple[str, ...], width: int) -> None:
     import jax
 
     from alhena.model import config, model
-    from alhena.model.families.gguf_writer import write_decoder
+    from alhena.model.families.gguf.writer import write_decoder
     from alhena.tokens.gguf_vocabulary import imported_metadata
     from alhena.tokens.hf_tokenizer import HfTokenizer
     from tests.tokens.small_hf_tokenizer import CONTROLS, small_tokenizer
@@ -158,7 +158,7 @@ def _encoder_job(
     folder: Path, name: str, of_model: tuple[Any, Any], marks: tuple[str, ...], medium: np.ndarray, ours: np.ndarray
 ) -> dict[str, Any]:
     """What llama.cpp does with an image or audio, and our soft tokens of it."""
-    from alhena.model.families.gguf_mmproj import write_mmproj
+    from alhena.model.families.gguf.mmproj import write_mmproj
 
     params, c = of_model
     mmproj, text, path = (folder / f"{name}-{file}" for file in ("mmproj.gguf", "text.gguf", "medium.npy"))
@@ -224,7 +224,7 @@ def _golden(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The models of the tests."""
     from alhena.model.families import open_weights
     from alhena.model.families.export_weights import without_encoders
-    from alhena.model.families.gguf_writer import write_decoder
+    from alhena.model.families.gguf.writer import write_decoder
 
     for name in GOLDENS:
         params, c = open_weights.read(GOLDEN / name)
@@ -258,7 +258,7 @@ def _folder(name: str, path: Path, texts: list[str], folder: Path) -> dict[str, 
     from alhena.compress.quantize import quantize_model
     from alhena.model import model
     from alhena.model.families.export_weights import without_encoders
-    from alhena.model.families.gguf_writer import write_decoder
+    from alhena.model.families.gguf.writer import write_decoder
     from alhena.model.storage.folders import is_quantized, load_model
     from alhena.tokens.encode import Encoder
     from alhena.tokens.encoders import load_encoder

@@ -102,12 +102,13 @@ class AlhenaEngine:
         from alhena.model import model
         from alhena.model.attention import paged_cache
         from alhena.model.attention.paged_cache import PAGE
-        from alhena.model.families import gguf, gguf_file, gguf_tokenizer, open_weights
+        from alhena.model.families import open_weights
+        from alhena.model.families.gguf import file, reader, tokenizer
         from alhena.tokens.hf_tokenizer import HfTokenizer
 
         self.name = f"alhena, {dtype}"
-        self._tokenizer = HfTokenizer.from_bytes(gguf_tokenizer.tokenizer_json(gguf_file.open_gguf(path)))
-        params, c = open_weights.read_all(gguf.open_file(path))
+        self._tokenizer = HfTokenizer.from_bytes(tokenizer.tokenizer_json(file.open_gguf(path)))
+        params, c = open_weights.read_all(reader.open_file(path))
         self._params = jax.tree.map(lambda w: w.astype(dtype) if w.ndim > 1 and w.shape[-2] > 64 else w, params)
         c = replace(c, compute_dtype=dtype)
 
@@ -230,7 +231,7 @@ def float32_copy(path: Path, out: Path) -> None:
     """The same model with all values dequantized to float32."""
     import gguf
 
-    from alhena.model.families.gguf_file import open_gguf
+    from alhena.model.families.gguf.file import open_gguf
 
     reader, file = gguf.GGUFReader(path), open_gguf(path)
     writer = gguf.GGUFWriter(out, file.architecture)

@@ -108,7 +108,7 @@ class Import:
     def __call__(self) -> None:
         from alhena.compress.report import types_table
         from alhena.model import model
-        from alhena.model.families import gguf
+        from alhena.model.families.gguf import reader
         from alhena.model.families.import_weights import import_weights, types_of
         from alhena.model.families.open_weights import open_folder
         from alhena.model.quantized.types import read_types
@@ -118,7 +118,7 @@ class Import:
         # Before minutes of reading.
         check_output(self.out, "import")
         is_file = self.path.is_file()
-        opened = gguf.open_file(self.path) if is_file else open_folder(self.path, self.without)
+        opened = reader.open_file(self.path) if is_file else open_folder(self.path, self.without)
         table = types_of(opened, self.weights, types := read_types(self.type))
         for line in opened.left_out:
             print(f"not read: {line}")

@@ -12,10 +12,10 @@ from typing import Any
 from alhena.files import SOURCE
 from alhena.model import config
 from alhena.model.families.export_weights import lost_encoders, without_encoders, write_encoders
-from alhena.model.families.gguf_mmproj import held_encoders, write_mmproj
-from alhena.model.families.gguf_output import Floats
-from alhena.model.families.gguf_tokenizer import KEY
-from alhena.model.families.gguf_writer import DEFAULT_CONTEXT, architecture, write_decoder
+from alhena.model.families.gguf.mmproj import held_encoders, write_mmproj
+from alhena.model.families.gguf.output import Floats
+from alhena.model.families.gguf.tokenizer import KEY
+from alhena.model.families.gguf.writer import DEFAULT_CONTEXT, architecture, write_decoder
 from alhena.model.lora import merged
 from alhena.model.storage.folders import base_of, is_adapter, load_model
 from alhena.tokens.encode import Encoder

@@ -15,7 +15,7 @@ from typing import Any
 
 import sentencepiece
 
-from alhena.model.families.gguf_tokenizer import (
+from alhena.model.families.gguf.tokenizer import (
     BYTE,
     CONTROL,
     KEY,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from alhena.model import config
-from alhena.model.families.gguf_file import open_gguf
-from alhena.model.families.gguf_tokenizer import has_tokenizer, tokenizer_json
+from alhena.model.families.gguf.file import open_gguf
+from alhena.model.families.gguf.tokenizer import has_tokenizer, tokenizer_json
 from alhena.tokens.gemma_encoder import GemmaEncoder
 from alhena.tokens.hf_tokenizer import HfTokenizer
 from alhena.tokens.prompts import Facts, PromptSettings

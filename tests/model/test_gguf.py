@@ -18,9 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from alhena.model.families import gguf, gguf_names, open_weights, tensor_map
-from alhena.model.families.gguf_file import BLOCK_VALUES, KINDS, GgufFile, GgufTensor, open_gguf
-from alhena.model.families.gguf_output import add_value
+from alhena.model.families import open_weights, tensor_map
+from alhena.model.families.gguf import names as tables
+from alhena.model.families.gguf import reader
+from alhena.model.families.gguf.file import BLOCK_VALUES, KINDS, GgufFile, GgufTensor, open_gguf
+from alhena.model.families.gguf.output import add_value
 from alhena.model.families.import_weights import import_weights, types_of
 from alhena.model.families.model_config import read_config
 from alhena.model.quantized.layout import Int4, Int8, dequantize, is_quantized, packed_shapes
@@ -69,7 +71,7 @@ def every_type(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("block", [BLOCK_VALUES, 1024])
 def test_values_equal_those_of_the_library(every_type, monkeypatch, block):
-    monkeypatch.setattr("alhena.model.families.gguf_file.BLOCK_VALUES", block)
+    monkeypatch.setattr("alhena.model.families.gguf.file.BLOCK_VALUES", block)
     ours = open_gguf(every_type).tensors
     theirs = {tensor.name: tensor for tensor in GGUFReader(every_type).tensors}
     assert set(ours) == {kind.name for kind in KINDS} == set(theirs)
@@ -80,7 +82,7 @@ def test_values_equal_those_of_the_library(every_type, monkeypatch, block):
 
 
 def test_q4_0_and_q8_0_become_quantized_weights_without_loss(every_type, monkeypatch):
-    monkeypatch.setattr("alhena.model.families.gguf_file.BLOCK_VALUES", 1024)
+    monkeypatch.setattr("alhena.model.families.gguf.file.BLOCK_VALUES", 1024)
     tensors = open_gguf(every_type).tensors
     kinds: dict[str, Any] = {"Q4_0": Int4, "Q8_0": Int8}
     assert {name for name, tensor in tensors.items() if tensor.bits} == set(kinds)
@@ -110,7 +112,7 @@ def gemma3_metadata(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 def gemma3_tensors(folder: Path) -> dict[str, np.ndarray]:
     """The tensors of a Hugging Face folder as the converter writes them: norms with one added."""
-    names = {hf: f"{{}}{name}" for name, hf in gguf_names.LAYER_NAMES.items()}
+    names = {hf: f"{{}}{name}" for name, hf in tables.LAYER_NAMES.items()}
     out = {}
     stored = {name: array for path in folder.glob("*.safetensors") for name, array in load_file(path).items()}
     for name, array in stored.items():
@@ -118,7 +120,7 @@ def gemma3_tensors(folder: Path) -> dict[str, np.ndarray]:
         if parts[0] == "layers":
             theirs = names[parts[2]].format(f"blk.{parts[1]}.")
         else:
-            theirs = {hf: ours for ours, hf in gguf_names.NAMES.items()}[name.removeprefix("model.")]
+            theirs = {hf: ours for ours, hf in tables.NAMES.items()}[name.removeprefix("model.")]
         out[theirs] = array + 1 if name.endswith("norm.weight") else array
     return out
 
@@ -135,7 +137,7 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_model_equals_the_one_in_a_folder(golden):
-    params, c = open_weights.read_all(gguf.open_file(golden))
+    params, c = open_weights.read_all(reader.open_file(golden))
     expected, expected_c = open_weights.read(GOLDEN)
     assert c == expected_c
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), params.layers, expected.layers)
@@ -154,7 +156,7 @@ def small_q4_0(path: Path, others: Mapping[str, Any] = MappingProxyType({})) -> 
         "post_attention_norm.weight": (64,), "ffn_norm.weight": (64,), "post_ffw_norm.weight": (64,),
     }  # fmt: skip
     tensors = {
-        name if name in gguf_names.NAMES else f"blk.0.{name}": np.ones(shape, np.float32)
+        name if name in tables.NAMES else f"blk.0.{name}": np.ones(shape, np.float32)
         if len(shape) == 1
         else (quantized(Q.Q4_0, *shape, seed), Q.Q4_0)
         for seed, (name, shape) in enumerate(shapes.items())
@@ -164,7 +166,7 @@ def small_q4_0(path: Path, others: Mapping[str, Any] = MappingProxyType({})) -> 
 
 @pytest.mark.parametrize("weights", ["int4", None])
 def test_import_keeps_the_values_of_q4_0(weights, tmp_path):
-    opened = gguf.open_file(small_q4_0(tmp_path / "model.gguf"))
+    opened = reader.open_file(small_q4_0(tmp_path / "model.gguf"))
     import_weights(opened, tmp_path / "model", weights)
     (params, c), (expected, _) = load_model(tmp_path / "model"), open_weights.read_all(opened)
     assert c.decoder == opened.c.decoder
@@ -176,8 +178,8 @@ def test_import_keeps_the_values_of_q4_0(weights, tmp_path):
 
 def test_an_import_in_4_bits_has_the_types_of_the_table_and_leaves_what_has_4_bits_already(tmp_path):
     floats = np.random.default_rng(0).normal(size=(48, 64)).astype(np.float32)
-    opened = gguf.open_file(small_q4_0(tmp_path / "model.gguf", {"token_embd.weight": floats}))
-    kept = gguf.open_file(small_q4_0(tmp_path / "kept.gguf"))
+    opened = reader.open_file(small_q4_0(tmp_path / "model.gguf", {"token_embd.weight": floats}))
+    kept = reader.open_file(small_q4_0(tmp_path / "kept.gguf"))
     assert types_of(kept, "int4", {})["embedding"].type == "int4"
     assert types_of(kept, "int4", {"embedding": "int8"})["embedding"].type == "int8"
     import_weights(opened, tmp_path / "model", "int4")
@@ -198,7 +200,7 @@ def test_the_score_scale_of_the_27b_is_known_by_its_layers(layers, scalar):
     metadata = gemma3_metadata({**stored, "num_attention_heads": 32, "head_dim": 256}) | {
         "general.architecture": "gemma3"
     }
-    assert gguf.hf_config(header(metadata, {"token_embd.weight": (8, 5376)}))["query_pre_attn_scalar"] == scalar
+    assert reader.hf_config(header(metadata, {"token_embd.weight": (8, 5376)}))["query_pre_attn_scalar"] == scalar
 
 
 def gemma4_metadata(**changes: Any) -> dict[str, Any]:
@@ -224,7 +226,7 @@ def gemma4(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[int, ...]]:
 
 
 def test_configuration_of_a_small_gemma_4(gemma4):
-    found = gguf.hf_config(header(gemma4_metadata(), gemma4))
+    found = reader.hf_config(header(gemma4_metadata(), gemma4))
     assert found["layer_types"] == ["sliding_attention", "full_attention"] * 2
     expected = {
         "model_type": "gemma4_text", "vocab_size": 48, "vocab_size_per_layer_input": 40, "head_dim": 8,
@@ -245,7 +247,7 @@ def test_configuration_of_a_gemma_4_with_experts(gemma4):
     changes |= {"expert_count": 16, "expert_used_count": 4, "expert_feed_forward_length": 6}
     tensors = {**gemma4, **{f"blk.{i}.attn_k.weight": (8, 32) for i in range(4)}}
     tensors |= {f"blk.{i}.attn_v.weight": (8, 32) for i in (0, 2)}
-    found = gguf.hf_config(header(gemma4_metadata(**changes), tensors))
+    found = reader.hf_config(header(gemma4_metadata(**changes), tensors))
     expected = {
         "attention_k_eq_v": True, "num_key_value_heads": 8, "num_global_key_value_heads": 2, "enable_moe_block": True,
         "num_experts": 16, "top_k_experts": 4, "moe_intermediate_size": 6, "use_double_wide_mlp": False,
@@ -266,28 +268,27 @@ def test_every_weight_of_a_gemma_4_has_its_tensor(gemma4, experts):
         changes |= {"expert_count": 16, "expert_used_count": 4, "expert_feed_forward_length": 6}
         changes["embedding_length_per_layer_input"] = 0
         shapes |= {"blk.0.attn_k.weight": (16, 32), "blk.0.attn_v.weight": (16, 32), "blk.1.attn_k.weight": (16, 32)}
-    described = read_config(gguf.hf_config(header(gemma4_metadata(**changes), shapes)), Path("model.gguf"))
+    described = read_config(reader.hf_config(header(gemma4_metadata(**changes), shapes)), Path("model.gguf"))
     d = described.c.decoder
     assert (d.head_dim, d.global_head_dim, d.global_rope_fraction, d.window) == (8, 16, 0.25, 4)
     assert (d.kv_sharing_layers, d.global_key_as_value, d.experts is not None) == (
         (0, True, True) if experts else (2, False, False)
     )
-    names = {hf: ours for ours, hf in {**gguf_names.NAMES, **gguf_names.NAMES_4}.items()}
-    for ours, hf in {**gguf_names.LAYER_NAMES, **gguf_names.LAYER_NAMES_4}.items():
+    names = {hf: ours for ours, hf in {**tables.NAMES, **tables.NAMES_4}.items()}
+    for ours, hf in {**tables.LAYER_NAMES, **tables.LAYER_NAMES_4}.items():
         names |= {f"layers.{i}.{hf}": f"blk.{i}.{ours}" for i in range(4)}
     sources = open_weights.tensor_table(described)
     found = {names[n.removeprefix("model.")]: s.shape for s in tensor_map.sources(sources) for n in s.names}
-    opened = open_weights.account(Path("model.gguf"), described, gguf.hf_tensors(header(gemma4_metadata(), found)))
+    opened = open_weights.account(Path("model.gguf"), described, reader.hf_tensors(header(gemma4_metadata(), found)))
     assert opened.c == described.c and opened.dtype == "float32"
 
 
 def test_tensor_names_of_gemma_4():
-    names = {**gguf_names.NAMES, **gguf_names.NAMES_4}
+    names = {**tables.NAMES, **tables.NAMES_4}
     names |= {
-        f"blk.7.{ours}": f"layers.7.{theirs}"
-        for ours, theirs in (gguf_names.LAYER_NAMES | gguf_names.LAYER_NAMES_4).items()
+        f"blk.7.{ours}": f"layers.7.{theirs}" for ours, theirs in (tables.LAYER_NAMES | tables.LAYER_NAMES_4).items()
     }
-    found = gguf.hf_tensors(header({"general.architecture": "gemma4"}, dict.fromkeys(names, (1,))))
+    found = reader.hf_tensors(header({"general.architecture": "gemma4"}, dict.fromkeys(names, (1,))))
     assert {hf: tensor.name for hf, tensor in found.items()} == {f"model.{hf}": ours for ours, hf in names.items()}
     # Gemma 4's norms are stored as they are.
     assert not any(tensor.shift for tensor in found.values())
@@ -314,8 +315,8 @@ def test_what_is_not_understood_is_refused_by_name(metadata, tensors, message):
         {"token_embd.weight": (48, 16), **tensors},
     )
     with pytest.raises(ValueError, match=r"^model\.gguf: ") as error:
-        gguf.hf_config(file)
-        gguf.hf_tensors(file)
+        reader.hf_config(file)
+        reader.hf_tensors(file)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -382,8 +383,8 @@ def test_a_changed_file_is_read_or_refused_in_one_line(golden, tmp_path, data):
     path.write_bytes(changed)
     with pytest.raises(ValueError) if length < len(content) else suppress(ValueError) as error:
         file = open_gguf(path)
-        gguf.hf_config(file)
-        gguf.hf_tensors(file)
+        reader.hf_config(file)
+        reader.hf_tensors(file)
     assert error is None or (str(path) in str(error.value) and "\n" not in str(error.value))
 
 

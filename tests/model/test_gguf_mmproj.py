@@ -16,7 +16,7 @@ from alhena.model import config, model
 from alhena.model.encoders.clipped import UNBOUNDED
 from alhena.model.families import open_weights
 from alhena.model.families.export_weights import parts
-from alhena.model.families.gguf_mmproj import held_encoders, write_mmproj
+from alhena.model.families.gguf.mmproj import held_encoders, write_mmproj
 
 GOLDEN = Path(__file__).parent / "golden" / "open"
 LAYERS = 64

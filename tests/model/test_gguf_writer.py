@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from alhena.model import config, model
-from alhena.model.families import gguf, gguf_gemma3n, open_weights
+from alhena.model.families import open_weights
 from alhena.model.families.export_weights import without_encoders
-from alhena.model.families.gguf_file import GgufTensor, Q, open_gguf
-from alhena.model.families.gguf_writer import write_decoder
+from alhena.model.families.gguf import gemma3n, reader
+from alhena.model.families.gguf.file import GgufTensor, Q, open_gguf
+from alhena.model.families.gguf.writer import write_decoder
 from alhena.model.families.import_weights import import_weights
 from alhena.model.quantized.layout import is_quantized
 from alhena.model.quantized.rounding import quantize
@@ -62,7 +63,7 @@ def test_a_written_model_is_read_again(name, tmp_path):
         c = replace(c, decoder=replace(c.decoder, query_pre_attn_scalar=None))
     c, params = without_encoders(c), replace(params, vision=None, audio=None, special=None)
     assert write_decoder(tmp_path / "model.gguf", params, c, NONE) == name.removeprefix("open/").split("_")[0]
-    read, read_c = open_weights.read_all(gguf.open_file(tmp_path / "model.gguf"))
+    read, read_c = open_weights.read_all(reader.open_file(tmp_path / "model.gguf"))
     assert read_c.vocabulary == c.vocabulary and read_c.decoder.embedding_scale == c.decoder.embedding_scale
     for a, b in zip(jax.tree.leaves(as_used(params)), jax.tree.leaves(as_used(read)), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -71,7 +72,7 @@ def test_a_written_model_is_read_again(name, tmp_path):
 def test_a_gemma3n_is_read_again_with_a_row_of_per_layer_inputs_for_every_id(tmp_path):
     params, c = random_model(GEMMA3N)
     assert write_decoder(tmp_path / "model.gguf", params, c, NONE) == "gemma3n"
-    opened = gguf.open_file(tmp_path / "model.gguf")
+    opened = reader.open_file(tmp_path / "model.gguf")
     # Keys, values and norms of keys of two layers, which nothing reads.
     assert opened.left_out == ["6 tensors of keys and values of layers that share those of others"]
     read, _ = open_weights.read_all(opened)
@@ -93,14 +94,14 @@ def test_a_gemma3n_is_read_again_with_a_row_of_per_layer_inputs_for_every_id(tmp
 )
 def test_a_gemma3n_of_other_sizes_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        gguf_gemma3n.check(replace(GEMMA3N, **changes))
+        gemma3n.check(replace(GEMMA3N, **changes))
 
 
 @pytest.mark.parametrize("shape", [(2**20,), (65, 8, 8), (3, 8, 8, 8)])
 def test_a_stack_of_another_form_is_refused(shape):
     tensor = GgufTensor(Path("model.gguf"), "altup_proj.weight", shape, "F32", 0)
     with pytest.raises(ValueError, match=r"altup_proj\.weight is .*; a matrix for each of a few streams is needed"):
-        gguf_gemma3n.unstacked(tensor.name, tensor)
+        gemma3n.unstacked(tensor.name, tensor)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -119,7 +120,7 @@ def test_quantized_weights_keep_their_bits(bits, tmp_path):
         assert write_decoder(path, params, c, NONE) == name
         kinds = {tensor.kind for tensor in open_gguf(path).tensors.values() if len(tensor.shape) > 1}
         assert kinds - {Q.F32} == {Q.Q4_0 if bits == 4 else Q.Q8_0}
-        import_weights(gguf.open_file(path), tmp_path / name)
+        import_weights(reader.open_file(path), tmp_path / name)
         read, read_c = load_model(tmp_path / name)
         assert jax.tree.structure(read) == jax.tree.structure(params)
         pairs = zip(*(jax.tree.leaves(p, is_leaf=is_quantized) for p in (params, read)), strict=True)
@@ -136,7 +137,7 @@ def test_image_codes_have_a_row_each(tmp_path):
     """The model's own rows are factors; in the file the logits of all ids are those of one matrix."""
     params, c = random_model(replace(SMALL, window=None, global_every=1, rope_scaling_factor=1.0), code_factors=(4, 3))
     write_decoder(tmp_path / "model.gguf", params, c, NONE)
-    read, read_c = open_weights.read_all(gguf.open_file(tmp_path / "model.gguf"))
+    read, read_c = open_weights.read_all(reader.open_file(tmp_path / "model.gguf"))
     assert read.embedding.shape == (48, 32) and read_c.code_factors is None
     hidden = jnp.asarray(np.random.default_rng(1).standard_normal((5, 32), np.float32))
     expected, found = model.logits(params, c, hidden), model.logits(read, read_c, hidden)

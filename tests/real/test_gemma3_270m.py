@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from alhena.model import config, model
-from alhena.model.families import gguf, open_weights
-from alhena.model.families.gguf_file import open_gguf
-from alhena.model.families.gguf_tokenizer import tokenizer_json
+from alhena.model.families import open_weights
+from alhena.model.families.gguf import reader
+from alhena.model.families.gguf.file import open_gguf
+from alhena.model.families.gguf.tokenizer import tokenizer_json
 from alhena.tokens.hf_tokenizer import HfTokenizer
 from tests.model.cached import decode, prefill
 from tests.model.test_gemma import text_batch
@@ -41,7 +42,7 @@ def tokenizer(path: Path) -> HfTokenizer:
 
 @pytest.fixture(scope="module")
 def loaded(path: Path) -> tuple[model.Params, config.Model]:
-    return open_weights.read_all(gguf.open_file(path))
+    return open_weights.read_all(reader.open_file(path))
 
 
 def test_tokens(tokenizer):

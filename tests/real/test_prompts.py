@@ -8,8 +8,8 @@ import importlib.util
 import pytest
 
 from alhena.content import Tool
-from alhena.model.families.gguf_file import open_gguf
-from alhena.model.families.gguf_tokenizer import tokenizer_json
+from alhena.model.families.gguf.file import open_gguf
+from alhena.model.families.gguf.tokenizer import tokenizer_json
 from alhena.tokens.gemma_encoder import GemmaEncoder
 from alhena.tokens.hf_tokenizer import HfTokenizer
 from alhena.tokens.prompts import PromptSettings

@@ -14,8 +14,8 @@ from gguf import TokenType
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from alhena.model.families.gguf_file import GgufFile
-from alhena.model.families.gguf_tokenizer import tokenizer_json
+from alhena.model.families.gguf.file import GgufFile
+from alhena.model.families.gguf.tokenizer import tokenizer_json
 from alhena.tokens.hf_tokenizer import HfTokenizer
 from tests.tokens.small_hf_tokenizer import CONTROLS, small_tokenizer
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from alhena.model.families.gguf_file import GgufFile
-from alhena.model.families.gguf_tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, tokenizer_json
+from alhena.model.families.gguf.file import GgufFile
+from alhena.model.families.gguf.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, tokenizer_json
 from alhena.tokens.gguf_vocabulary import imported_metadata, own_metadata
 from alhena.tokens.hf_tokenizer import HfTokenizer
 from alhena.tokens.text_file import OWN_TOKENIZER

@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from alhena.model import config, model
-from alhena.model.families.gguf_file import GgufTensor
+from alhena.model.families.gguf.file import GgufTensor
 from alhena.model.families.open_weights import OpenWeights
 from alhena.model.families.tensor_map import Source
 from alhena.model.quantized.layout import GROUP, TILE, packed_shapes

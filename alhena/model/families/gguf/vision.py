@@ -1,4 +1,4 @@
-"""Vision encoders of Gemma 3 (SigLIP) and 4 as llama.cpp reads them: keys, names and shapes of the tensors (gguf_mmproj.py)."""
+"""Vision encoders of Gemma 3 (SigLIP) and 4 as llama.cpp reads them: keys, names and shapes of the tensors (mmproj.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gemma 4's audio encoder as llama.cpp reads it: keys, names and shapes of the tensors (gguf_mmproj.py)."""
+"""Gemma 4's audio encoder as llama.cpp reads it: keys, names and shapes of the tensors (mmproj.py)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from alhena.model import config
 from alhena.model.families.export_weights import Part
-from alhena.model.families.gguf_vision import finite_bounds
+from alhena.model.families.gguf.vision import finite_bounds
 from alhena.model.layers import EPSILON
 from alhena.shapes import Float
 

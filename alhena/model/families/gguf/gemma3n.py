@@ -14,9 +14,9 @@ from typing import Any
 from alhena.model import config
 from alhena.model.families import decoder_tensors
 from alhena.model.families.export_weights import Part
-from alhena.model.families.gguf_file import GgufFile, GgufTensor, Q
-from alhena.model.families.gguf_names import PREFIX
-from alhena.model.families.gguf_output import TensorOut, mapped
+from alhena.model.families.gguf.file import GgufFile, GgufTensor, Q
+from alhena.model.families.gguf.names import PREFIX
+from alhena.model.families.gguf.output import TensorOut, mapped
 from alhena.model.layer_kinds import is_global
 from alhena.schema import shown
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from alhena.model.families.gguf_file import GgufFile
+from alhena.model.families.gguf.file import GgufFile
 from alhena.schema import shown
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)

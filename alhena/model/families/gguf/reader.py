@@ -1,9 +1,9 @@
-"""Reads Gemma 1 to 4 and 3n (text) from GGUF files, as llama.cpp's converter and ``gguf_writer`` write them: the same as a Hugging Face folder.
+"""Reads Gemma 1 to 4 and 3n (text) from GGUF files, as llama.cpp's converter and ``writer`` write them: the same as a Hugging Face folder.
 
     model.gguf  ─┬─ read        ──►  Params, config.Model
                  ├─ hf_config   ──►  the content of config.json
                  ├─ hf_tensors  ──►  tensors by the names of model.safetensors, read as they are needed
-                 └─ gguf_tokenizer.tokenizer_json
+                 └─ tokenizer.tokenizer_json
 
 Every key of the architecture and every tensor is understood, or refused by name. The converter leaves out numbers that llama.cpp
 knows by the size of the model; they are added here.
@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from alhena.model.families import gguf_gemma3n
-from alhena.model.families.gguf_file import GgufFile, GgufTensor, open_gguf
-from alhena.model.families.gguf_names import (
+from alhena.model.families.gguf import gemma3n
+from alhena.model.families.gguf.file import GgufFile, GgufTensor, open_gguf
+from alhena.model.families.gguf.names import (
     ARCHITECTURES,
     DEFAULT_PATTERNS,
     FREQUENCIES,
@@ -70,8 +70,8 @@ def hf_tensors(file: GgufFile) -> dict[str, GgufTensor]:
     for name, tensor in file.tensors.items():
         if architecture == "gemma4" and name == FREQUENCIES:
             continue
-        if architecture == "gemma3n" and name in gguf_gemma3n.STACKS:
-            out |= gguf_gemma3n.unstacked(name, tensor)
+        if architecture == "gemma3n" and name in gemma3n.STACKS:
+            out |= gemma3n.unstacked(name, tensor)
             continue
         layer = re.fullmatch(r"blk\.(\d{1,4})\.(.+)", name, re.ASCII)
         theirs = of_layers.get(layer[2]) if layer else names.get(name)
@@ -236,7 +236,7 @@ def _gemma3n(file: GgufFile, keys: _Keys, layers: int) -> dict[str, Any]:
         "altup_num_inputs": keys.number("altup.num_inputs"),
         "rope_theta": keys.real("rope.freq_base"),
         "rope_local_base_freq": keys.real("rope.freq_base_swa", 10_000.0),
-        **gguf_gemma3n.settings(file, keys.each_layer("activation_sparsity_scale", layers)),
+        **gemma3n.settings(file, keys.each_layer("activation_sparsity_scale", layers)),
     }
 
 

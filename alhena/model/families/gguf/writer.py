@@ -18,10 +18,10 @@ import numpy as np
 
 from alhena.files import atomic
 from alhena.model import config, model
-from alhena.model.families import gguf, gguf_gemma3n
 from alhena.model.families.export_weights import Part, parts, without_encoders
-from alhena.model.families.gguf_file import Q, open_gguf
-from alhena.model.families.gguf_names import (
+from alhena.model.families.gguf import gemma3n, reader
+from alhena.model.families.gguf.file import Q, open_gguf
+from alhena.model.families.gguf.names import (
     ARCHITECTURES,
     FREQUENCIES,
     NEVER,
@@ -31,7 +31,7 @@ from alhena.model.families.gguf_names import (
     other_names,
     stores_plus_one,
 )
-from alhena.model.families.gguf_output import Floats, TensorOut, kind_of, mapped, write_header, write_tensor
+from alhena.model.families.gguf.output import Floats, TensorOut, kind_of, mapped, write_header, write_tensor
 from alhena.model.families.model_config import WRAPPED_TYPES, check_equal, model_type, read_config
 from alhena.model.families.open_weights import bfloat16_scale
 from alhena.model.layer_kinds import is_global, layer_kind
@@ -63,7 +63,7 @@ def metadata(c: config.Model, context: int = DEFAULT_CONTEXT) -> dict[str, Any]:
     }
     own = _gemma4(d) if name == "gemma4" else _gemma(d, name)
     if name == "gemma3n":
-        own |= gguf_gemma3n.metadata(d)
+        own |= gemma3n.metadata(d)
     if d.final_logit_softcap is not None and name not in ("gemma", "gemma3n"):
         own["final_logit_softcapping"] = d.final_logit_softcap
     return {"general.type": "model", **{f"{name}.{key}": value for key, value in (common | own).items()}}
@@ -137,10 +137,10 @@ def _tensors(params: model.Params, c: config.Model, floats: Floats | None) -> di
     names = _names(kind)
     grouped: dict[str, list[Part]] = {}
     for part in parts(params, c):
-        larger = gguf_gemma3n.placed(part, c) if kind == "gemma3n" else None
+        larger = gemma3n.placed(part, c) if kind == "gemma3n" else None
         name, part = larger or (_renamed(part.source.names[0], names), part)
         grouped.setdefault(name, []).append(part)
-    out = dict(gguf_gemma3n.more_tensors(c.decoder)) if kind == "gemma3n" else {}
+    out = dict(gemma3n.more_tensors(c.decoder)) if kind == "gemma3n" else {}
     if kind == "gemma4":
         out[FREQUENCIES] = TensorOut(Q.F32, ((c.decoder.global_head_dim or c.decoder.head_dim) // 2,), ())
     for name, of_tensor in grouped.items():
@@ -172,8 +172,8 @@ def _check_embedding_scale(c: config.Model) -> None:
 def _check_readable(path: Path, c: config.Model, name: str) -> None:
     """Raises ValueError unless the file, whose weights are not written yet, holds the same decoder."""
     try:
-        check_equal(c.decoder, read_config(gguf.hf_config(open_gguf(path)), path).c.decoder, name)
-        gguf.open_file(path)
+        check_equal(c.decoder, read_config(reader.hf_config(open_gguf(path)), path).c.decoder, name)
+        reader.open_file(path)
     except ValueError as error:
         message = str(error).removeprefix(f"{path}: ")
         raise ValueError(f"this decoder cannot be exported as {name}: {message}") from None
@@ -192,7 +192,7 @@ def write_decoder(
     name, tensors = architecture(c), _tensors(params, c, floats)
     _check_embedding_scale(c)
     if name == "gemma3n":
-        gguf_gemma3n.check(c.decoder)
+        gemma3n.check(c.decoder)
     values = metadata(c, int(tokenizer.get("context", DEFAULT_CONTEXT)))
     values |= {key: value for key, value in tokenizer.items() if key != "context"}
     with atomic(path) as partial:
@@ -200,9 +200,9 @@ def write_decoder(
         file = open_gguf(partial)
         if FREQUENCIES in tensors:
             mapped(file, FREQUENCIES, tensors[FREQUENCIES])[:] = _frequencies(c.decoder)
-        _check_readable(partial, gguf_gemma3n.with_all_rows(c) if name == "gemma3n" else c, name)
+        _check_readable(partial, gemma3n.with_all_rows(c) if name == "gemma3n" else c, name)
         for tensor, t in tensors.items():
             write_tensor(file, tensor, t, stores_plus_one(name, tensor))
         if name == "gemma3n":
-            gguf_gemma3n.fill_table(file, tensors[gguf_gemma3n.TABLE])
+            gemma3n.fill_table(file, tensors[gemma3n.TABLE])
     return name

@@ -11,25 +11,25 @@ from typing import Any
 
 from alhena.files import atomic
 from alhena.model import config, model
-from alhena.model.families import gguf_audio, gguf_vision
 from alhena.model.families.export_weights import Part, parts
-from alhena.model.families.gguf_file import Q, open_gguf
-from alhena.model.families.gguf_output import Floats, TensorOut, kind_of, write_header, write_tensor
+from alhena.model.families.gguf import audio, vision
+from alhena.model.families.gguf.file import Q, open_gguf
+from alhena.model.families.gguf.output import Floats, TensorOut, kind_of, write_header, write_tensor
 
 
 def held_encoders(c: config.Model) -> tuple[str, ...]:
     """The encoders of a model that llama.cpp has."""
-    known = {"vision": gguf_vision.is_known(c.vision), "audio": gguf_audio.is_known(c.audio)}
+    known = {"vision": vision.is_known(c.vision), "audio": audio.is_known(c.audio)}
     return tuple(name for name, is_known in known.items() if is_known)
 
 
 def metadata(c: config.Model) -> dict[str, Any]:
     """The keys of the encoders."""
     out: dict[str, Any] = {"general.type": "mmproj"}
-    if gguf_vision.is_known(c.vision):
-        out |= gguf_vision.metadata(c.vision, c.decoder.width)  # type: ignore[arg-type]
-    if gguf_audio.is_known(c.audio):
-        out |= gguf_audio.metadata(c.audio, c.decoder.width)  # type: ignore[arg-type]
+    if vision.is_known(c.vision):
+        out |= vision.metadata(c.vision, c.decoder.width)  # type: ignore[arg-type]
+    if audio.is_known(c.audio):
+        out |= audio.metadata(c.audio, c.decoder.width)  # type: ignore[arg-type]
     return out
 
 
@@ -38,15 +38,15 @@ def _placed(params: model.Params, c: config.Model) -> Iterator[tuple[str, Part, 
     held = held_encoders(c)
     for part in parts(params, c):
         for i, theirs in enumerate(part.source.names):
-            if "vision" in held and (name := gguf_vision.renamed(theirs)):
-                yield name, gguf_vision.as_written(part, c.vision), i  # type: ignore[arg-type]
-            elif "audio" in held and (name := gguf_audio.renamed(theirs)):
-                yield name, gguf_audio.as_written(part), i
+            if "vision" in held and (name := vision.renamed(theirs)):
+                yield name, vision.as_written(part, c.vision), i  # type: ignore[arg-type]
+            elif "audio" in held and (name := audio.renamed(theirs)):
+                yield name, audio.as_written(part), i
 
 
 def _kind(name: str, part: Part, floats: Floats | None) -> Q:
     """The type of a tensor; weights of an encoder are written as floats."""
-    if name in gguf_vision.FLOAT32 or gguf_audio.FLOAT32.fullmatch(name):
+    if name in vision.FLOAT32 or audio.FLOAT32.fullmatch(name):
         return Q.F32
     kind = kind_of(name, part.source.shape, [part], floats)
     return kind if kind in (Q.F32, Q.BF16, Q.F16) else Q.F32

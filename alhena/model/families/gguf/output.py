@@ -18,7 +18,7 @@ import numpy as np
 from gguf import GGUFWriter
 
 from alhena.model.families.export_weights import Part
-from alhena.model.families.gguf_file import GgufFile, GgufTensor, Q
+from alhena.model.families.gguf.file import GgufFile, GgufTensor, Q
 from alhena.model.storage.tensors import check_finite
 
 Floats = Literal["f32", "bf16", "f16"]
