@@ -17,8 +17,8 @@ import pytest
 
 from alhena.model import config, model, spec
 from alhena.model.encoders import unified_audio, usm
-from alhena.model.families import gemma3n, gemma4_audio
-from alhena.model.families.gemma3n import Embedder
+from alhena.model.families.encoders import gemma3n_audio, gemma4_audio
+from alhena.model.families.encoders.gemma3n_audio import Embedder
 from alhena.model.families.tensor_map import Source, Table, names, read_arrays, tensors
 from alhena.model.layers import run_layers
 from alhena.model.linear import einsum
@@ -53,7 +53,7 @@ def close(ours: Any, expected: np.ndarray) -> None:
 
 def finished_rows() -> np.ndarray:
     stored = Tensors(GOLDEN / "gemma3n_audio", ("model.",), "embed_audio.embedding.weight")
-    return gemma3n.finished_rows(stored.read, Embedder(128, 0, 20), Embedder(128, 128, 24), WIDTH)
+    return gemma3n_audio.finished_rows(stored.read, Embedder(128, 0, 20), Embedder(128, 128, 24), WIDTH)
 
 
 def test_the_embeddings_of_gemma_3n_s_media_ids_equal_the_reference() -> None:
@@ -66,7 +66,7 @@ def test_the_usm_conformer_equals_gemma_3n() -> None:
 
     A third chunk of each sequence is empty.
     """
-    params, c = read("gemma3n_audio", gemma3n, {"padding": finished_rows()[-1]})
+    params, c = read("gemma3n_audio", gemma3n_audio, {"padding": finished_rows()[-1]})
     assert (c.chunk, c.tokens(1), c.tokens(c.chunk), c.tokens(0)) == (3008, 376, 376, 0)
     with np.load(GOLDEN / "gemma3n_audio" / "golden.npz") as golden:
         frames, lengths, expected = golden["frames"], golden["lengths"], golden["vectors"]
@@ -106,7 +106,7 @@ def test_raw_samples_equal_gemma_4_unified() -> None:
 
 @pytest.mark.parametrize(
     ("name", "family"),
-    [("gemma3n_audio", gemma3n), ("gemma4_audio", gemma4_audio), ("gemma4_unified_audio", gemma4_audio)],
+    [("gemma3n_audio", gemma3n_audio), ("gemma4_audio", gemma4_audio), ("gemma4_unified_audio", gemma4_audio)],
 )
 def test_tensors_and_settings_are_written_as_they_were_read(name: str, family: ModuleType) -> None:
     """Tensors of bfloat16, to the bit: matrices keep the dtype."""
@@ -151,8 +151,8 @@ def test_options_that_are_not_implemented_are_refused_by_name() -> None:
         (gemma4_audio, {**unified, "hidden_size": 7}, r"hidden_size is 7; ours has 40"),
         (gemma4_audio, {**gemma4, "new": 1}, r"config\.json: audio_config.*new"),
         (gemma4_audio, settings("gemma3n_audio"), r"config\.json: audio_config\.model_type is 'gemma3n_audio'"),
-        (gemma3n, {**settings("gemma3n_audio"), "conf_reduction_factor": 3}, r"audio_config: Usm\.frames_per_token is 12"),
-        (gemma3n, gemma4, r"model_type is 'gemma4_audio'; gemma3n_audio can be read"),
+        (gemma3n_audio, {**settings("gemma3n_audio"), "conf_reduction_factor": 3}, r"audio_config: Usm\.frames_per_token is 12"),
+        (gemma3n_audio, gemma4, r"model_type is 'gemma4_audio'; gemma3n_audio can be read"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             family.read_config(stored, path)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from alhena.model.encoders import vision
-from alhena.model.families.siglip import read_siglip
+from alhena.model.families.encoders.siglip import read_siglip
 from alhena.tokens.images import patchify
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -16,7 +16,7 @@ import pytest
 
 from alhena.model import config, model
 from alhena.model.encoders import gemma_vision
-from alhena.model.families import gemma4_vision, siglip
+from alhena.model.families.encoders import gemma4_vision, siglip
 from alhena.model.families.tensor_map import Table, read_arrays, tensors
 from alhena.model.model import vision_encoder
 from alhena.model.spec import named

@@ -13,7 +13,8 @@ from types import ModuleType
 from typing import Any
 
 from alhena.model import config
-from alhena.model.families import gemma3n, gemma4_audio, gemma4_config, gemma4_vision, gemma_config, siglip
+from alhena.model.families import gemma4_config, gemma_config
+from alhena.model.families.encoders import gemma3n_audio, gemma4_audio, gemma4_vision, siglip
 from alhena.model.families.hf_settings import located, parse_settings
 from alhena.model.families.tensor_map import Table, under
 from alhena.schema import parsed, shown
@@ -83,7 +84,7 @@ class Described:
     # Prefixes of tensors that are not read, and why, for a person.
     left_out: Mapping[str, str]
     # Of Gemma 3n: the ids of images and of audio.
-    embedders: tuple[gemma3n.Embedder, gemma3n.Embedder] | None = None
+    embedders: tuple[gemma3n_audio.Embedder, gemma3n_audio.Embedder] | None = None
 
     @property
     def decoder_prefix(self) -> str:
@@ -136,7 +137,7 @@ class _Numbers:
 
 
 def _audio_module(c: config.Audio) -> ModuleType:
-    return gemma3n if isinstance(c, config.Usm) and c.variant == "gemma3n" else gemma4_audio
+    return gemma3n_audio if isinstance(c, config.Usm) and c.variant == "gemma3n" else gemma4_audio
 
 
 def read_config(stored: Mapping[str, Any], path: Path, without: Collection[str] = ()) -> Described:
@@ -187,7 +188,7 @@ def _read_wrapped(stored: Mapping[str, Any], path: Path, without: Collection[str
     if kind == "gemma3":
         decoder = replace(decoder, image_attention="all")
     if kind == "gemma3n":
-        embedders = gemma3n.embedders((outer.vision_config or {}, outer.audio_config or {}), vocabulary, path)
+        embedders = gemma3n_audio.embedders((outer.vision_config or {}, outer.audio_config or {}), vocabulary, path)
     c = config.Model(
         vocabulary,
         image_token=ids["image_token_id"] if vision else -1,
@@ -215,7 +216,7 @@ def _read_encoders(
     if outer.audio_config and kind in ("gemma4", "gemma4_unified"):
         audio = gemma4_audio.read_config(outer.audio_config, path)
     elif outer.audio_config and kind == "gemma3n":
-        usm = gemma3n.read_config(outer.audio_config, path)
+        usm = gemma3n_audio.read_config(outer.audio_config, path)
         audio = replace(usm, chunk=numbers.audio_soft_tokens_per_image * usm.frames_per_token)
     return vision, audio
 

@@ -19,7 +19,8 @@ import ml_dtypes
 import numpy as np
 
 from alhena.model import config, model
-from alhena.model.families import decoder_tensors, gemma3n
+from alhena.model.families import decoder_tensors
+from alhena.model.families.encoders import gemma3n_audio
 from alhena.model.families.model_config import Described, read_config
 from alhena.model.families.tensor_map import Table, read_arrays, sources, under
 from alhena.model.spec import named
@@ -91,7 +92,7 @@ def _special_rows(stored: Mapping[str, Stored], described: Described, path: Path
         return _read(tensors.checked(stored, "model." + name, shape, path))
 
     assert described.embedders is not None
-    return gemma3n.finished_rows(read, *described.embedders, described.c.decoder.width)
+    return gemma3n_audio.finished_rows(read, *described.embedders, described.c.decoder.width)
 
 
 def _derived(

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from alhena.model import config
 from alhena.model.encoders import vision
-from alhena.model.families.encoder_tensors import Layout, encoder_config
+from alhena.model.families.encoders.shared import Layout, encoder_config
 from alhena.model.families.hf_settings import located, parse_settings
 from alhena.model.families.tensor_map import (
     Source,

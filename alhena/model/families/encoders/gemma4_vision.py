@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from alhena.model import config
-from alhena.model.families.encoder_tensors import clipped_linear
+from alhena.model.families.encoders.shared import clipped_linear
 from alhena.model.families.hf_settings import located, parse_settings
 from alhena.model.families.tensor_map import Source, Table, matrix, of_layers, plain, scale
 from alhena.schema import shown
