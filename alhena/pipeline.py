@@ -24,7 +24,7 @@ from alhena.compress.steps import Source
 from alhena.corpus import starter
 from alhena.corpus.curate import curate
 from alhena.files import content_fingerprint, copy_atomically, fingerprint, write_json
-from alhena.model import config, extend, image_tokenizer, model, sharding
+from alhena.model import base_model, config, image_tokenizer, model, sharding
 from alhena.model.quantized.types import type_table
 from alhena.model.storage.folders import load_model
 from alhena.model.storage.weights import WEIGHTS, read_config, read_tree, write_tree
@@ -159,7 +159,7 @@ def _initial_model(run: Recipe, folder: Path) -> tuple[model.Params, config.Mode
     c = run.model(Encoder.load(folder / "tokens").vocabulary)
     with sharding.use_mesh(run.pretrain.mesh):
         key = jax.random.key(run.pretrain.seed)
-        params = model.init(key, c) if run.base is None else extend.extended(key, c, run.base)
+        params = model.init(key, c) if run.base is None else base_model.extended(key, c, run.base)
         if run.audio_pretraining is None:
             return params, c
         return replace(params, audio=read_tree(folder / AUDIO_ENCODER / "audio.safetensors", model.weights(c).audio)), c

@@ -14,7 +14,7 @@ import pytest
 from alhena import pipeline
 from alhena.content import Content, Document, Image, Text
 from alhena.files import check_sealed, seal_folder
-from alhena.model import config, extend, image_tokenizer, model
+from alhena.model import base_model, config, image_tokenizer, model
 from alhena.model.embedding import Extended, lookup
 from alhena.model.families.open_weights import open_folder
 from alhena.model.sharding import Mesh
@@ -203,7 +203,7 @@ def test_what_cannot_be_extended_is_refused(base, run, tmp_path):
         save_model(tmp_path, run.params, run.c, {})
         gemma_multimodal.run(tmp_path)
     with pytest.raises(ValueError, match="another decoder or vocabulary"):
-        extend.extended(jax.random.key(0), replace(run.c, frozen_rows=5), base)
+        base_model.extended(jax.random.key(0), replace(run.c, frozen_rows=5), base)
     with pytest.raises(ValueError, match="is none of the 40 text ids"):
         extension.base_tokenizer(base, 40)
     training = replace(run.recipe.pretrain, mesh=Mesh(data=1))
