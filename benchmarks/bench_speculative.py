@@ -18,8 +18,8 @@ from pathlib import Path
 
 from alhena.content import Content, Text
 from alhena.files import write_json
-from alhena.serve.decoding.draft import LOOKUP, Draft, DraftSource
 from alhena.serve.decoding.sampler import Sampling
+from alhena.serve.decoding.speculative.draft import LOOKUP, Draft, DraftSource
 from alhena.serve.engine import Engine
 
 RESULTS = Path(__file__).parent / "results" / "speculative.json"

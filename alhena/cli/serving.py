@@ -13,14 +13,14 @@ import tyro
 from alhena.cli.arguments import OptionalFolder, model_folder, served_folder
 
 if TYPE_CHECKING:
-    from alhena.serve.decoding.draft import DraftSource
+    from alhena.serve.decoding.speculative.draft import DraftSource
 
 CLASSIFIER = "alhena.serve.safety:classify"
 DEFAULT_STATE = Path("~/.local/state/alhena/serve").expanduser()
 
 
 def _draft(name: str | None, tokens: int) -> DraftSource | None:
-    from alhena.serve.decoding.draft import LOOKUP, DraftSource
+    from alhena.serve.decoding.speculative.draft import LOOKUP, DraftSource
 
     if name is None:
         return None

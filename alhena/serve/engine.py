@@ -32,14 +32,14 @@ from alhena.serve.decoding import buckets
 from alhena.serve.decoding.batching import RunningBatch
 from alhena.serve.decoding.constraints import Constraints
 from alhena.serve.decoding.detokenize import Detokenizer
-from alhena.serve.decoding.draft import Draft, DraftSource
 from alhena.serve.decoding.jobs import Matcher
 from alhena.serve.decoding.memory import cache_budget
 from alhena.serve.decoding.pages import PagePlan, plan_pages
 from alhena.serve.decoding.sampler import Sampling, sequences_per_answer
 from alhena.serve.decoding.sequence import PromptPlan, max_chunk
 from alhena.serve.decoding.slots import MAX_STEPS
-from alhena.serve.decoding.speculative_batch import SpeculativeBatch
+from alhena.serve.decoding.speculative.batch import SpeculativeBatch
+from alhena.serve.decoding.speculative.draft import Draft, DraftSource
 from alhena.serve.structured.matcher import Compiler
 from alhena.shapes import Int
 from alhena.tokens.answers import AnswerParser
@@ -139,7 +139,7 @@ class Engine:
     cache_bytes: int | None = None
     # Its dtype: "int8" rounds keys and values, so that as many bytes hold about twice the tokens; None: that of the model.
     cache_dtype: str | None = None
-    # Proposes tokens of the answers (alhena/serve/decoding/speculative.py).
+    # Proposes tokens of the answers (alhena/serve/decoding/speculative/rounds.py).
     draft: Draft | None = None
 
     @classmethod

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from alhena.serve.answer import Answer
-from alhena.serve.decoding.draft import Draft, DraftSource, text_only
 from alhena.serve.decoding.sampler import Sampling, sample, stack
 from alhena.serve.decoding.slots import read_chunks, run_steps
-from alhena.serve.decoding.speculative import run_rounds
+from alhena.serve.decoding.speculative.draft import Draft, DraftSource, text_only
+from alhena.serve.decoding.speculative.rounds import run_rounds
 from alhena.serve.engine import Engine
 from alhena.tokens import tokenizer
 from tests.serve.conftest import running, write_tiny

@@ -167,7 +167,7 @@ def _random_key(s: SamplingArrays, step: Int[Array, ""]) -> Array:
 def _noise(s: SamplingArrays, step: Int[Array, ""], ids: Int[Array, " N"]) -> Float[Array, " N"]:
     """Gumbel noise of tokens, which depends on the seed, the step and the id of each, not on its rank.
 
-    So two models that sample with one seed mostly choose the same token (alhena/serve/decoding/speculative.py).
+    So two models that sample with one seed mostly choose the same token (alhena/serve/decoding/speculative/rounds.py).
     """
     ids, key = ids.astype(jnp.uint32), jax.random.key_data(_random_key(s, step))
     high, low = jnp.split(threefry_2x32(key, jnp.concatenate([jnp.zeros_like(ids), ids])), 2)

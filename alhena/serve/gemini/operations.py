@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from alhena.serve import logs
-from alhena.serve.decoding.speculative_batch import SpeculativeBatch
+from alhena.serve.decoding.speculative.batch import SpeculativeBatch
 from alhena.serve.engine import Engine
 from alhena.serve.gemini.calls import Calls
 from alhena.serve.gemini.connections import Application, Message

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from alhena.serve.decoding.draft import DraftSource
+from alhena.serve.decoding.speculative.draft import DraftSource
 from alhena.serve.gemini.connections import Access, Hosts, is_loopback
 from alhena.serve.health import DRAIN_SECONDS
 from alhena.serve.safety import Classify, classify

@@ -1,4 +1,4 @@
-"""Continuous batching with a draft: while few answers run, a small model proposes their next tokens (alhena/serve/decoding/speculative.py).
+"""Continuous batching with a draft: while few answers run, a small model proposes their next tokens (rounds.py).
 
     prompt  ─► target reads it ─► answer, a round a step
             └► draft reads it too, into pages of its own, beside the target or behind it ─► it proposes once it is not behind
@@ -19,13 +19,13 @@ from alhena.model.attention import native, paged_cache
 from alhena.model.attention.paged_cache import PAGE, PagedCache
 from alhena.serve.answer import Finish
 from alhena.serve.decoding import slots as programs
-from alhena.serve.decoding import speculative
 from alhena.serve.decoding.batching import Owner, RunningBatch
-from alhena.serve.decoding.draft import Draft, DraftSequence
 from alhena.serve.decoding.jobs import Answering, Job
 from alhena.serve.decoding.pages import Pages, plan_pages
 from alhena.serve.decoding.run_inputs import Rows
 from alhena.serve.decoding.slots import Emitted, Inputs, Options
+from alhena.serve.decoding.speculative.draft import Draft, DraftSequence
+from alhena.serve.decoding.speculative.rounds import DraftInputs, Rounds, Setting, Slots, run_rounds
 from alhena.shapes import Int
 
 # Tokens that the target reads in a round, at most: those of one sequence in any case. As many rows as a kernel of the CPU computes
@@ -50,7 +50,7 @@ class SpeculativeBatch(RunningBatch):
     def __init__(self, owner: Owner, draft: Draft, budget: int) -> None:
         """``budget``: bytes of the draft's cache."""
         self._draft = draft
-        self._setting = speculative.Setting(owner.config, draft.config, owner.constraints, draft.tokens)
+        self._setting = Setting(owner.config, draft.config, owner.constraints, draft.tokens)
         self._draft_pages, self._drafts = None, dict[Answering, DraftSequence]()
         self._draft_tables, self._prompt_ends = list[Int[np.ndarray, "slots T"]](), np.zeros((owner.slots, 0), np.int32)
         if draft.config is None:
@@ -158,10 +158,10 @@ class SpeculativeBatch(RunningBatch):
         self.proposed, self.accepted = self.proposed + int(proposed.sum()), self.accepted + int(accepted.sum())
         return self._fetch(active, rounds.emitted)
 
-    def _rounds(self, options: Options, inputs: Inputs, draft: speculative.DraftInputs) -> speculative.Rounds:
+    def _rounds(self, options: Options, inputs: Inputs, draft: DraftInputs) -> Rounds:
         params = (self._owner.params, self._draft.params)
-        slots = speculative.Slots(self._state, self._cache, self._draft_cache)
-        slots, rounds = speculative.run_rounds(params, self._setting, slots, options, inputs, draft)
+        slots = Slots(self._state, self._cache, self._draft_cache)
+        slots, rounds = run_rounds(params, self._setting, slots, options, inputs, draft)
         self._state, self._cache, self._draft_cache = slots.state, slots.cache, slots.draft_cache
         return rounds
 
@@ -184,7 +184,7 @@ class SpeculativeBatch(RunningBatch):
             if a in self._drafted and (pages := self._drafts[a].pages):
                 pages.reserve(ends[0])
 
-    def _draft_inputs(self, active: list[Answering], limits: list[int], rows: Rows) -> speculative.DraftInputs:
+    def _draft_inputs(self, active: list[Answering], limits: list[int], rows: Rows) -> DraftInputs:
         last, drafting = np.zeros(rows.size, np.int32), np.zeros(rows.size, bool)
         limit_of = np.full(rows.size, self._setting.width, np.int32)
         for a, limit in zip(active, limits, strict=True):
@@ -196,4 +196,4 @@ class SpeculativeBatch(RunningBatch):
         slots = [*rows.slots, *[0] * (rows.size - len(rows.slots))]
         tables = tuple(table[slots] for table in self._draft_tables)
         arrays = (tables, self._prompt_ends[slots], last, drafting, limit_of)
-        return speculative.DraftInputs(*jax.device_put(arrays))
+        return DraftInputs(*jax.device_put(arrays))
