@@ -101,7 +101,6 @@ class AlhenaEngine:
 
         from alhena.model import model
         from alhena.model.attention import paged_cache
-        from alhena.model.attention.paged_cache import PAGE
         from alhena.model.families import open_weights
         from alhena.model.families.gguf import file, reader, tokenizer
         from alhena.tokens.hf_tokenizer import HfTokenizer
@@ -123,10 +122,9 @@ class AlhenaEngine:
 
             return jax.lax.map(block, (blocks, targets)).reshape(-1)
 
-        kinds, pages = len(paged_cache.kinds(c.decoder)), CONTEXT // PAGE
+        kinds, pages = len(paged_cache.kinds(c.decoder)), CONTEXT // paged_cache.PAGE
 
         def extend(params: Any, tokens: Any, start: Any, cache: Any) -> Any:
-            """The hidden state of the last of some tokens, and the cache with them."""
             positions = start + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
             table = jnp.arange(pages, dtype=jnp.int32)[None]
             at = paged_cache.Tokens((table,) * kinds, positions, positions, jnp.ones(tokens.shape, bool))
@@ -142,9 +140,8 @@ class AlhenaEngine:
 
             return jax.lax.scan(step, start, length=count)[1]
 
-        self._score = jax.jit(score)
         self._empty = lambda: paged_cache.empty(c.decoder, (pages,) * kinds, dtype)
-        self._extend = jax.jit(extend, donate_argnums=3)
+        self._score, self._extend = jax.jit(score), jax.jit(extend, donate_argnums=3)
         self._continued = jax.jit(continued, static_argnums=2)
 
     def _prefill(self, tokens: list[int]) -> Any:

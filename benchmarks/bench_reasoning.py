@@ -20,7 +20,7 @@ import tyro
 from alhena.corpus.starter.splits import Split
 from alhena.corpus.starter.text.reasoning import LONGER_STEPS, MAX_STEPS, problem
 from alhena.evaluate.benchmark_run import MAX_VALIDATION, Options, Run, run_tasks
-from alhena.evaluate.comparison import compare_task
+from alhena.evaluate.comparison import compare
 from alhena.evaluate.models.engine_model import EngineModel
 from alhena.evaluate.routing_figure import plot_routing
 from alhena.evaluate.statistics import holm
@@ -64,7 +64,7 @@ def main(bench: Bench) -> None:
         run = Run(model, data / kind, content_fingerprint(assistant))
         (results[kind],) = run_tasks(run, [REASONING], data, replace(options, kind=kind))
     file = f"{REASONING.name}.json"
-    compared = [compare_task(data / a / file, data / b / file) for a, b in PAIRS]
+    compared = [compare(data / a / file, data / b / file)[0] for a, b in PAIRS]
     pairs = zip(PAIRS, compared, holm([c.p for c in compared]), strict=True)
     paired = [asdict(c) | {"a_is": a, "b_is": b, "p": float(f"{p:.3g}")} for (a, b), c, p in pairs]
     write_json(ROOT / "benchmarks" / "results" / f"{bench.name}.json", {"protocols": results, "paired": paired})

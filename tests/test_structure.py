@@ -6,6 +6,7 @@ import ast
 import re
 import statistics
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,34 @@ def test_modules_import_each_other_in_no_circle():
 
     for name in graph:
         visit(name, ())
+
+
+@cache
+def defined(file: Path) -> set[str]:
+    """The names that a module defines or imports, at any depth of its conditions."""
+    out = set[str]()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            out.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            out.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            out |= {alias.asname or alias.name for alias in node.names}
+    return out
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "deploy"])
+def test_what_other_folders_import_from_the_package_exists(folder):
+    """No type checker reads them, and most benchmarks run by hand."""
+    for file in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("alhena"):
+                continue
+            path = ROOT.joinpath(*node.module.split("."))
+            module = path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py"
+            known = defined(module) | {child.stem for child in path.glob("*")}
+            missing = [alias.name for alias in node.names if alias.name not in known]
+            assert not missing, f"{file.relative_to(ROOT)}:{node.lineno}: {node.module} has no {', '.join(missing)}"
 
 
 def functions(file: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:

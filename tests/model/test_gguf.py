@@ -284,10 +284,8 @@ def test_every_weight_of_a_gemma_4_has_its_tensor(gemma4, experts):
 
 
 def test_tensor_names_of_gemma_4():
-    names = {**tables.NAMES, **tables.NAMES_4}
-    names |= {
-        f"blk.7.{ours}": f"layers.7.{theirs}" for ours, theirs in (tables.LAYER_NAMES | tables.LAYER_NAMES_4).items()
-    }
+    names, layers = tables.NAMES | tables.NAMES_4, tables.LAYER_NAMES | tables.LAYER_NAMES_4
+    names |= {f"blk.7.{ours}": f"layers.7.{theirs}" for ours, theirs in layers.items()}
     found = reader.hf_tensors(header({"general.architecture": "gemma4"}, dict.fromkeys(names, (1,))))
     assert {hf: tensor.name for hf, tensor in found.items()} == {f"model.{hf}": ours for ours, hf in names.items()}
     # Gemma 4's norms are stored as they are.
