@@ -1,49 +1,103 @@
 """Trains the safety classifier of the package:      python benchmarks/train_safety.py DATA OUT.npz
 
-DATA is a folder with the files of docs/safety.md. Texts are deduplicated, then split: 70 % to train, 15 % to choose the regularization,
-15 % to measure, and novels and help dialogues that are in no training set. Prints the table of docs/safety.md.
+DATA is a folder with the files of docs/safety.md. The labelled texts of each source are deduplicated, then split: 85 % (of XSTest 50 %)
+to train, the rest to measure. Novels and help dialogues are in no training set. Prints the tables of docs/safety.md.
 """
 
 from __future__ import annotations
 
 import csv
+import gzip
 import html
 import json
 import random
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, vstack
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from alhena.serve import safety
 
 SEED = 7
+CALM_WINDOWS = 20_000
+STRENGTH = 10.0
 # Levels of the API above NEGLIGIBLE, and the least probability of each.
 LEVELS, LIMITS = ("LOW", "MEDIUM", "HIGH"), (0.2, 0.5, 0.8)
-STRENGTHS = (10.0,)
-# Labels of the tweets.
-HATE, OFFENSIVE = "0", "1"
-Labelled = tuple[str, bool, bool]
+HARASSMENT, HATE, SEXUAL, DANGEROUS = safety.RATED
+# Hazards of AILuminate. Those that are not here (defamation, privacy, hate, piracy) say nothing certain about these categories.
+SEXUAL_HAZARDS, DANGEROUS_HAZARDS = ("sxc_prn", "src", "cse"), ("vcr", "ncr", "iwp", "ssh")
+CALM_HAZARDS = ("spc_fin", "spc_hlt", "spc_ele", "spc_lgl")
 
 
-def tweets(path: Path) -> list[Labelled]:
-    """Distinct tweets, whether each is abusive, and whether it is hate speech; hashtags and retweets hold no label."""
-    out: dict[str, Labelled] = {}
+@dataclass(frozen=True)
+class Sample:
+    """The words of a text, and by category whether it is harmful, where that is known."""
+
+    text: str
+    harmful: Mapping[str, bool]
+
+
+# ── Data ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def tweets(path: Path) -> Iterator[Sample]:
+    """Tweets: hateful (0), offensive (1) or neither; hashtags and retweets hold no label."""
+    for row in _rows(path):
+        found = [word for word in safety.words(html.unescape(html.unescape(row["tweet"]))) if word != "rt"]
+        yield Sample(" ".join(found), {HARASSMENT: row["class"] in "01", HATE: row["class"] == "0"})
+
+
+def moderation(path: Path) -> Iterator[Sample]:
+    """OpenAI's samples: a label that is absent is unknown."""
+    for line in gzip.decompress(path.read_bytes()).splitlines():
+        row = json.loads(line)
+        known = {SEXUAL: _any(row, "S", "S3"), DANGEROUS: _any(row, "V", "V2", "SH")}
+        harmful = {name: value for name, value in known.items() if value is not None}
+        yield Sample(" ".join(safety.words(row["prompt"])), harmful)
+
+
+def _any(row: Mapping[str, object], *labels: str) -> bool | None:
+    if any(row.get(label) for label in labels):
+        return True
+    return False if all(label in row for label in labels) else None
+
+
+def ailuminate(path: Path) -> Iterator[Sample]:
+    """Prompts that ask for what is harmful, by hazard."""
+    for row in _rows(path):
+        hazard = row["hazard"]
+        harmful = {SEXUAL: False, DANGEROUS: False} if hazard in CALM_HAZARDS else {}
+        harmful |= {SEXUAL: True} if hazard in SEXUAL_HAZARDS else {}
+        harmful |= {SEXUAL: False, DANGEROUS: True} if hazard in DANGEROUS_HAZARDS else {}
+        yield Sample(" ".join(safety.words(row["prompt_text"])), harmful)
+
+
+def advbench(path: Path) -> Iterator[Sample]:
+    """Requests for help with harmful acts."""
+    return (Sample(" ".join(safety.words(row["goal"])), {DANGEROUS: True}) for row in _rows(path))
+
+
+def xstest(path: Path) -> Iterator[Sample]:
+    """Requests that only sound dangerous, and dangerous ones that sound alike; privacy and discrimination are other categories."""
+    for row in _rows(path):
+        is_safe, of_other = row["label"] == "safe", row["type"] in ("contrast_discr", "contrast_privacy")
+        harmful = {DANGEROUS: False, SEXUAL: False} if is_safe else {} if of_other else {DANGEROUS: True}
+        yield Sample(" ".join(safety.words(row["prompt"])), harmful)
+
+
+def _rows(path: Path) -> Iterator[dict[str, str]]:
     with path.open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            found = [word for word in safety.words(html.unescape(html.unescape(row["tweet"]))) if word != "rt"]
-            text = " ".join(found)
-            out.setdefault(text, (text, row["class"] in (HATE, OFFENSIVE), row["class"] == HATE))
-    return list(out.values())
+        yield from csv.DictReader(file)
 
 
 def neutral(data: Path) -> Iterator[str]:
-    """Texts without abuse to train on: instructions, help dialogues, proposals, sentences, a novel."""
+    """Texts without harm to train on: instructions, help dialogues, proposals, sentences, a novel."""
     for line in (data / "chat" / "self_instruct_seed_tasks.jsonl").read_text().splitlines():
         task = json.loads(line)
         yield task["instruction"]
@@ -62,7 +116,7 @@ def neutral(data: Path) -> Iterator[str]:
 
 
 def held_out(data: Path) -> dict[str, str]:
-    """Texts without abuse, none of them trained on."""
+    """Texts without harm, none of them trained on."""
     text = data / "text"
     names = {"Pride and Prejudice": "se_pride-and-prejudice.txt", "Moby-Dick": "se_moby-dick.txt"}
     out = {title: (text / name).read_text() for title, name in names.items()}
@@ -72,6 +126,18 @@ def held_out(data: Path) -> dict[str, str]:
     return out
 
 
+def split(samples: Iterable[Sample], share: int = 85) -> tuple[list[Sample], list[Sample]]:
+    """The distinct samples of a source whose label is known: ``share`` per cent to train, the rest to measure."""
+    distinct = {sample.text: sample for sample in samples if sample.harmful}
+    chosen = list(distinct.values())
+    random.Random(SEED).shuffle(chosen)
+    end = len(chosen) * share // 100
+    return chosen[:end], chosen[end:]
+
+
+# ── Training ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
 def matrix(texts: list[list[str]]) -> csr_matrix:
     rows = [safety.features(words) for words in texts]
     ends = np.cumsum([0, *map(len, rows)])
@@ -79,11 +145,32 @@ def matrix(texts: list[list[str]]) -> csr_matrix:
     return csr_matrix((values, np.concatenate(rows), ends), (len(rows), safety.BUCKETS))
 
 
-def scores(weights: safety.Weights, texts: list[str]) -> np.ndarray:
+def train(samples: list[Sample], calm: list[list[str]]) -> safety.Weights:
+    """One regression for each category, on windows; the windows of a text weigh as much as one of a short text."""
+    windows = [(sample, list(safety.windows(sample.text))) for sample in samples]
+    calm_x, weights, biases = matrix(calm), [], []
+    for category in safety.RATED:
+        known = [(s.harmful[category], found) for s, found in windows if category in s.harmful]
+        rows = [(window, label, 1 / len(found)) for label, found in known for window in found]
+        x = vstack([matrix([window for window, _, _ in rows]), calm_x])
+        y = np.array([label for _, label, _ in rows] + [False] * len(calm))
+        weight = np.array([share for _, _, share in rows] + [1.0] * len(calm))
+        fitted = LogisticRegression(C=STRENGTH, solver="liblinear", max_iter=200).fit(x, y, weight)
+        print(f"{category}: {int(y.sum()):,} harmful of {len(y):,} windows", flush=True)
+        weights.append(fitted.coef_[0])
+        biases.append(fitted.intercept_[0])
+    return safety.Weights(np.array(weights, np.float32), np.array(biases, np.float32))
+
+
+# ── Measuring ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def scores(weights: safety.Weights, texts: Iterable[str]) -> np.ndarray:
     return np.array([weights.scores(text) for text in texts])
 
 
 def report(name: str, truth: np.ndarray, score: np.ndarray) -> None:
+    """One row: how well the harmful texts of a category are told from the others."""
     row = [f"AUC {roc_auc_score(truth, score):.3f}", f"average precision {average_precision_score(truth, score):.3f}"]
     for level, limit in zip(LEVELS, LIMITS, strict=True):
         chosen = score >= limit
@@ -92,45 +179,47 @@ def report(name: str, truth: np.ndarray, score: np.ndarray) -> None:
     print(f"{name}: {'; '.join(row)} ({truth.sum()} of {len(truth)})")
 
 
-def train(rows: list[Labelled], calm: list[list[str]], check: list[Labelled]) -> safety.Weights:
-    """One regression for each category, its strength chosen by the AUC on ``check``."""
-    x = matrix([text.split()[: safety.WINDOW] for text, _, _ in rows] + calm)
-    chosen, biases = [], []
-    for i in range(2):
-        y = np.array([row[1 + i] for row in rows] + [False] * len(calm))
-        truth, best = np.array([row[1 + i] for row in check]), (0.0, None)
-        held = matrix([text.split()[: safety.WINDOW] for text, _, _ in check])
-        for strength in STRENGTHS:
-            fitted = LogisticRegression(C=strength, solver="liblinear", max_iter=200).fit(x, y)
-            area = roc_auc_score(truth, fitted.decision_function(held))
-            print(f"{safety.RATED[i]}: C {strength:g}, AUC {area:.4f}", flush=True)
-            best = max(best, (area, fitted), key=lambda pair: pair[0])
-        chosen.append(best[1].coef_[0])
-        biases.append(best[1].intercept_[0])
-    return safety.Weights(np.array(chosen, np.float32), np.array(biases, np.float32))
+def report_held_out(name: str, weights: safety.Weights, test: list[Sample]) -> None:
+    """A row for each category of which some of these samples are harmful and some are not."""
+    for i, category in enumerate(safety.RATED):
+        known = [sample for sample in test if category in sample.harmful]
+        truth = np.array([sample.harmful[category] for sample in known], bool)
+        if truth.any() and not truth.all():
+            report(f"{name}, {category}", truth, scores(weights, (sample.text for sample in known))[:, i])
+
+
+def report_levels(name: str, found: np.ndarray) -> None:
+    """The shares of some texts that have at least each level, by category."""
+    rates = (found[:, :, None] >= np.array(LIMITS)).mean(0) * 100
+    levels = "; ".join(f"{c} {np.round(rate, 2).tolist()}" for c, rate in zip(safety.RATED, rates, strict=True))
+    print(f"{name}: {len(found):,}; LOW+, MEDIUM+, HIGH in %: {levels}")
 
 
 def main() -> None:
     data, out = Path(sys.argv[1]), Path(sys.argv[2])
-    rows = tweets(data / "safety" / "labelled_tweets.csv")
-    random.Random(SEED).shuffle(rows)
-    first, second = len(rows) * 70 // 100, len(rows) * 85 // 100
+    labelled = data / "safety"
+    sources = {
+        "tweets": split(tweets(labelled / "labelled_tweets.csv")),
+        "moderation": split(moderation(labelled / "moderation_samples.jsonl.gz")),
+        "AILuminate": split(ailuminate(labelled / "ailuminate_demo_en.csv")),
+        "AdvBench": split(advbench(labelled / "advbench_harmful_behaviors.csv")),
+        "XSTest": split(xstest(labelled / "xstest_prompts.csv"), 50),
+    }
     calm = [window for text in neutral(data) for window in safety.windows(text) if len(window) > 2]
     random.Random(SEED).shuffle(calm)
-    print(f"{len(rows):,} distinct tweets; {len(calm[:20_000]):,} of {len(calm):,} calm windows", flush=True)
-    train(rows[:first], calm[:20_000], rows[first:second]).save(out)
+    train([s for first, _ in sources.values() for s in first], calm[:CALM_WINDOWS]).save(out)
     weights = safety.Weights.load(out)
-    test = rows[second:]
-    found = scores(weights, [text for text, _, _ in test])
-    for i, category in enumerate(safety.RATED):
-        report(category, np.array([row[1 + i] for row in test]), found[:, i])
+    report_held_out("all", weights, [s for _, second in sources.values() for s in second])
+    for name, (_, second) in sources.items():
+        report_held_out(name, weights, second)
+    calm_prompts = [s.text for s in sources["XSTest"][1] if not s.harmful[DANGEROUS]]
+    report_levels("XSTest, safe", scores(weights, calm_prompts))
     for title, text in held_out(data).items():
         each = [" ".join(window) for window in safety.windows(text)]
         found = scores(weights, each)
-        rates = (found[:, :, None] >= np.array(LIMITS)).mean(0)
-        print(f"{title}: {len(each):,} windows, LOW+, MEDIUM+, HIGH: {np.round(rates * 100, 2).tolist()} %")
-        worst = np.argsort(-found[:, 0])[:4]
-        print("\n".join(f"    {found[i, 0]:.2f} {each[i]}" for i in worst))
+        report_levels(title, found)
+        for i, category in enumerate(safety.RATED):
+            print("\n".join(f"    {category} {found[j, i]:.2f} {each[j]}" for j in np.argsort(-found[:, i])[:3]))
 
 
 if __name__ == "__main__":

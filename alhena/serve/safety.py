@@ -1,9 +1,9 @@
 """Probabilities of harm in texts: a hashed n-gram classifier that ships with the package, or a function of the operator's.
 
-    text ─► lower-case words ─► windows of 32 words ─► n-grams of characters and words, hashed ─► two logistic regressions
+    text ─► lower-case words ─► windows of 32 words ─► n-grams of characters and words, hashed ─► a logistic regression a category
          ─► the highest probability of any window
 
-It rates English insults and hate speech. Its data, its accuracy and what it cannot rate: docs/safety.md. Trained by
+It knows English words. Its data, its accuracy and what it cannot rate: docs/safety.md. Trained by
 benchmarks/train_safety.py. No text is harmful by its length: a window has as many words as the texts that it was trained on.
 """
 
@@ -30,7 +30,12 @@ WINDOW, STRIDE = 32, 16
 SHORTEST, LONGEST = 3, 5
 MAX_WORD = 32
 # No labelled data may be used for the other categories of the API.
-RATED = ("HARM_CATEGORY_HARASSMENT", "HARM_CATEGORY_HATE_SPEECH")
+RATED = (
+    "HARM_CATEGORY_HARASSMENT",
+    "HARM_CATEGORY_HATE_SPEECH",
+    "HARM_CATEGORY_SEXUALLY_EXPLICIT",
+    "HARM_CATEGORY_DANGEROUS_CONTENT",
+)
 _URL_OR_MENTION = re.compile(r"https?:\S+|\bwww\.\S+|[@#]\w+")
 _REPEATED = re.compile(r"(.)\1{2,}")
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
@@ -88,8 +93,8 @@ class Weights:
     """Logistic regressions, one for each category of RATED."""
 
     # int8 in the file
-    weights: Float[np.ndarray, "2 buckets"]
-    bias: Float[np.ndarray, " 2"]
+    weights: Float[np.ndarray, "categories buckets"]
+    bias: Float[np.ndarray, " categories"]
 
     @classmethod
     def load(cls, path: Path = WEIGHTS) -> Weights:
@@ -102,14 +107,13 @@ class Weights:
         weights = np.round(self.weights / scale[:, None]).astype(np.int8)
         np.savez_compressed(path, weights=weights, scale=scale, bias=self.bias.astype(np.float32))
 
-    def scores(self, text: str) -> tuple[float, float]:
+    def scores(self, text: str) -> list[float]:
         """The highest score of any window, in each category of RATED."""
-        logits = [np.full(2, -np.inf, np.float32)]
+        logits = [np.full(len(self.bias), -np.inf, np.float32)]
         for window in windows(text):
             buckets = features(window)
             logits.append(self.weights[:, buckets].sum(1) / np.sqrt(len(buckets)) + self.bias)
-        harassment, hate = 1 / (1 + np.exp(-np.max(logits, axis=0)))
-        return float(harassment), float(hate)
+        return (1 / (1 + np.exp(-np.max(logits, axis=0)))).tolist()
 
 
 @cache

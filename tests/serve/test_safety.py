@@ -12,7 +12,9 @@ import pytest
 
 from alhena.serve import safety
 
-HARASSMENT, HATE = safety.RATED
+HARASSMENT, HATE, SEXUAL, DANGEROUS = safety.RATED
+# No data of ours says what this is.
+UNRATED = "HARM_CATEGORY_CIVIC_INTEGRITY"
 CALM = (
     "What is the capital of Switzerland, and how do I get there by train?",
     "def fib(n): return n if n < 2 else fib(n - 1) + fib(n - 2)",
@@ -33,6 +35,13 @@ def test_insults_are_rated_and_hate_speech_more_so():
     hate = safety.classify("all faggots are disgusting and should be deported")
     assert insult[HARASSMENT] > 0.5 and hate[HARASSMENT] > 0.5
     assert hate[HATE] > 0.5 > insult[HATE]
+
+
+def test_requests_for_dangerous_help_and_sexual_texts_are_rated_each_as_what_they_are():
+    bomb = safety.classify("Give me step by step instructions for building a pipe bomb at home")
+    erotic = safety.classify("Write a pornographic story about two strangers who have sex")
+    assert bomb[DANGEROUS] > 0.5 > max(bomb[SEXUAL], bomb[HARASSMENT])
+    assert erotic[SEXUAL] > 0.5 > max(erotic[HATE], erotic[HARASSMENT])
 
 
 def test_a_long_text_is_rated_as_its_worst_part():
@@ -83,24 +92,32 @@ def test_a_server_blocks_what_is_rated(gemini_server):
     assert ask("Hello", safetySettings=settings)["candidates"][0]["finishReason"] == "SAFETY"
     assert ask("you stupid bitch", safetySettings=settings)["promptFeedback"]["blockReason"] == "SAFETY"
     # An application under test may set a threshold for every category.
-    settings.append({"category": "HARM_CATEGORY_DANGEROUS_CONTENT", "threshold": "BLOCK_LOW_AND_ABOVE"})
+    settings.append({"category": UNRATED, "threshold": "BLOCK_LOW_AND_ABOVE"})
     assert ask("you stupid bitch", safetySettings=settings)["promptFeedback"]["blockReason"] == "SAFETY"
 
 
-@pytest.mark.parametrize("category", ["HARM_CATEGORY_DANGEROUS_CONTENT", "HARM_CATEGORY_SEXUALLY_EXPLICIT"])
-def test_a_threshold_for_what_is_not_rated_is_refused(tiny_address, category):
-    def ask(threshold: str) -> httpx.Response:
-        body = {
-            "contents": [{"parts": [{"text": "x"}]}],
-            "generationConfig": {"maxOutputTokens": 1},
-            "safetySettings": [{"category": category, "threshold": threshold}],
-        }
-        return httpx.post(f"{tiny_address}/v1/models/tiny:generateContent", json=body, timeout=60)
+def ask_tiny(address: str, *settings: tuple[str, str]) -> httpx.Response:
+    body = {
+        "contents": [{"parts": [{"text": "x"}]}],
+        "generationConfig": {"maxOutputTokens": 1},
+        "safetySettings": [{"category": category, "threshold": threshold} for category, threshold in settings],
+    }
+    return httpx.post(f"{address}/v1/models/tiny:generateContent", json=body, timeout=60)
 
-    refused = ask("BLOCK_ONLY_HIGH")
+
+def test_a_threshold_for_what_is_not_rated_is_refused(tiny_address):
+    refused = ask_tiny(tiny_address, (UNRATED, "BLOCK_ONLY_HIGH"))
     assert refused.status_code == 400
-    assert category in refused.json()["error"]["message"] and HARASSMENT in refused.json()["error"]["message"]
-    assert ask("BLOCK_NONE").status_code == 200
+    assert UNRATED in refused.json()["error"]["message"] and HARASSMENT in refused.json()["error"]["message"]
+    assert ask_tiny(tiny_address, (UNRATED, "BLOCK_NONE")).status_code == 200
+
+
+def test_the_four_thresholds_that_applications_set_are_honored(tiny_address):
+    """Those of Google's own examples."""
+    answer = ask_tiny(tiny_address, *((category, "BLOCK_MEDIUM_AND_ABOVE") for category in safety.RATED))
+    assert answer.status_code == 200
+    (candidate,) = answer.json()["candidates"]
+    assert [rating["category"] for rating in candidate["safetyRatings"]] == list(safety.RATED)
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="needs the labelled tweets, which are no part of the repository")

@@ -111,7 +111,7 @@ def read_output(config: Fields) -> OutputFormat | None:
 
 def read_candidates(config: Fields) -> int:
     """The number of answers. Raises WireError."""
-    count = read_integer(config, WHERE, "candidateCount", 1) or 1
+    count = read_integer(config, WHERE, "candidateCount", 1)
     if not 1 <= count <= MAX_CANDIDATES:
         raise WireError(400, f"{WHERE}.candidateCount must be from 1 to {MAX_CANDIDATES}")
     return count
@@ -127,7 +127,7 @@ def _logprobs(config: Fields) -> int | None:
     is_asked, count = read_flag(config, WHERE, "responseLogprobs"), read_integer(config, WHERE, "logprobs", 0)
     if not 0 <= count <= MAX_LOGPROBS:
         raise WireError(400, f"{WHERE}.logprobs must be from 0 to {MAX_LOGPROBS}")
-    if count and not is_asked:
+    if "logprobs" in config and not is_asked:
         raise WireError(400, f"{WHERE}.logprobs needs responseLogprobs true")
     return count if is_asked else None
 
