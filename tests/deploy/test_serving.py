@@ -38,6 +38,17 @@ def test_the_image_is_not_root_and_checks_its_health():
     assert "setup.py" in copied and any("g++" in line for line in lines if line.startswith("RUN"))
 
 
+def test_paths_into_a_run_are_those_of_its_folders():
+    """What the image mounts, and every command that names a file of a run."""
+    known = "raw curated tokens models report benchmarks image_tokenizer pretrain tune compress".split()
+    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(path for path in DEPLOY.iterdir() if path.is_file())]
+    named = {
+        (path.name, *match) for path in files for match in re.findall(r"\bruns/\w+/(\w+)(?:/(\w+))?", path.read_text())
+    }
+    assert named and not [name for name in named if name[1] not in known]
+    assert ("Dockerfile", "models", "assistant") in named
+
+
 def test_the_unit_is_hardened_and_waits_for_the_drain():
     parser = configparser.ConfigParser(strict=False, interpolation=None)
     parser.optionxform = str

@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("messages", nargs="*")
     parser.add_argument("--phone", action="store_true")
     parser.add_argument("--dark", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, browser(Path(folder)) as page:
         width, height, scale = (390, 780, 1.5) if arguments.phone else (1280, 920, 1.5)
         page.emulate(width, height, "dark" if arguments.dark else "light", scale)

@@ -28,11 +28,14 @@ from tests.serve.test_server import Endless, body
 from tests.serve.waiting import wait_for
 
 ROOT = Path(__file__).parent.parent.parent
-# A server with scripted answers on the main thread, where signals arrive.
+# A server with scripted answers on the main thread, where signals arrive; with "busy" a thread of it does not end, as one that compiles.
 SERVER = """
 import sys
+import threading
+import time
+from alhena.cli.interrupts import handle_signals
 from alhena.serve import logs
-from alhena.serve.gemini.app import listen, make_server
+from alhena.serve.gemini.app import listen, make_server, run
 from alhena.serve.gemini.settings import Settings
 from alhena.testing.script import Script
 from alhena.testing.server import make_app
@@ -43,7 +46,11 @@ script.reply("one two three four five", when="slow", delay=0.6)
 script.reply("one two three four five", when="endless", delay=6000)
 with listen("127.0.0.1", 0) as listener:
     print(listener.getsockname()[1], flush=True)
-    make_server(make_app(None, script, Settings(drain_seconds=float(sys.argv[1]), any_model=True))).run([listener])
+    server = make_server(make_app(None, script, Settings(drain_seconds=float(sys.argv[1]), any_model=True)))
+    if sys.argv[2:] == ["busy"]:
+        threading.Thread(target=time.sleep, args=(6000,), name="alhena-busy").start()
+        handle_signals()
+    run(server, listener, threading.Event())
 print("ended")
 """
 
@@ -108,12 +115,12 @@ def test_an_unexpected_error_is_counted_as_500(monkeypatch):
 class Process:
     """A real server process and its address."""
 
-    def __init__(self, drain_seconds: float = 600) -> None:
-        self.drain_seconds = drain_seconds
+    def __init__(self, drain_seconds: float = 600, *flags: str) -> None:
+        self.arguments = [str(drain_seconds), *flags]
 
     def __enter__(self) -> Process:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVER, str(self.drain_seconds)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-c", SERVER, *self.arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         self.url = f"http://127.0.0.1:{self.process.stdout.readline().strip()}"
         return self
@@ -176,6 +183,15 @@ def test_sigterm_ends_at_a_bound_and_a_second_one_sooner(drain_seconds, signals)
         assert server.process.wait(60) is not None
         thread.join()
         assert not isinstance(answers[0], httpx.Response) or answers[0].status_code != 200
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_thread_that_goes_on_changes_no_code(number, code):
+    """A service manager takes a code other than 0 after SIGTERM for a failure."""
+    with Process(600, "busy") as server:
+        assert server.ask("Hello").status_code == 200
+        server.process.send_signal(number)
+        assert server.process.wait(60) == code
 
 
 @pytest.mark.parametrize("contents", [False, True])

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import threading
 from collections.abc import AsyncIterator, Mapping
@@ -190,11 +191,23 @@ def serve(
             flush=True,
         )
         settings = replace(settings, aliases=tuple(aliases), hosts=Hosts.serving(where.host, where.allow_hosts))
-        try:
-            make_server(create_app(engine, engine.name, settings)).run([listener])
-        finally:
-            warming.stop.set()
-            _end_process()
+        run(make_server(create_app(engine, engine.name, settings)), listener, warming.stop)
+
+
+def run(server: uvicorn.Server, listener: socket.socket, stop: threading.Event) -> None:
+    """Runs the server until a signal ends it, then sets ``stop``. A thread that goes on all the same ends with the process."""
+    code = None
+    try:
+        server.run([listener])
+        code = 0
+    except KeyboardInterrupt as interrupt:
+        # The shell's code for the signal, as without such a thread.
+        code = 128 + getattr(interrupt, "number", signal.SIGINT)
+        raise
+    finally:
+        stop.set()
+        if code is not None:
+            _end_process(code)
 
 
 def example_request(engine: Engine) -> str:
@@ -211,10 +224,10 @@ def _limit_process_memory() -> None:
         limit_memory(machine_memory() * 9 // 10)
 
 
-def _end_process() -> None:
-    """Ends the process when a thread does not end: the interpreter would wait for a decoder, and crash during a compilation."""
+def _end_process(code: int) -> None:
+    """Ends the process with this code when a thread does not end: the interpreter would wait for a decoder, and crash during a compilation."""
     for thread in threading.enumerate():
         if thread.name.startswith("alhena-"):
             thread.join(1)
             if thread.is_alive():
-                os._exit(130)
+                os._exit(code)
