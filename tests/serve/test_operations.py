@@ -186,7 +186,7 @@ def test_sigterm_ends_at_a_bound_and_a_second_one_sooner(drain_seconds, signals)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_a_thread_that_goes_on_changes_no_code(number, code):
+def test_a_thread_that_still_runs_changes_no_code(number, code):
     """A service manager takes a code other than 0 after SIGTERM for a failure."""
     with Process(600, "busy") as server:
         assert server.ask("Hello").status_code == 200

@@ -195,7 +195,7 @@ def serve(
 
 
 def run(server: uvicorn.Server, listener: socket.socket, stop: threading.Event) -> None:
-    """Runs the server until a signal ends it, then sets ``stop``. A thread that goes on all the same ends with the process."""
+    """Runs the server until a signal ends it, then sets ``stop``. A thread that still runs ends with the process."""
     code = None
     try:
         server.run([listener])
