@@ -38,7 +38,7 @@ from alhena.corpus.starter.text.tool_intents import (
 )
 
 KINDS = ("call", "none", "json")
-SHARES = (0.5, 0.25, 0.25)
+SHARES = (0.45, 0.33, 0.22)
 # Of training conversations, by the number of further tools that are declared: short ones teach most for their tokens.
 FURTHER_SHARES = (0.5, 0.3, 0.2)
 # A request for a tool that is not declared.
@@ -204,12 +204,12 @@ def _none(spec: ItemSpec) -> Document:
     rng, in_test = spec.rng, spec.split == "test"
     request = _request(rng, in_test)
     kind = rng.random()
-    if kind < (0.4 if in_test else 0.5):
+    if kind < (0.4 if in_test else 0.6):
         tools = _declared(spec, _request(rng, False), (request.intent.names[0],))
         if all(tool.name not in request.intent.names for tool in tools):
             return _chat(spec, [_user(request.template.format(**request.slots)), _model(Text(NO_TOOL))], tools)
     tools = _declared(spec, request) if rng.random() < (0.6 if in_test else 0.3) else []
-    if kind < 0.8 or in_test:
+    if kind < 0.85 or in_test:
         text = _repeated(rng, in_test)
         while (split_of("repeat", text) == "test") != in_test:
             text = _repeated(rng, in_test)
