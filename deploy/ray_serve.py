@@ -21,13 +21,16 @@ from alhena.serve.gemini.settings import Settings, check_public
 
 
 def builder(model: Path, settings: Settings) -> Callable[[], FastAPI]:
-    """A function that loads the model where a replica starts."""
+    """A function that loads the model where a replica starts, and compiles its programs before the first request."""
 
     def build() -> FastAPI:
+        from alhena.serve.decoding.warm_up import keep_compiled, warm_up
         from alhena.serve.engine import Engine
         from alhena.serve.gemini.app import create_app
 
+        keep_compiled()
         engine = Engine.load(model)
+        warm_up(engine)
         return create_app(engine, engine.name, settings)
 
     return build

@@ -1,4 +1,4 @@
-"""A text model whose context is extended from 256 to 32,768 tokens in three stages; two idle CPU cores train it in an hour and a half.
+"""A text model whose context is extended from 256 to 32,768 tokens in three stages; two idle CPU cores train it in about an hour.
 
 `alhena demo runs/long_context --recipe long_context`, then `alhena context runs/long_context` for the heat map of retrieval.
 """
@@ -41,18 +41,18 @@ def extension(source: str, batch_size: int, steps: int, rope_base: float) -> Ext
 def run() -> Recipe:
     """1.3 million parameters; every second layer is global, the others have a window of 128 tokens."""
     base = starter.run()
-    pretrain = Training((Phase(1200, SHORT),), shape(32, 256), Optimizer(learning_rate=5e-3, decay_fraction=0.3))
+    pretrain = Training((Phase(800, SHORT),), shape(32, 256), Optimizer(learning_rate=5e-3, decay_fraction=0.3))
     return replace(
         base,
         name="long-context",
         corpus=Starter(train=TRAIN),
         text_vocabulary_size=2048,
         decoder=replace(base.decoder, window=128, global_every=2, local_rope_base=10_000.0),
-        pretrain=replace(pretrain, evaluate_every=600),
+        pretrain=replace(pretrain, evaluate_every=400),
         extensions=(
-            extension("retrieval_2k", 8, 400, 50_000.0),
-            extension("retrieval_8k", 2, 200, 200_000.0),
-            extension("retrieval_32k", 1, 80, 1_000_000.0),
+            extension("retrieval_2k", 8, 240, 50_000.0),
+            extension("retrieval_8k", 2, 120, 200_000.0),
+            extension("retrieval_32k", 1, 48, 1_000_000.0),
         ),
         tune=Tune(
             10, shape(1, 32768), Optimizer(learning_rate=2e-4, warmup=2, schedule="cosine"), {"retrieval_32k": 1.0}

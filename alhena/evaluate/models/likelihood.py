@@ -26,7 +26,7 @@ from alhena.serve.decoding.memory import cache_budget
 from alhena.shapes import Array, Bool, Float, Int
 
 # Sequences of a batch, and the lengths to which their next tokens are padded.
-ROWS, PIECES = 16, (8, 32, 128, 512)
+ROWS, PIECES = 16, (8, 32, 128, 256, 512)
 # Positions whose logits are computed together, and to which numbers of positions are padded.
 BLOCK, POSITIONS = 32, (32, 128, 512, 2048, 8192)
 # Tokens that may be read again so that a sequence joins a batch with a shorter common beginning.
