@@ -128,7 +128,7 @@ def _logprobs(config: Fields) -> int | None:
     if not 0 <= count <= MAX_LOGPROBS:
         raise WireError(400, f"{WHERE}.logprobs must be from 0 to {MAX_LOGPROBS}")
     if "logprobs" in config and not is_asked:
-        raise WireError(400, f"{WHERE}.logprobs needs responseLogprobs true")
+        raise WireError(400, f"{WHERE}.logprobs needs that response_logprobs is true")
     return count if is_asked else None
 
 
