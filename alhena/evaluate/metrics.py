@@ -38,8 +38,11 @@ def exact_match(references: Sequence[str], answers: Sequence[str]) -> float:
 
 
 @cache
-def _number_words() -> dict[str, int]:
-    return {number_words(number, "en"): number for number in range(100)}
+def _number_words() -> tuple[dict[str, int], re.Pattern[str]]:
+    """The numbers below a hundred by their English words, and a pattern of these words and of digits."""
+    words = {number_words(number, "en"): number for number in range(100)}
+    longest_first = "|".join(word.replace(" ", r"[\s-]+") for word in sorted(words, key=len, reverse=True))
+    return words, re.compile(rf"\b(?:{longest_first}|\d{{1,9}})\b")
 
 
 @lru_cache(maxsize=1 << 12)
@@ -49,9 +52,8 @@ def named_numbers(text: str) -> frozenset[int]:
     >>> sorted(named_numbers("Forty-seven, then 3 and twenty."))
     [3, 20, 47]
     """
-    words = _number_words()
-    longest_first = "|".join(word.replace(" ", r"[\s-]+") for word in sorted(words, key=len, reverse=True))
-    found = re.findall(rf"\b(?:{longest_first}|\d{{1,9}})\b", text.lower())
+    words, pattern = _number_words()
+    found = pattern.findall(text.lower())
     return frozenset(int(n) if n.isdecimal() else words[" ".join(re.split(r"[\s-]+", n))] for n in found)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -30,20 +29,16 @@ def _spoken(id: str, text: str, group: str, language: str, audio: Medium) -> Ite
     return Item(id, "", (text.strip(),), group=group, facts={"language": language}, media=(audio,))
 
 
-@dataclass(frozen=True)
-class _Layouts:
-    """The files of a split as the publisher has them and as the hub has them (Parquet), and the items in either."""
-
-    published: Callable[[Iterable[Path]], Iterable[Item]]
-    hub: Callable[[Record], Item]
-    patterns: tuple[str, ...]
-
-    def read(self, folder: Path, split: Split) -> list[Item]:
-        """All items; as shots the first of each group."""
-        paths = find_split(folder, split, *self.patterns)
-        is_hub = bool(paths) and paths[0].suffix == ".parquet"
-        items = map(self.hub, all_records(paths)) if is_hub else self.published(paths)
-        return first_of_groups(items) if split == "shots" else list(items)
+def _items(
+    paths: Sequence[Path],
+    split: Split,
+    published: Callable[[Iterable[Path]], Iterable[Item]],
+    hub: Callable[[Record], Item],
+) -> list[Item]:
+    """The items of a split, as shots the first of each group: in the files as the publisher has them, or as the hub has them (Parquet)."""
+    is_hub = bool(paths) and paths[0].suffix == ".parquet"
+    items = map(hub, all_records(paths)) if is_hub else published(paths)
+    return first_of_groups(items) if split == "shots" else list(items)
 
 
 def _names(split: Split) -> tuple[str, str]:
@@ -88,7 +83,7 @@ def read_librispeech(folder: Path, split: Split) -> Iterable[Item]:
     name, hub = _names(split)
     published = tuple(f"{under}{name}-*/*/*/*.trans.txt" for under in ("", "LibriSpeech/"))
     parquet = (f"*/{hub}/*.parquet", f"all/{hub}.*.parquet", f"*/{hub}-*.parquet")
-    return _Layouts(_librispeech_published, _librispeech_hub, (*published, *parquet)).read(folder, split)
+    return _items(find_split(folder, split, *published, *parquet), split, _librispeech_published, _librispeech_hub)
 
 
 LIBRISPEECH = _task("librispeech", read_librispeech, Reported())
@@ -123,7 +118,7 @@ def read_mls(folder: Path, split: Split) -> Iterable[Item]:
     (``audio``, ``transcript``, ``id``)."""
     name, _ = _names(split)
     patterns = (f"mls_*/{name}/transcripts.txt", f"*/{name}-*.parquet")
-    return _Layouts(_mls_published, _mls_hub, patterns).read(folder, split)
+    return _items(find_split(folder, split, *patterns), split, _mls_published, _mls_hub)
 
 
 MLS = _task("mls", read_mls, Reported(None, 4.8, "English, 0-shot"), "the report's figure is that of English alone")
@@ -157,7 +152,8 @@ def read_fleurs(folder: Path, split: Split) -> Iterable[Item]:
     name, hub = _names(split)
     published = (f"data/*/{name}.tsv", f"*/{name}.tsv")
     parquet = (f"*/{hub}-*.parquet", f"*/*-{hub}*.parquet", f"*/{hub}/*.parquet")
-    return _Layouts(partial(_fleurs_published, name=name), _fleurs_hub, (*published, *parquet)).read(folder, split)
+    paths = find_split(folder, split, *published, *parquet)
+    return _items(paths, split, partial(_fleurs_published, name=name), _fleurs_hub)
 
 
 FLEURS = _task(
@@ -185,7 +181,8 @@ def read_voxpopuli(folder: Path, split: Split) -> Iterable[Item]:
     Parquet files (``audio_id``, ``audio``, ``normalized_text``)."""
     name, hub = _names(split)
     patterns = (f"data/*/asr_{name}.tsv", f"*/asr_{name}.tsv", f"*/{hub}-*.parquet")
-    return _Layouts(partial(_voxpopuli_published, name=name), _voxpopuli_hub, patterns).read(folder, split)
+    paths = find_split(folder, split, *patterns)
+    return _items(paths, split, partial(_voxpopuli_published, name=name), _voxpopuli_hub)
 
 
 VOXPOPULI = _task(
@@ -226,9 +223,8 @@ def read_covost2(folder: Path, split: Split) -> Iterable[Item]:
     """``covost_v2.LANGUAGE_en.test.tsv`` (``path``, ``sentence``, ``translation``) with ``LANGUAGE/clips/`` of Common Voice, or a folder ``LANGUAGE_en`` a language
     of Parquet files (``id``, ``audio``, ``translation``): into English, as in the report."""
     name, hub = _names(split)
-    return _Layouts(_covost_published, _covost_hub, (f"covost_v2.*_en.{name}.tsv", f"*_en/{hub}-*.parquet")).read(
-        folder, split
-    )
+    paths = find_split(folder, split, f"covost_v2.*_en.{name}.tsv", f"*_en/{hub}-*.parquet")
+    return _items(paths, split, _covost_published, _covost_hub)
 
 
 COVOST2 = Task(
