@@ -54,15 +54,21 @@ def test_the_greedy_continuation_is_known_as_such(engine):
 
 
 def test_a_batch_gives_what_each_request_gives_alone(engine, monkeypatch):
-    """Whatever the size of a batch: the beginning is shared, pieces are short, and a second call uses pages of the first."""
+    """Whatever the size of a batch: the beginning is shared, pieces are short, and a second call uses pages of the first.
+
+    Contexts have several continuations too: of one token, of several with the same first ones, and of more tokens than the context.
+    """
     model = EngineModel(engine, turns=False)
-    requests = [model.tokens_of(Continuation(prompt(c), t)) for c, t, *_ in PAIRS]
+    pairs = [(c, t) for c, t, *_ in PAIRS]
+    pairs += [(c, t + end) for c, t, *_ in PAIRS for end in (" eats", " eats grass", " and the other lambs " * 9)]
+    requests = [model.tokens_of(Continuation(prompt(c), t)) for c, t in pairs]
+    requests += [(context[:length], context[length:]) for context, _ in requests[-3:] for length in (1, 9)]
     monkeypatch.setattr(likelihood, "PIECES", (32,))
     scorer = Scorer(engine.params, engine.config, 1)
     alone = [scorer([request])[0].nats for request in requests]
     scorer = Scorer(engine.params, engine.config, 4)
     for _ in range(2):
-        assert [result.nats for result in scorer(requests)] == pytest.approx(alone, abs=1e-4)
+        assert [result.nats for result in scorer(requests)] == pytest.approx(alone, abs=1e-4, rel=1e-6)
 
 
 def test_what_cannot_be_scored_has_a_reason_and_the_others_a_score(engine):

@@ -1,15 +1,16 @@
-"""Log-likelihoods of token continuations in full batches; a beginning that a batch has in common is computed once.
+"""Log-likelihoods of token continuations in full batches; what several requests have in common is computed once.
 
-    sequence 1   │ shots, read once │ question 1 and its answer ··│        pages of the beginning are in the table of every sequence,
-    sequence 2   │  pages 0 1 2 3   │ question 2 and its answer ····│      the rest of each has pages of its own
-    sequence 3   │                  │ question 3 and its answer ·│
+    sequence 1   │ shots, read once │ question 1 │ answer A, then B, C, D in its place
+    sequence 2   │  pages 0 1 2 3   │ question 2 │ answer A, then B, …
+    sequence 3   │                  │ question 3 │ …
 
-Sequences whose inputs are the same are computed once too: four answers of one token each cost one sequence.
+The pages of the beginning are in the table of every sequence; the rest of each has pages of its own. The answers to a question
+follow one after the other at the same positions of these pages. An answer of one token needs no pass of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -65,37 +66,83 @@ def _scores(
 
 @dataclass
 class _Row:
-    """The inputs of one sequence; of each request that has them the first position that predicts, and what is to follow there."""
+    """A context, and what may follow it: of all tokens but the last of each continuation, the requests that have these."""
 
-    tokens: tuple[int, ...]
-    requests: list[tuple[int, int, Sequence[int]]] = field(default_factory=list)
+    context: tuple[int, ...]
+    continuations: dict[tuple[int, ...], list[tuple[int, Sequence[int]]]] = field(default_factory=dict)
 
     @property
-    def first(self) -> int:
-        return min(start for _, start, _ in self.requests)
+    def longest(self) -> int:
+        return len(self.context) + max(map(len, self.continuations))
+
+    def has_room(self, inputs: tuple[int, ...]) -> bool:
+        """Whether to continue its context costs less than to read it again in another sequence of the batch."""
+        others = self.continuations.keys() - {inputs}
+        return not others or sum(map(len, others)) + len(inputs) <= len(self.context)
 
 
 def _rows(requests: Sequence[Request]) -> list[_Row]:
-    """Sequences with different inputs, those with the same beginning next to each other."""
-    rows: dict[tuple[int, ...], _Row] = {}
+    """Sequences of a context and its continuations, those with the same beginning next to each other."""
+    rows: dict[tuple[int, ...], list[_Row]] = {}
     for number, (context, continuation) in enumerate(requests):
-        inputs = (*context, *continuation)[:-1]
-        rows.setdefault(inputs, _Row(inputs)).requests.append((number, len(context) - 1, continuation))
-    return [rows[inputs] for inputs in sorted(rows)]
+        inputs = tuple(continuation[:-1])
+        of_context = rows.setdefault(tuple(context), [_Row(tuple(context))])
+        if not of_context[-1].has_room(inputs):
+            of_context.append(_Row(tuple(context)))
+        of_context[-1].continuations.setdefault(inputs, []).append((number, continuation))
+    return [row for context in sorted(rows) for row in rows[context]]
 
 
 def _batches(rows: Sequence[_Row], size: int) -> Iterator[tuple[list[_Row], int]]:
-    """Up to ``size`` sequences, and the tokens of full pages with which all of them begin and which predict nothing that is asked."""
+    """Up to ``size`` sequences, and the tokens of full pages with which all of them begin, the last token of a context excepted."""
     batch, shared = list[_Row](), 0
     for row in rows:
-        common = min(shared, common_beginning(batch[0].tokens, row.tokens), row.first) // PAGE * PAGE if batch else 0
+        first = len(row.context) - 1
+        common = min(shared, common_beginning(batch[0].context, row.context), first) // PAGE * PAGE if batch else 0
         if batch and (len(batch) == size or (shared - common) * len(batch) > MAX_REPEATED):
             yield batch, shared
             batch = []
-        shared = common if batch else row.first // PAGE * PAGE
+        shared = common if batch else first // PAGE * PAGE
         batch.append(row)
     if batch:
         yield batch, shared
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """The next tokens of each sequence of a batch, the positions where they start, and the targets after some of them.
+
+    ``targets`` are requests, with the token that is to follow, by sequence and index of the token before it.
+    """
+
+    tokens: list[tuple[int, ...]]
+    starts: list[int]
+    targets: dict[tuple[int, int], list[tuple[int, int]]]
+
+    def parts(self, size: int) -> Iterator[_Segment]:
+        """Its tokens, ``size`` at a time."""
+        for begin in range(0, max(map(len, self.tokens)), size):
+            yield _Segment(
+                [tokens[begin : begin + size] for tokens in self.tokens],
+                [start + begin for start in self.starts],
+                {(i, at - begin): found for (i, at), found in self.targets.items() if begin <= at < begin + size},
+            )
+
+
+def _segments(batch: Sequence[_Row], shared: int) -> Iterator[_Segment]:
+    """The contexts from a position on, then the first continuation of each, the second, …"""
+    after_context = [[(n, tokens[0]) for asked in row.continuations.values() for n, tokens in asked] for row in batch]
+    targets = {(i, len(row.context) - 1 - shared): after_context[i] for i, row in enumerate(batch)}
+    yield _Segment([row.context[shared:] for row in batch], [shared] * len(batch), targets)
+    continuations = [[inputs for inputs in row.continuations if inputs] for row in batch]
+    for number in range(max(map(len, continuations))):
+        inputs = [of_row[number] if number < len(of_row) else () for of_row in continuations]
+        targets = {
+            (i, at): [(n, tokens[at + 1]) for n, tokens in row.continuations[inputs[i]]]
+            for i, row in enumerate(batch)
+            for at in range(len(inputs[i]))
+        }
+        yield _Segment(inputs, [len(row.context) for row in batch], targets)
 
 
 class Scorer:
@@ -112,11 +159,18 @@ class Scorer:
         nats, greedy = np.zeros(len(requests)), np.ones(len(requests), bool)
         rows = _rows(requests)
         if rows:
-            self._make_cache(max(len(row.tokens) for row in rows))
+            self._make_cache(max(row.longest for row in rows))
         for batch, shared in _batches(rows, self._size):
-            self._read_beginning(batch[0].tokens[:shared])
-            self._run(batch, shared, nats, greedy)
-            advance(sum(len(row.requests) for row in batch))
+            self._read_beginning(batch[0].context[:shared])
+            if len(batch) == 1 and not shared:
+                # It is read to the pages of a beginning.
+                self._held = ()
+            for segment in _segments(batch, shared):
+                for part in segment.parts(PIECES[-1]):
+                    hidden = self._step(part.tokens, part.starts, shared)
+                    if part.targets:
+                        self._add(hidden, part.targets, nats, greedy)
+            advance(sum(len(asked) for row in batch for asked in row.continuations.values()))
         return [
             Likelihood(float(n), len(continuation), bool(g))
             for n, g, (_, continuation) in zip(nats, greedy, requests, strict=True)
@@ -143,9 +197,9 @@ class Scorer:
     def _read_beginning(self, tokens: tuple[int, ...]) -> None:
         """Writes the pages that a batch has in common, those that are not there from the last one."""
         start = common_beginning(self._held, tokens) // PAGE * PAGE
-        for begin in range(start, len(tokens), PIECES[-1]):
-            self._step([tokens], begin, min(begin + PIECES[-1], len(tokens)), 0)
         if start < len(tokens):
+            for part in _Segment([tokens[start:]], [start], {}).parts(PIECES[-1]):
+                self._step(part.tokens, part.starts, 0)
             self._held = tokens
 
     def _tables(self, rows: int, shared: int) -> Int[np.ndarray, "B T"]:
@@ -155,45 +209,26 @@ class Scorer:
             np.int32
         )
 
-    def _step(self, rows: Sequence[tuple[int, ...]], start: int, end: int, shared: int) -> Float[Array, "B L D"]:
-        """Hidden states of the tokens of all sequences from ``start``; a beginning is one sequence, written to the first pages."""
-        length, size = bucket(PIECES, end - start, "tokens"), 1 if len(rows) == 1 and not shared else self._size
-        lengths = np.array([len(row) for row in rows] + [1] * (size - len(rows)))
-        index = start + np.arange(length)
-        tokens = np.zeros((size, length), np.int32)
-        for i, row in enumerate(rows):
-            tokens[i, : len(row[start : start + length])] = row[start : start + length]
-        valid = (index[None] < np.minimum(lengths, end)[:, None]) & (np.arange(size) < len(rows))[:, None]
-        positions = np.minimum(index[None], lengths[:, None] - 1).astype(np.int32)
+    def _step(self, rows: Sequence[tuple[int, ...]], starts: Sequence[int], shared: int) -> Float[Array, "B L D"]:
+        """Hidden states of the next tokens of all sequences; a beginning is one sequence, written to the first pages."""
+        lengths = [len(row) for row in rows]
+        length, size = bucket(PIECES, max(lengths), "tokens"), 1 if len(rows) == 1 and not shared else self._size
+        tokens, positions = np.zeros((2, size, length), np.int32)
+        valid = np.zeros((size, length), bool)
+        for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
+            tokens[i, : len(row)], valid[i, : len(row)] = row, True
+            # Padding has the position of the last token.
+            positions[i] = start + np.minimum(np.arange(length), len(row) - 1) if row else 0
         tables = np.arange(self._width, dtype=np.int32)[None] if size == 1 else self._tables(size, shared)
         kinds = len(paged_cache.kinds(self._c.decoder))
-        tokens, *at = jax.device_put((tokens, (tables,) * kinds, positions, positions, valid))
-        hidden, self._cache = _extend(self._params, self._c, self._cache, tokens, Tokens(*at))
+        ids, *at = jax.device_put((tokens, (tables,) * kinds, positions, positions, valid))
+        hidden, self._cache = _extend(self._params, self._c, self._cache, ids, Tokens(*at))
         return hidden
-
-    def _run(
-        self, batch: Sequence[_Row], shared: int, nats: Float[np.ndarray, " R"], greedy: Bool[np.ndarray, " R"]
-    ) -> None:
-        """Adds the log-probabilities of a batch to those of its requests."""
-        rows, longest = [row.tokens for row in batch], max(len(row.tokens) for row in batch)
-        if len(rows) == 1 and not shared:
-            # It is read to the pages of a beginning.
-            self._held = ()
-        for start in range(shared, longest, PIECES[-1]):
-            end = min(start + PIECES[-1], longest)
-            hidden = self._step(rows, start, end, shared)
-            asked: dict[tuple[int, int], list[tuple[int, int]]] = {}
-            for i, row in enumerate(batch):
-                for number, first, targets in row.requests:
-                    for position in range(max(start, first), min(end, first + len(targets))):
-                        asked.setdefault((i, position - start), []).append((number, targets[position - first]))
-            if asked:
-                self._add(hidden, asked, nats, greedy)
 
     def _add(
         self,
         hidden: Float[Array, "B L D"],
-        asked: dict[tuple[int, int], list[tuple[int, int]]],
+        asked: Mapping[tuple[int, int], Sequence[tuple[int, int]]],
         nats: Float[np.ndarray, " R"],
         greedy: Bool[np.ndarray, " R"],
     ) -> None:
