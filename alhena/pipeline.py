@@ -144,11 +144,12 @@ def make_tokens(run: Recipe, folder: Path) -> None:
         _train_text_tokenizer(run, curated, out)
         for name in IMAGE_FILES:
             copy_atomically(images / name, out / name)
-        how = tokenize.Encoding(out, run.max_tokens, condition_dropout=run.condition_dropout)
+        how = tokenize.Encoding(out, run.max_tokens, run.window, run.condition_dropout)
         return {split: encode(curated / split, out / split, how, split) for split in ("train", "validation")}
 
     settings = (run.text_vocabulary_size, run.image_tokenizer, run.image_tokenizer_training, run.vision, run.audio)
-    print_ = fingerprint(fingerprint_of(curated), *settings, run.budget, run.condition_dropout, run.max_tokens)
+    how_long = (run.max_tokens, run.window)
+    print_ = fingerprint(fingerprint_of(curated), *settings, run.budget, run.condition_dropout, *how_long)
     inputs = _with_teacher(run, *_with_base(run, print_, (curated, images), extension.TEXT_FILES))
     stage = Stage("tokenize", out, *inputs)
     run_stage(stage, work)
@@ -230,7 +231,7 @@ def make_base(run: Recipe, folder: Path) -> None:
             "parameters": model.count(model.weights(c)),
             "tokens_seen": run.pretrain.steps * run.pretrain.shape.batch_size * run.pretrain.shape.tokens,
         }
-        missing = report_left_out(open_examples(tokens / "train"), run.pretrain.shape)
+        missing = report_left_out(open_examples(tokens / "train"), run.pretrain)
         CONSOLE.print(f"{facts['parameters']:,} parameters, {run.pretrain.steps:,} steps of {run.pretrain.shape}")
         params = train(taught, c, run.pretrain, folders, f"pretrain {run.name}")
         params = jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), params) if several else params

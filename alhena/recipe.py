@@ -71,9 +71,14 @@ class Recipe:
             )
 
     @property
-    def max_tokens(self) -> int:
-        """Tokens of the longest sequence that the model is trained on."""
+    def window(self) -> int:
+        """Tokens at which running text is split: those of the longest sequence of pre-training and extensions."""
         return max(t.shape.tokens for t in (self.pretrain, *(extension.training for extension in self.extensions)))
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that a conversation may have: those of the longest sequence that the model is trained or tuned on."""
+        return max(self.window, self.tune.shape.tokens)
 
     def model(self, vocabulary: Vocabulary) -> config.Model:
         """The model's configuration; its vocabulary size is known once the text tokenizer is trained."""

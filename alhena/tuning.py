@@ -52,9 +52,10 @@ def encode(curated: Path, out: Path, how: tokenize.Encoding, title: str) -> dict
     return facts
 
 
-def report_left_out(sources: Mapping[str, Examples], shape: BatchShape) -> dict[str, dict[str, int]]:
-    """Prints and returns how many examples do not fit into a sequence of a training, by source and reason."""
-    counts = left_out(sources, shape)
+def report_left_out(examples: Mapping[str, Examples], t: Training) -> dict[str, dict[str, int]]:
+    """Prints and returns how many examples of a training do not fit into one of its sequences, by source and reason."""
+    sources = {name: examples[name] for name in examples if any(name in phase.weights for phase in t.phases)}
+    counts = left_out(sources, t.shape)
     for name, reasons in counts.items():
         for reason, count in reasons.items():
             CONSOLE.print(f"left out {count:,} of {len(sources[name]):,} {name}: {reason}", style="yellow")
@@ -129,7 +130,7 @@ def tune_on(
     training = sft.training(t, examples, ignored)
     opened = open_examples(examples)
     sources = {name: opened[name] for name in opened if name in training.phases[0].weights}
-    missing = report_left_out(sources, training.shape)
+    missing = report_left_out(opened, training)
     trained, c = _tuned(base, training, Folders(examples, work), f"tune {out.name}", t.lora, distill)
     facts = read_config(base)[1] | {"name": out.name, "tuned_steps": t.steps}
     write = write_model_folder if t.lora is None else write_adapter_folder

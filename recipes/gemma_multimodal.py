@@ -34,7 +34,8 @@ def run(base: Path = BASE) -> Recipe:
     # The decoder is trained already: the learning rate of random weights would destroy what it knows.
     optimizer = Optimizer(learning_rate=5e-4, warmup=20, decay_fraction=0.5)
     pretrain = replace(full.pretrain, phases=phases, optimizer=optimizer)
-    return _extending(replace(full, name="gemma_multimodal", pretrain=pretrain), base)
+    tune = replace(full.tune, steps=40, optimizer=replace(full.tune.optimizer, learning_rate=5e-4))
+    return _extending(replace(full, name="gemma_multimodal", pretrain=pretrain, tune=tune), base)
 
 
 def gpu(base: Path = BASE) -> Recipe:

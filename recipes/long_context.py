@@ -18,8 +18,8 @@ from alhena.train.optimizer import Optimizer
 from recipes import starter
 
 TRAIN = {
-    "retrieval": 20_000, "text": 3000, "code": 3000, "modules": 380, "retrieval_2k": 3000, "retrieval_8k": 800,
-    "retrieval_32k": 200,
+    "retrieval": 20_000, "text": 3000, "code": 3000, "modules": 380, "retrieval_1k": 1500, "retrieval_2k": 2000,
+    "retrieval_8k": 800, "retrieval_32k": 200,
 }  # fmt: skip
 SHORT = {"retrieval": 4.0, "text": 1.0, "code": 1.0}
 
@@ -50,7 +50,7 @@ def run() -> Recipe:
         decoder=replace(base.decoder, window=128, global_every=2, local_rope_base=10_000.0),
         pretrain=replace(pretrain, evaluate_every=400),
         extensions=(
-            extension("retrieval_2k", 8, 240, 50_000.0),
+            extension("retrieval_2k", 8, 160, 50_000.0),
             extension("retrieval_8k", 2, 120, 200_000.0),
             extension("retrieval_32k", 1, 48, 1_000_000.0),
         ),

@@ -47,7 +47,7 @@ def run() -> Recipe:
             evaluate_every=STEPS // 2,
             data_shards=8,
         ),
-        tune=replace(base.tune, steps=100, shape=SHAPE, weights=starter.CHATS | {"tools": MORE["tools"]}),
+        tune=replace(base.tune, shape=replace(starter.LONG, batch_size=24), weights=starter.LONG_TASKS | MORE),
     )
 
 

@@ -18,6 +18,8 @@ from alhena.train.optimizer import Optimizer
 
 CONTEXT = 256
 SHAPE = BatchShape(batch_size=16, tokens=CONTEXT, patches=256, chunks=2)
+# Of tuning: a recording of half a minute, 24 frames of a video, or a text of 1,024 tokens.
+LONG = BatchShape(batch_size=4, tokens=4 * CONTEXT, patches=1024, chunks=24)
 
 # Weights of the sources in a mixture. All modalities from the first step: components first (one figure, one word), then tasks that
 # combine them. A task that was not learned had too few short documents of its components (docs/results/experiments.md).
@@ -27,11 +29,12 @@ PARTS = {
     "pages": 0.3, "tools": 6.0, "reasoning": 3.0,
 }  # fmt: skip
 TASKS = {
-    "figures": 12.0, "digits": 10.0, "ocr": 12.0, "speech": 9.0, "drawing": 8.0, "retrieval": 5.0, "relations": 11.0,
-    "scenes": 14.0, "charts": 17.0, "video": 9.0, "spoken": 7.0, "translation": 4.5, "names": 0.4, "text": 0.8, "code": 0.5,
-    "pages": 0.4, "tools": 10.0, "reasoning": 3.5,
+    "figures": 12.0, "digits": 10.0, "ocr": 12.0, "speech": 9.0, "drawing": 9.0, "retrieval": 5.0, "relations": 11.0,
+    "scenes": 14.0, "charts": 19.0, "video": 10.0, "spoken": 7.0, "translation": 4.5, "names": 0.4, "text": 0.8, "code": 0.5,
+    "pages": 0.4, "tools": 10.0, "reasoning": 3.5, "needles": 4.0,
 }  # fmt: skip
-CHATS = {name: weight for name, weight in TASKS.items() if name not in ("names", "text", "code", "pages")}
+# Of tuning: long conversations too, and running text, so that it is not forgotten.
+LONG_TASKS = TASKS | {"needles": 25.0, "retrieval_1k": 15.0}
 
 
 def run() -> Recipe:
@@ -48,16 +51,16 @@ def run() -> Recipe:
         image_tokenizer=config.ImageTokenizer(structure=(8, 8), color=(3, 3, 3), width=128),
         image_tokenizer_training=TrainImageTokenizer(steps=1200),
         pretrain=Training(
-            (Phase(500, PARTS), Phase(2200, TASKS)), SHAPE, Optimizer(learning_rate=5e-3, decay_fraction=0.5)
+            (Phase(500, PARTS), Phase(2500, TASKS)), SHAPE, Optimizer(learning_rate=5e-3, decay_fraction=0.5)
         ),
-        tune=Tune(40, SHAPE, weights=CHATS),
+        tune=Tune(160, LONG, Optimizer(learning_rate=7e-4, warmup=20, schedule="cosine"), LONG_TASKS),
         quantization=Quantization("qat"),
     )
 
 
 def smoke() -> Recipe:
     """The same stages in a minute or two, for tests: all of the code runs, at a tiny size, and nothing is learned well."""
-    full, few = run(), dict.fromkeys(TASKS, 24)
+    full, few = run(), dict.fromkeys((*TASKS, "retrieval_1k"), 24)
     return replace(
         full,
         name="smoke",
@@ -71,6 +74,6 @@ def smoke() -> Recipe:
         pretrain=replace(
             full.pretrain, phases=(Phase(6, PARTS), Phase(4, TASKS)), save_every=4, log_every=2, evaluate_every=10
         ),
-        tune=replace(full.tune, steps=6, save_every=3),
+        tune=replace(full.tune, steps=6, shape=replace(LONG, batch_size=2), save_every=3),
         quantization=replace(full.quantization, steps=2, batches=1),
     )

@@ -50,3 +50,13 @@ def test_the_simulated_microphone_retains_the_speech_and_bounds_the_level() -> N
         assert 0.19 < np.abs(recorded).max() <= 1
         assert len(clean) <= len(recorded) <= len(clean) + 16_000 // 4
         assert np.correlate(recorded, clean, "valid").max() > 0.5 * np.linalg.norm(recorded) * np.linalg.norm(clean)
+
+
+def test_a_recording_of_a_length_has_the_speech_anywhere() -> None:
+    clean = speech("seven", "en-us")
+    starts = set()
+    for seed in range(20):
+        recorded = synthesis.simulate_microphone(np.random.default_rng(seed), clean, 2.5)
+        assert abs(len(recorded) - 40_000) <= 1
+        starts.add(int(np.correlate(recorded, clean, "valid").argmax()) // 4000)
+    assert len(starts) > 4

@@ -97,11 +97,12 @@ def test_every_medium_decodes_to_the_documented_sizes(corpus: Corpus) -> None:
                 assert 32 <= min(height, width) <= max(height, width) <= 160
             elif isinstance(part, Audio):
                 samples = decode_audio(part.data)
-                assert 0.15 < len(samples) / 16_000 < 3
+                assert 0.15 < len(samples) / 16_000 < (31 if document.source == "needles" else 3)
                 assert 0.15 < np.abs(samples).max() <= 1
-                assert samples.std() > 0.01
+                assert samples.std() > (0.001 if document.source == "needles" else 0.01)
             elif isinstance(part, Video):
-                assert len(decode_video(part.data, 64).frames) == 6
+                frames = len(decode_video(part.data, 64).frames)
+                assert 1 <= frames <= 6 if document.source == "needles" else frames == 6
     assert kinds == {Text, Image, Audio, Video, ToolCall, ToolResult}
 
 
@@ -113,7 +114,7 @@ def test_ids_are_unique_and_test_items_have_one_question(corpus: Corpus) -> None
         roles = roles[roles[0] == "system" :]
         with_result = document.facts["task"] == "tools/answer" and roles == ["user", "model", "tool", "model"]
         assert roles in (["user", "model"], ["document"]) or with_result
-        assert document.facts["task"] in (*TASKS, "pages")
+        assert document.facts["task"] in (*TASKS, "pages", "needles")
     assert np.mean([len(d.contents) for d in corpus["train"] if d.source == "scenes"]) > 4
 
 

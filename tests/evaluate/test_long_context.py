@@ -20,10 +20,18 @@ from alhena.evaluate.models.interface import Completed, no_advance
 from alhena.files import read_json
 from alhena.serve.engine import Engine
 
+BEGINNING = "Pairs of words: "
+
 
 @pytest.fixture(scope="module")
 def model(smoke: Path) -> EngineModel:
     return EngineModel(Engine.load(smoke / "models" / "assistant", slots=4))
+
+
+def pairs_of(text: str) -> dict[str, str]:
+    """The pairs of a document, which are there once."""
+    assert text.count(BEGINNING) == 1
+    return dict(pair.split() for pair in text.split(BEGINNING)[1].split(".")[0].split(", "))
 
 
 def test_a_document_of_training_has_its_pairs_once_and_answers_its_questions():
@@ -33,9 +41,9 @@ def test_a_document_of_training_has_its_pairs_once_and_answers_its_questions():
         assert len(text) <= 1.1 * long_retrieval.CHARACTERS_PER_TOKEN * 2048
         turns = [content.parts[0].text for content in document.contents]
         for asked, answer in zip(turns[::2], turns[1::2], strict=True):
-            key = asked.splitlines()[-1].removeprefix("What is the word for ").removesuffix("?")
-            assert text.count(f"The word for {key} is ") == 1 and f"The word for {key} is {answer}." in text
-        at = text.index("The word for ") / len(text)
+            key = asked.splitlines()[-1].removeprefix("Which word is paired with ").removesuffix("?")
+            assert answer == f"{key} {pairs_of(text)[key]}"
+        at = text.index(BEGINNING) / len(text)
         assert abs(at - document.facts["depth"]) < 0.25
 
 
@@ -55,7 +63,7 @@ def test_documents_fill_their_length_and_hold_the_pairs_at_their_depth(model):
         length, depth = grid.lengths[n // 6], grid.depths[n // 2 % 3]
         tokens = len(model.engine.encoder.prompt([Content("user", (Text(text),))]).tokens)
         assert length - 12 <= tokens <= length
-        at, size = text.index("The word for "), len(text) - len(text[text.index("The word for ") :].splitlines()[0])
+        at, size = text.index(BEGINNING), len(text) - len(text[text.index(BEGINNING) :].splitlines()[0])
         assert abs(at / size - depth) < 0.2
 
 
@@ -66,9 +74,7 @@ def test_the_accuracy_of_a_cell_is_that_of_its_answers(model):
         def complete(self, requests, advance=no_advance):
             texts = [request.prompt[0].text for request in requests]
             keys = [text.rsplit(" ", 1)[1].removesuffix("?") for text in texts]
-            found = [
-                text.split(f"The word for {key} is ")[1].split(".")[0] for text, key in zip(texts, keys, strict=True)
-            ]
+            found = [pairs_of(text)[key] for text, key in zip(texts, keys, strict=True)]
             return [Completed(f"It is {value}.", 3, False) for value in found]
 
     filler, grid = long_retrieval.filler(np.random.default_rng(0), "test", 20_000), Grid((400,), (0.0, 1.0), items=25)

@@ -1,6 +1,6 @@
 """The starter corpus: real and synthetic documents of every modality with their ground truth, made offline.
 
-    Starter(seed=0)  ──  build  ──►  raw/train.parquet         84,000 documents, several questions to each image
+    Starter(seed=0)  ──  build  ──►  raw/train.parquet         86,000 documents, several questions to each image
                                      raw/validation.parquet    40 of each task, one question each
                                      raw/test.parquet          100 of each task, combinations absent from training
                                      raw/samples.png           a few test items of each task
@@ -12,6 +12,7 @@
     audio/               synthetic speech in four languages, spoken questions
     video/               clips of moving shapes and digits
     interleaved.py       pages that mix all of them
+    needles.py           a spoken number in a long recording, a digit in one of many frames
 
 Every item has its own random generator, so neither the number of workers nor the size of another source changes it.
 """
@@ -28,7 +29,7 @@ from pathlib import Path
 from rich.progress import Progress, TaskID
 
 from alhena.content import Document
-from alhena.corpus.starter import interleaved, sample_page
+from alhena.corpus.starter import interleaved, needles, sample_page
 from alhena.corpus.starter.audio import speech, synthesis
 from alhena.corpus.starter.images import charts, digits, generation, rendered_words, scenes
 from alhena.corpus.starter.items import Factory, ItemSpec
@@ -66,6 +67,7 @@ FACTORIES: Mapping[str, Factory] = {
     "tools": tools.make,
     "reasoning": reasoning.make,
     "modules": prose_and_code.make_module,
+    "needles": needles.make,
     **dict.fromkeys(long_retrieval.LENGTHS, long_retrieval.make),
 }
 TASKS = (
@@ -77,7 +79,7 @@ TASKS = (
 TRAIN = {
     "figures": 10000, "relations": 5000, "scenes": 8000, "digits": 4000, "ocr": 6000, "charts": 6000, "speech": 6000,
     "spoken": 4000, "video": 4000, "translation": 2500, "names": 500, "text": 1000, "code": 600, "retrieval": 5000,
-    "drawing": 3000, "pages": 500, "tools": 10000, "reasoning": 8000,
+    "drawing": 3000, "pages": 500, "tools": 10000, "reasoning": 8000, "needles": 1500, "retrieval_1k": 1000,
 }  # fmt: skip
 ITEMS_PER_JOB = 100
 
@@ -100,7 +102,8 @@ class Starter:
         """Number of documents by source (training), or by task of these sources (validation and test)."""
         if split == "train":
             return dict(self.train)
-        tasks = TASKS if split == "test" else (*TASKS, "pages")
+        # The needles of an evaluation are made for its models (alhena/evaluate/context/).
+        tasks = TASKS if split == "test" else (*TASKS, "pages", "needles")
         number = self.test if split == "test" else self.validation
         return {task: number for task in tasks if task.split("/")[0] in self.train}
 

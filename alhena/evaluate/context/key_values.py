@@ -28,12 +28,12 @@ MAX_CHARACTERS_PER_TOKEN = 8
 
 def _fitted(model: EngineModel, pairs: Mapping[str, str], filler: str, depth: float, length: int) -> str:
     """The document with as much of the filler as its tokens, with a question, allow. Raises ValueError when the filler is too short."""
-    longest = max(pairs, key=len)
+    encoder = model.engine.encoder
+    longest = max(map(question, pairs), key=lambda asked: len(encoder.tokenizer.encode(asked)))
 
     def tokens(characters: int) -> int:
         text = haystack(pairs, filler[:characters], depth)
-        prompt = [Content("user", (Text(f"{text}\n{question(longest)}"),))]
-        return len(model.engine.encoder.prompt(prompt).tokens)
+        return len(encoder.prompt([Content("user", (Text(f"{text}\n{longest}"),))]).tokens)
 
     fitting = bisect_right(range(len(filler) + 1), length, key=tokens) - 1
     if fitting == len(filler):
@@ -46,7 +46,7 @@ def _fitted(model: EngineModel, pairs: Mapping[str, str], filler: str, depth: fl
 def is_right(answer: str, value: str) -> bool:
     """Whether an answer names the value, and no other one.
 
-    >>> is_right("The word for moon is River.", "river"), is_right("river, or glass", "river"), is_right("stone", "river")
+    >>> is_right("Moon is paired with River.", "river"), is_right("river, or glass", "river"), is_right("stone", "river")
     (True, False, False)
     """
     return set(re.findall(r"\w+", answer.lower())) & set(VALUES) == {value}

@@ -26,6 +26,8 @@ from alhena.corpus.starter.splits import (
 )
 
 OTHER_LANGUAGES = ("de", "es", "fr")
+# Of a number with silence around it, in seconds.
+LONGEST = 2.5
 
 
 @lru_cache(maxsize=1024)
@@ -66,7 +68,9 @@ def make_speech(spec: ItemSpec) -> Document:
         words = random_command(rng, spec.split)
     else:
         words = number_words(random_number(rng, spec.split), language)
-    audio = random_recording(rng, words, language)
+    # In training one in four has silence around it, up to what two chunks of the starter's audio encoder hold.
+    seconds = rng.uniform(1, LONGEST) if spec.split != "test" and rng.random() < 0.25 else 0.0
+    audio = random_recording(rng, words, language, seconds)
     return chat(spec, [audio], [("Transcribe.", words)], language, words=words)
 
 

@@ -113,11 +113,14 @@ def _trim(samples: Float[np.ndarray, " samples"], margin: int = SAMPLE_RATE // 3
 
 
 def simulate_microphone(
-    rng: np.random.Generator, samples: Float[np.ndarray, " samples"]
+    rng: np.random.Generator, samples: Float[np.ndarray, " samples"], seconds: float = 0.0
 ) -> Float[np.ndarray, " padded"]:
-    """Data augmentation: silence before and after, then :func:`degrade`."""
-    before, after = rng.integers(0, SAMPLE_RATE // 8, 2)
-    return degrade(rng, np.pad(samples, (int(before), int(after))))
+    """Data augmentation: up to 1/8 s of silence before and after, and more up to a length in seconds; then :func:`degrade`."""
+    before, after = (int(n) for n in rng.integers(0, SAMPLE_RATE // 8, 2))
+    if (missing := round(seconds * SAMPLE_RATE) - before - len(samples) - after) > 0:
+        more = int(rng.integers(missing + 1))
+        before, after = before + more, after + missing - more
+    return degrade(rng, np.pad(samples, (before, after)))
 
 
 def degrade(rng: np.random.Generator, samples: Float[np.ndarray, " samples"]) -> Float[np.ndarray, " degraded"]:
@@ -130,7 +133,7 @@ def degrade(rng: np.random.Generator, samples: Float[np.ndarray, " samples"]) ->
     return (samples + noise).astype(np.float32).clip(-1, 1)
 
 
-def random_recording(rng: np.random.Generator, text: str, language: str = "en") -> Audio:
-    """``text`` in a random voice through a simulated microphone, as FLAC."""
-    samples = simulate_microphone(rng, synthesize(text, random_voice(rng, language)))
+def random_recording(rng: np.random.Generator, text: str, language: str = "en", seconds: float = 0.0) -> Audio:
+    """``text`` in a random voice through a simulated microphone, as FLAC of at least ``seconds``."""
+    samples = simulate_microphone(rng, synthesize(text, random_voice(rng, language)), seconds)
     return Audio(encode_audio(samples), "audio/flac")

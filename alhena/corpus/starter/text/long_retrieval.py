@@ -1,8 +1,8 @@
 """Key-value retrieval from long documents: pairs at any depth of prose and code of the standard library, questions at the end.
 
-The word for moon is river. The word for stone is apple.      After the experiment on long context of the Gemini 1.0 report,
-… filler, up to the length of the source …                    section 5.1.5: pairs first, then filler, then a question.
-What is the word for moon?   river                            ``facts`` holds the depth of the pairs (0 first … 1 last).
+Pairs of words: moon river, stone apple, lamp glass.     After the experiment on long context of the Gemini 1.0 report,
+… filler, up to the length of the source …               section 5.1.5: pairs first, then filler, then a question.
+Which word is paired with moon?     moon river           ``facts`` holds the depth of the pairs (0 first … 1 last).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from alhena.corpus.starter.text.prose_and_code import standard_library
 from alhena.corpus.starter.text.retrieval import draw_pairs
 
 # Tokens that the longest documents of a source may have.
-LENGTHS = {"retrieval_2k": 2048, "retrieval_8k": 8192, "retrieval_32k": 32768}
+LENGTHS = {"retrieval_1k": 1024, "retrieval_2k": 2048, "retrieval_8k": 8192, "retrieval_32k": 32768}
 # The shortest are this share of it.
 SHORTEST = 0.25
 # Of the filler, with a text tokenizer of 2,048 tokens: somewhat less than its mean, 2.78, so that hardly any document is too long.
@@ -30,23 +30,23 @@ MAX_QUESTIONS = 8
 
 
 def record(pairs: Mapping[str, str]) -> str:
-    """The pairs as sentences.
+    """The pairs as a sentence.
 
     >>> record({"moon": "river", "lamp": "glass"})
-    'The word for moon is river. The word for lamp is glass.'
+    'Pairs of words: moon river, lamp glass.'
     """
-    return " ".join(f"The word for {key} is {value}." for key, value in pairs.items())
+    return f"Pairs of words: {', '.join(map(' '.join, pairs.items()))}."
 
 
 def question(key: str) -> str:
-    return f"What is the word for {key}?"
+    return f"Which word is paired with {key}?"
 
 
 def haystack(pairs: Mapping[str, str], filler: str, depth: float) -> str:
     """The filler with the pairs at the line end nearest below a depth: 0 before all of it, 1 after all of it.
 
     >>> haystack({"moon": "river"}, "one\\ntwo\\nsix", 0.5)
-    'one\\nThe word for moon is river.\\ntwo\\nsix'
+    'one\\nPairs of words: moon river.\\ntwo\\nsix'
     """
     at = len(filler) if depth >= 1 else filler.rfind("\n", 0, int(depth * len(filler))) + 1
     before, after = filler[:at].removesuffix("\n"), filler[at:]
@@ -72,9 +72,9 @@ def filler(rng: np.random.Generator, split: Split, characters: int) -> str:
 
 
 def turns(text: str, pairs: Mapping[str, str], asked: Iterable[str]) -> list[tuple[str, str]]:
-    """Questions and answers; the first question follows the document."""
-    first, *rest = asked
-    return [(f"{text}\n{question(first)}", pairs[first]), *((question(key), pairs[key]) for key in rest)]
+    """Questions and answers; the first question follows the document. An answer is the pair, as in the document."""
+    first, *rest = ((question(key), f"{key} {pairs[key]}") for key in asked)
+    return [(f"{text}\n{first[0]}", first[1]), *rest]
 
 
 def make(spec: ItemSpec) -> Document:
