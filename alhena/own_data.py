@@ -25,7 +25,7 @@ from alhena.files import (
 from alhena.model.storage.folders import is_adapter, is_quantized
 from alhena.pipeline import evaluation_stage
 from alhena.stages import Stage, check_inputs, fingerprint_of, run_stage
-from alhena.tokens.tokenize import Encoding
+from alhena.tokens.examples.tokenize import Encoding
 from alhena.tuning import encode, tune_on
 
 

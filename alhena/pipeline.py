@@ -32,15 +32,17 @@ from alhena.recipe import Extension, Recipe
 from alhena.scaling import ladder
 from alhena.scaling.laws import ScalingLaw
 from alhena.stages import CONSOLE, Stage, check_inputs, fingerprint_of, finish_stage, run_stage, start_stage
-from alhena.tokens import extension, tokenize, tokenizer
+from alhena.tokens import extension
 from alhena.tokens.encode import Encoder
 from alhena.tokens.encoders import IMAGE_FILES
+from alhena.tokens.examples import tokenize
+from alhena.tokens.text import tokenizer
 from alhena.tokens.vocabulary import Vocabulary
-from alhena.train import compare
-from alhena.train import image_tokenizer as image_training
-from alhena.train.best_rq import pretrain_audio_encoder
+from alhena.train.components import image_tokenizer as image_training
+from alhena.train.components.best_rq import pretrain_audio_encoder
 from alhena.train.mixture import open_examples
-from alhena.train.replay import Replayed, replay
+from alhena.train.monitoring import compare
+from alhena.train.monitoring.replay import Replayed, replay
 from alhena.train.step import Taught
 from alhena.train.trainer import Folders, train
 from alhena.tuning import encode, report_left_out, tune_on, write_model_folder

@@ -13,8 +13,8 @@ from alhena.corpus.starter import Starter
 from alhena.model import config
 from alhena.tokens.encode import Budget
 from alhena.tokens.vocabulary import Vocabulary
-from alhena.train.best_rq import BestRq
-from alhena.train.image_tokenizer import TrainImageTokenizer
+from alhena.train.components.best_rq import BestRq
+from alhena.train.components.image_tokenizer import TrainImageTokenizer
 from alhena.train.mixture import Training
 
 

@@ -25,14 +25,14 @@ from alhena.model.storage.folders import load_model
 from alhena.model.storage.weights import WEIGHTS, read_config, save_model, write_config
 from alhena.progress import progress_bar
 from alhena.stages import CONSOLE
-from alhena.tokens import tokenize
 from alhena.tokens.encode import Encoder
 from alhena.tokens.encoders import encoder_files, is_own, load_encoder
-from alhena.tokens.loader import left_out
-from alhena.tokens.padding import BatchShape
-from alhena.tokens.store import Examples
-from alhena.train import compare
+from alhena.tokens.examples import tokenize
+from alhena.tokens.examples.loader import left_out
+from alhena.tokens.examples.padding import BatchShape
+from alhena.tokens.examples.store import Examples
 from alhena.train.mixture import Training, open_examples
+from alhena.train.monitoring import compare
 from alhena.train.step import Adapted, Taught
 from alhena.train.trainer import Folders, train
 

@@ -22,14 +22,14 @@ import tyro
 from alhena.files import write_json
 from alhena.model import config, model
 from alhena.tokens.encode import Encoder
-from alhena.tokens.loader import Batches
-from alhena.tokens.padding import BatchShape
-from alhena.tokens.store import Examples, write_examples
-from alhena.train.best_rq import BestRq, pretrain_audio_encoder
+from alhena.tokens.examples.loader import Batches
+from alhena.tokens.examples.padding import BatchShape
+from alhena.tokens.examples.store import Examples, write_examples
+from alhena.train.components.best_rq import BestRq, pretrain_audio_encoder
 from alhena.train.mixture import open_examples
+from alhena.train.monitoring.validation import validate
 from alhena.train.optimizer import Optimizer, optimizer
 from alhena.train.step import initial_state, train_step
-from alhena.train.validation import validate
 from recipes import starter
 
 SHAPE = BatchShape(batch_size=8, tokens=256, patches=0, chunks=4)

@@ -150,7 +150,7 @@ def collect(bench: Bench, teacher: Path) -> dict[str, Any]:
 
 def validation(folder: Path) -> dict[str, float]:
     """Validation loss by source at the end of pre-training."""
-    from alhena.train.metrics import read_metrics
+    from alhena.train.monitoring.metrics import read_metrics
 
     return [
         line["loss_by_modality"]

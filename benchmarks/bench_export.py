@@ -95,8 +95,8 @@ def _text_model(path: Path, marks: tuple[str, ...], width: int) -> None:
 
     from alhena.model import config, model
     from alhena.model.families.gguf.writer import write_decoder
-    from alhena.tokens.gguf_vocabulary import imported_metadata
-    from alhena.tokens.hf_tokenizer import HfTokenizer
+    from alhena.tokens.text.gguf_vocabulary import imported_metadata
+    from alhena.tokens.text.hf_tokenizer import HfTokenizer
     from tests.tokens.small_hf_tokenizer import CONTROLS, small_tokenizer
 
     tokenizer = HfTokenizer.from_bytes(small_tokenizer(more=marks), CONTROLS.values())

@@ -26,9 +26,9 @@ from alhena.files import read_json, write_json
 from alhena.model import model
 from alhena.tokens.encode import Encoder
 from alhena.train.mixture import Mixture, Phase, Training, open_examples
+from alhena.train.monitoring.validation import validate
 from alhena.train.optimizer import Optimizer, optimizer, schedule
 from alhena.train.step import initial_state, train_step
-from alhena.train.validation import validate
 from recipes import starter
 
 # Decay of the moving average of the weights: over about 50 steps.

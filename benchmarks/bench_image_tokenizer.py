@@ -27,7 +27,7 @@ from alhena.media import decode_image
 from alhena.model import image_tokenizer as tokenizer
 from alhena.model.config import CODES_STRIDE, ImageTokenizer
 from alhena.tokens.images import resize
-from alhena.train.image_tokenizer import TrainImageTokenizer, measure, plot_reconstructions, train
+from alhena.train.components.image_tokenizer import TrainImageTokenizer, measure, plot_reconstructions, train
 from recipes import family, starter
 
 

@@ -103,8 +103,8 @@ class Loss:
     def __call__(self) -> None:
         from alhena.align.sft import shape_for
         from alhena.model.storage.folders import load_model
-        from alhena.tokens.loader import batches_in_order
-        from alhena.tokens.tokenize import Encoding
+        from alhena.tokens.examples.loader import batches_in_order
+        from alhena.tokens.examples.tokenize import Encoding
         from alhena.train.mixture import open_examples
         from alhena.train.step import eval_step
         from alhena.tuning import encode

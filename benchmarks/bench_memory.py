@@ -78,8 +78,8 @@ def tokenize(folder: Path) -> None:
     import jax
 
     from alhena.model import image_tokenizer
-    from alhena.tokens import tokenize
     from alhena.tokens.encode import Encoder
+    from alhena.tokens.examples import tokenize
     from alhena.tokens.vocabulary import Vocabulary
     from recipes.starter import run as starter
 

@@ -103,7 +103,7 @@ class AlhenaEngine:
         from alhena.model.attention import paged_cache
         from alhena.model.families import open_weights
         from alhena.model.families.gguf import file, reader, tokenizer
-        from alhena.tokens.hf_tokenizer import HfTokenizer
+        from alhena.tokens.text.hf_tokenizer import HfTokenizer
 
         self.name = f"alhena, {dtype}"
         self._tokenizer = HfTokenizer.from_bytes(tokenizer.tokenizer_json(file.open_gguf(path)))

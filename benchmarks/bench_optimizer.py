@@ -21,9 +21,9 @@ import tyro
 from alhena.files import write_json
 from alhena.model import config, model
 from alhena.tokens.encode import Encoder
-from alhena.tokens.loader import Batches
-from alhena.tokens.padding import BatchShape
-from alhena.tokens.store import Examples
+from alhena.tokens.examples.loader import Batches
+from alhena.tokens.examples.padding import BatchShape
+from alhena.tokens.examples.store import Examples
 from alhena.train.optimizer import Optimizer, optimizer, schedule
 from alhena.train.step import initial_state, train_step
 from recipes import starter

@@ -31,7 +31,7 @@ from alhena.model.spec import named
 from alhena.model.storage.folders import load_model
 from alhena.model.storage.weights import flatten
 from alhena.tokens.encoders import load_encoder
-from alhena.tokens.padding import padded_batch
+from alhena.tokens.examples.padding import padded_batch
 
 OUT = Path(__file__).parent / "results" / "quantization.json"
 WINDOW, BATCH = 512, 2

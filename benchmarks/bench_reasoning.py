@@ -19,10 +19,10 @@ import tyro
 
 from alhena.corpus.starter.splits import Split
 from alhena.corpus.starter.text.reasoning import LONGER_STEPS, MAX_STEPS, problem
-from alhena.evaluate.benchmark_run import MAX_VALIDATION, Options, Run, run_tasks
+from alhena.evaluate.benchmarks.benchmark_run import MAX_VALIDATION, Options, Run, run_tasks
+from alhena.evaluate.benchmarks.routing_figure import plot_routing
 from alhena.evaluate.comparison import compare
 from alhena.evaluate.models.engine_model import EngineModel
-from alhena.evaluate.routing_figure import plot_routing
 from alhena.evaluate.statistics import holm
 from alhena.evaluate.tasks.items import Kind
 from alhena.evaluate.tasks.reasoning import REASONING

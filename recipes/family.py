@@ -15,9 +15,9 @@ from alhena.model.embedding import embedding_rows
 from alhena.model.sharding import Mesh
 from alhena.recipe import Recipe
 from alhena.tokens.encode import Budget
-from alhena.tokens.padding import BatchShape
+from alhena.tokens.examples.padding import BatchShape
 from alhena.tokens.vocabulary import Vocabulary
-from alhena.train.image_tokenizer import TrainImageTokenizer
+from alhena.train.components.image_tokenizer import TrainImageTokenizer
 from alhena.train.mixture import Phase, Training
 from alhena.train.optimizer import Optimizer
 

@@ -12,7 +12,7 @@ from alhena.compress.steps import Quantization
 from alhena.corpus.starter import Starter
 from alhena.corpus.starter.text.long_retrieval import LENGTHS
 from alhena.recipe import Extension, Recipe
-from alhena.tokens.padding import BatchShape
+from alhena.tokens.examples.padding import BatchShape
 from alhena.train.mixture import Phase, Training
 from alhena.train.optimizer import Optimizer
 from recipes import starter

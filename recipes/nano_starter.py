@@ -11,8 +11,8 @@ from dataclasses import replace
 from alhena.corpus.starter import TRAIN, Starter
 from alhena.model import config
 from alhena.recipe import Recipe
-from alhena.tokens.padding import BatchShape
-from alhena.train.image_tokenizer import TrainImageTokenizer
+from alhena.tokens.examples.padding import BatchShape
+from alhena.train.components.image_tokenizer import TrainImageTokenizer
 from alhena.train.mixture import Phase, Training
 from alhena.train.optimizer import Optimizer
 from recipes import starter

@@ -11,8 +11,8 @@ from alhena.corpus.starter import Starter
 from alhena.model import config
 from alhena.recipe import Recipe
 from alhena.tokens.encode import Budget
-from alhena.tokens.padding import BatchShape
-from alhena.train.image_tokenizer import TrainImageTokenizer
+from alhena.tokens.examples.padding import BatchShape
+from alhena.train.components.image_tokenizer import TrainImageTokenizer
 from alhena.train.mixture import Phase, Training
 from alhena.train.optimizer import Optimizer
 

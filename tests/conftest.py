@@ -19,9 +19,9 @@ from alhena.content import Audio, Content, Document, Image, Text
 from alhena.media import encode_audio, encode_png
 from alhena.model import config, model
 from alhena.pytest_plugin import gemini_server, gemini_server_of_session  # noqa: F401
-from alhena.tokens import tokenizer
 from alhena.tokens.encode import Encoder
-from alhena.tokens.store import write_examples
+from alhena.tokens.examples.store import write_examples
+from alhena.tokens.text import tokenizer
 from alhena.tokens.vocabulary import Vocabulary
 from tests.compiled import share_compiled
 

@@ -10,7 +10,7 @@ from alhena import files
 from alhena.files import check_sealed, content_fingerprint, read_lines, seal_folder, truncate_log, write_atomically
 from alhena.recovery.fingerprints import read_fingerprints
 from alhena.recovery.goodput import goodput
-from alhena.train.compare import find_runs
+from alhena.train.monitoring.compare import find_runs
 
 LEDGER = {"at": 1.5, "what": "steps", "step": 3}
 METRICS = {

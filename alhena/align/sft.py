@@ -19,12 +19,12 @@ from alhena.model.storage.folders import load_model
 from alhena.schema import bounded
 from alhena.shapes import Int
 from alhena.tokens.encoders import encoder_files
-from alhena.tokens.padding import BatchShape
-from alhena.tokens.store import Examples
-from alhena.tokens.tokenize import Encoding
+from alhena.tokens.examples.padding import BatchShape
+from alhena.tokens.examples.store import Examples
+from alhena.tokens.examples.tokenize import Encoding
 from alhena.train.mixture import Phase, Training, open_examples
+from alhena.train.monitoring.validation import validate
 from alhena.train.optimizer import Optimizer
-from alhena.train.validation import validate
 
 # On a user's own data sequences may grow to this multiple before the batch size is reduced.
 MAX_GROWTH = 4

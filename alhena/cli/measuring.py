@@ -63,7 +63,7 @@ class Evaluate(StageCommand):
                 print(f"Report card: {report_on(self.folder, model) / 'report.html'} and report.png")
 
     def _benchmarks(self, model: Path) -> None:
-        from alhena.evaluate.benchmark_run import Options, Run, run_tasks
+        from alhena.evaluate.benchmarks.benchmark_run import Options, Run, run_tasks
         from alhena.evaluate.models.engine_model import EngineModel
         from alhena.evaluate.models.facts import model_facts
         from alhena.evaluate.tasks.catalog import tasks_named

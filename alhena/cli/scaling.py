@@ -66,7 +66,7 @@ class Runs:
     def __call__(self) -> None:
         from rich import print as print_table
 
-        from alhena.train import compare
+        from alhena.train.monitoring import compare
 
         runs = compare.find_runs(self.folders)
         print_table(compare.runs_table(runs))

@@ -113,7 +113,7 @@ class Import:
         from alhena.model.families.open_weights import open_folder
         from alhena.model.quantized.types import read_types
         from alhena.stages import CONSOLE
-        from alhena.tokens.import_prompts import import_prompts
+        from alhena.tokens.formats.import_prompts import import_prompts
 
         # Before minutes of reading.
         check_output(self.out, "import")

@@ -32,7 +32,7 @@ from alhena.shapes import Array, Float
 from alhena.tokens.encode import Encoder
 from alhena.tokens.encoders import VOCABULARY, encoder_files, load_encoder
 from alhena.tokens.gemma_encoder import PROMPT
-from alhena.tokens.tokenizer import Tokenizer
+from alhena.tokens.text.tokenizer import Tokenizer
 from alhena.tokens.vocabulary import Vocabulary
 from alhena.train.chunk_loss import LossOptions, Mix, SoftTargets, TeacherHidden, TeacherTokens
 from alhena.train.loss import Lesson, LossSums, Teaching, batch_loss, chunk_size

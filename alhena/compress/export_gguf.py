@@ -20,9 +20,9 @@ from alhena.model.lora import merged
 from alhena.model.storage.folders import base_of, is_adapter, load_model
 from alhena.tokens.encode import Encoder
 from alhena.tokens.encoders import VOCABULARY, load_encoder
-from alhena.tokens.gguf_vocabulary import GEMMA_TEMPLATE, imported_metadata, own_metadata
-from alhena.tokens.hf_tokenizer import TOKENIZER
-from alhena.tokens.prompts import read_template
+from alhena.tokens.formats.prompts import read_template
+from alhena.tokens.text.gguf_vocabulary import GEMMA_TEMPLATE, imported_metadata, own_metadata
+from alhena.tokens.text.hf_tokenizer import TOKENIZER
 
 
 @dataclass(frozen=True)

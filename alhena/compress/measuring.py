@@ -9,10 +9,10 @@ from alhena.compress import report
 from alhena.compress.steps import Quantization, Source, quantized
 from alhena.model import config, model
 from alhena.stages import CONSOLE
-from alhena.tokens.loader import BatchShape
+from alhena.tokens.examples.loader import BatchShape
 from alhena.train.mixture import Training, open_examples
+from alhena.train.monitoring.validation import losses
 from alhena.train.trainer import Folders
-from alhena.train.validation import losses
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from alhena.model import config, model
 from alhena.model.quantized.types import type_table
 from alhena.model.spec import named
 from alhena.schema import bounded
-from alhena.tokens.loader import BatchShape
+from alhena.tokens.examples.loader import BatchShape
 from alhena.train.chunk_loss import Mix
 from alhena.train.mixture import Mixture, Phase, Training, open_examples
 from alhena.train.optimizer import Optimizer

@@ -22,9 +22,9 @@ from alhena.serve.decoding.sampler import IMAGE_GUIDANCE, Sampling
 from alhena.serve.engine import Answer, Engine, Prompt
 from alhena.tokens.encode import Encoder
 from alhena.tokens.encoders import AnyEncoder
+from alhena.tokens.formats.own_tools import declared_tools
 from alhena.tokens.gemma_encoder import thinks
 from alhena.tokens.images import code_grid
-from alhena.tokens.own_tools import declared_tools
 
 # Questions that are encoded and wait in the engine at a time.
 AT_ONCE = 512

@@ -21,7 +21,7 @@ from alhena.serve.engine import Engine
 from alhena.shapes import Array, Float
 from alhena.tokens.encode import Encoder
 from alhena.tokens.encoders import AnyEncoder
-from alhena.tokens.padding import padded_batch
+from alhena.tokens.examples.padding import padded_batch
 from alhena.train.loss import LossOptions, weighted_loss
 
 # Tokens of a window of running text: of our own models, which are trained on sequences of this order, and of imported ones.

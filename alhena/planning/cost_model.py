@@ -16,7 +16,7 @@ from alhena.model import config
 from alhena.model.embedding import embedding_rows
 from alhena.model.sharding import Mesh
 from alhena.planning.hardware import Machine
-from alhena.tokens.padding import BatchShape
+from alhena.tokens.examples.padding import BatchShape
 from alhena.train.loss import MESH_CHUNK
 from alhena.train.muon import ITERATIONS
 

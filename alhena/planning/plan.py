@@ -31,7 +31,7 @@ from alhena.planning.cost_model import Costs, Sizes, estimate, model_flops
 from alhena.planning.hardware import GIB, Machine
 from alhena.planning.hlo import parse
 from alhena.planning.simulator import Simulator, Speeds
-from alhena.tokens.padding import BatchShape
+from alhena.tokens.examples.padding import BatchShape
 from alhena.train.mixture import Training
 from alhena.train.optimizer import optimizer
 from alhena.train.step import State, initial_state, train_step

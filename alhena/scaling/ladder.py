@@ -29,8 +29,8 @@ from alhena.model import config, model
 from alhena.scaling.laws import BESIROGLU, HOFFMANN, Rung, ScalingLaw, bootstrap, fit
 from alhena.shapes import Float
 from alhena.train.mixture import Phase, Training, open_examples
+from alhena.train.monitoring.validation import validate
 from alhena.train.trainer import Folders, fingerprint_of, train
-from alhena.train.validation import validate
 
 LAW, RUNG = "law.json", "rung.json"
 _MIN_STEPS = 20

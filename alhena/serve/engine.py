@@ -42,9 +42,9 @@ from alhena.serve.decoding.speculative.batch import SpeculativeBatch
 from alhena.serve.decoding.speculative.draft import Draft, DraftSource
 from alhena.serve.structured.matcher import Compiler
 from alhena.shapes import Int
-from alhena.tokens.answers import AnswerParser
 from alhena.tokens.encode import Encoder
 from alhena.tokens.encoders import AnyEncoder, is_own, load_encoder
+from alhena.tokens.formats.answers import AnswerParser
 from alhena.tokens.images import code_grid
 
 __all__ = ["Answer", "Engine", "Finish", "ImageDecoder", "Prefix", "Prompt", "TokenLogprobs"]

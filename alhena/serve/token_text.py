@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alhena.tokens.encode import Encoder
 from alhena.tokens.encoders import AnyEncoder
-from alhena.tokens.hf_tokenizer import HfTokenizer
+from alhena.tokens.text.hf_tokenizer import HfTokenizer
 from alhena.tokens.vocabulary import CONTROLS
 
 

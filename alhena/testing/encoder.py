@@ -24,9 +24,9 @@ from alhena.content import (
     call_text,
 )
 from alhena.media import check
+from alhena.tokens.formats.prompts import CONTROLS, PromptSettings
 from alhena.tokens.gemma_encoder import GemmaEncoder
-from alhena.tokens.hf_tokenizer import SPACE, HfTokenizer
-from alhena.tokens.prompts import CONTROLS, PromptSettings
+from alhena.tokens.text.hf_tokenizer import SPACE, HfTokenizer
 
 FORMAT = "gemma4"
 MEDIA_TOKENS = 256

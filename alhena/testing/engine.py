@@ -17,7 +17,7 @@ from alhena.serve.gemini.wire.fields import WireError
 from alhena.serve.scheduler import Generation, Item, Scheduler
 from alhena.testing.encoder import CharacterEncoder, character_encoder
 from alhena.testing.script import Play, Reply
-from alhena.tokens.text_stream import join
+from alhena.tokens.text.text_stream import join
 
 MAX_PROMPT_TOKENS = 1 << 20
 # The engine's names of finish reasons.

@@ -40,11 +40,11 @@ from alhena.schema import bounded, parsed_whole
 from alhena.shapes import Float, Int
 from alhena.tokens.audio_features import HOP, count_tokens, features
 from alhena.tokens.example_builder import ExampleBuilder, empty_frames
+from alhena.tokens.formats.own_tools import declared_tools, encoded, signature
+from alhena.tokens.formats.tool_format import write_call, write_result
 from alhena.tokens.images import Pixels, code_grid, patchify, resize, resolution_budget
-from alhena.tokens.own_tools import declared_tools, encoded, signature
-from alhena.tokens.text_file import load_tokenizer, tokenizer_file
-from alhena.tokens.tokenizer import Tokenizer
-from alhena.tokens.tool_format import write_call, write_result
+from alhena.tokens.text.text_file import load_tokenizer, tokenizer_file
+from alhena.tokens.text.tokenizer import Tokenizer
 from alhena.tokens.vocabulary import Vocabulary
 
 # Integers [rows, columns]; images of a document differ in size.
@@ -350,7 +350,7 @@ class Encoder:
     # ── stored ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def save(self, folder: Path) -> None:
-        """Writes ``vocabulary.json`` and the text tokenizer (alhena/tokens/text_file.py)."""
+        """Writes ``vocabulary.json`` and the text tokenizer (alhena/tokens/text/text_file.py)."""
         write_atomically(folder / tokenizer_file(self.tokenizer), self.tokenizer.to_bytes())
         settings = {"num_text": self.vocabulary.num_text, "num_codes": self.vocabulary.num_codes}
         parts = {"vision": asdict(self.vision), "audio": asdict(self.audio), "budget": asdict(self.budget)}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from alhena.tokens.encode import Encoder, ImageCodeEncoder
 from alhena.tokens.gemma_encoder import PROMPT, GemmaEncoder
-from alhena.tokens.hf_tokenizer import TOKENIZER
-from alhena.tokens.text_file import stored_tokenizer
+from alhena.tokens.text.hf_tokenizer import TOKENIZER
+from alhena.tokens.text.text_file import stored_tokenizer
 
 VOCABULARY = "vocabulary.json"
 # The files of the image tokenizer.

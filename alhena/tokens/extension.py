@@ -9,8 +9,8 @@ from alhena.files import FILES, fingerprint, read_entries
 from alhena.model.storage.weights import WEIGHTS
 from alhena.tokens.encoders import load_encoder
 from alhena.tokens.gemma_encoder import PROMPT, GemmaEncoder
-from alhena.tokens.hf_tokenizer import TOKENIZER, HfTokenizer
-from alhena.tokens.text_file import check_ids
+from alhena.tokens.text.hf_tokenizer import TOKENIZER, HfTokenizer
+from alhena.tokens.text.text_file import check_ids
 
 # Files of an imported model on which its tokenizer, and on which all of it depends.
 TEXT_FILES = (TOKENIZER, PROMPT)

@@ -26,14 +26,14 @@ from alhena.model import config
 from alhena.model.storage.tensors import read_settings
 from alhena.schema import parsed_whole, shown
 from alhena.shapes import Float, Int
-from alhena.tokens.answers import AnswerParser, begins_in_thought
 from alhena.tokens.audio_features import HOP, features
-from alhena.tokens.conversation import Item, check_medium, marks, paragraph, render
 from alhena.tokens.example_builder import ExampleBuilder, empty_frames
-from alhena.tokens.hf_tokenizer import TOKENIZER, HfTokenizer
+from alhena.tokens.formats.answers import AnswerParser, begins_in_thought
+from alhena.tokens.formats.conversation import Item, check_medium, marks, paragraph, render
+from alhena.tokens.formats.own_tools import declared_tools
+from alhena.tokens.formats.prompts import PromptSettings
 from alhena.tokens.images import Pixels, frame_indices, preprocess, resolution_budget
-from alhena.tokens.own_tools import declared_tools
-from alhena.tokens.prompts import PromptSettings
+from alhena.tokens.text.hf_tokenizer import TOKENIZER, HfTokenizer
 
 PROMPT = "prompt.json"
 # A text, or the id of a token, and its loss weight.

@@ -11,7 +11,7 @@ Sequences of the model (``<img>`` and ``<aud>`` are placeholders, one for each o
     <bos> <user> <bov> <time 0> <boi> <img> <eoi> <time 2> <boi> <img> <eoi> <eov> …      (times in quarter seconds)
     <bos> <document> running text … <end>
 
-With tools (alhena/tokens/own_tools.py; ``"`` stands for <quote>):
+With tools (alhena/tokens/formats/own_tools.py; ``"`` stands for <quote>):
 
     <bos> <tool> weather(city: string) The weather. <end> <user> How warm is it in Bern? <end>
           <model> <call> call:weather{city:"Bern"} <call_end> <end> <result> response:weather{temp:21} <end> <model> 21 degrees <end>

@@ -13,9 +13,9 @@ import numpy as np
 from alhena.batch import Batch
 from alhena.model import sharding
 from alhena.processes import gather_from_processes
-from alhena.tokens.loader import Batches
-from alhena.tokens.padding import BatchShape
-from alhena.tokens.store import Examples
+from alhena.tokens.examples.loader import Batches
+from alhena.tokens.examples.padding import BatchShape
+from alhena.tokens.examples.store import Examples
 from alhena.train.optimizer import Optimizer
 
 

@@ -6,7 +6,7 @@
 The batch of step n depends on the seed and n alone. A training killed at any moment resumes from the last checkpoint and ends with the
 same parameters. SIGTERM and Ctrl-C save a checkpoint after the current step, then end the process.
 
-Every step leaves its fingerprint (:mod:`alhena.train.replay` compares them). Anomalies are skipped, then rolled back, then reported as
+Every step leaves its fingerprint (:mod:`alhena.train.monitoring.replay` compares them). Anomalies are skipped, then rolled back, then reported as
 an error (:mod:`alhena.recovery.anomalies`). A ledger records where the time went (:mod:`alhena.recovery.goodput`).
 """
 
@@ -40,10 +40,11 @@ from alhena.recovery.goodput import Ledger, goodput
 from alhena.recovery.identity import data_fingerprint, run_fingerprint, training_fingerprint
 from alhena.recovery.memory_checkpoint import MemoryCheckpoints
 from alhena.shapes import UInt32
-from alhena.tokens.store import Examples
-from alhena.train.divergence import WINDOW, newly_growing_norms
-from alhena.train.metrics import FACTS, Metrics, by_modality
+from alhena.tokens.examples.store import Examples
 from alhena.train.mixture import Mixture, Training, open_examples
+from alhena.train.monitoring.divergence import WINDOW, newly_growing_norms
+from alhena.train.monitoring.metrics import FACTS, Metrics, by_modality
+from alhena.train.monitoring.validation import validate
 from alhena.train.objective import Objective, TaughtBatch
 from alhena.train.optimizer import optimizer
 from alhena.train.step import (
@@ -61,7 +62,6 @@ from alhena.train.step import (
     trained_specs,
     with_constants,
 )
-from alhena.train.validation import validate
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from alhena.content import Content, Document, Text
 from alhena.files import copy_atomically
 from alhena.model.storage.weights import save_model
 from alhena.tokens.encoders import IMAGE_FILES
-from alhena.tokens.loader import Batches, left_out
-from alhena.tokens.padding import BatchShape
-from alhena.tokens.store import Examples, write_examples
+from alhena.tokens.examples.loader import Batches, left_out
+from alhena.tokens.examples.padding import BatchShape
+from alhena.tokens.examples.store import Examples, write_examples
 from tests.conftest import random_audio, random_image
 
 INNER = {"patches": (192,), "frames": (128, 128)}

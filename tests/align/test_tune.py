@@ -10,9 +10,9 @@ import pytest
 
 from alhena.align.sft import Tune, grow_to_fit, shrink_to_fit, training
 from alhena.batch import Example
-from alhena.tokens.loader import Batches, left_out
-from alhena.tokens.padding import BatchShape
-from alhena.tokens.store import Examples, write_examples
+from alhena.tokens.examples.loader import Batches, left_out
+from alhena.tokens.examples.padding import BatchShape
+from alhena.tokens.examples.store import Examples, write_examples
 
 SHAPE = BatchShape(batch_size=16, tokens=256, patches=256, chunks=2)
 

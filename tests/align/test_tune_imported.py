@@ -26,9 +26,9 @@ from alhena.model.quantized.layout import Int4
 from alhena.model.storage.folders import is_adapter, load_model
 from alhena.serve.decoding.sampler import Sampling
 from alhena.serve.engine import Engine
-from alhena.tokens.loader import Batches
-from alhena.tokens.padding import BatchShape, padded_batch
-from alhena.tokens.store import Examples
+from alhena.tokens.examples.loader import Batches
+from alhena.tokens.examples.padding import BatchShape, padded_batch
+from alhena.tokens.examples.store import Examples
 from alhena.train.optimizer import Optimizer
 from alhena.tuning import tune_on
 from tests.conftest import random_audio, random_image

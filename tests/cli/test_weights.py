@@ -16,7 +16,7 @@ from alhena.model import config, model
 from alhena.model.families.export_weights import write
 from alhena.model.storage.weights import load_model
 from alhena.tokens.encoders import load_encoder
-from alhena.tokens.hf_tokenizer import HfTokenizer
+from alhena.tokens.text.hf_tokenizer import HfTokenizer
 from tests.tokens.small_hf_tokenizer import small_tokenizer
 
 GEMMA = Path(__file__).parents[1] / "model" / "golden" / "gemma"

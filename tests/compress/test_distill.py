@@ -23,12 +23,12 @@ from alhena.compress.distill import (
     tokenizers_of,
 )
 from alhena.model import config, model
-from alhena.tokens.loader import BatchShape
+from alhena.tokens.examples.loader import BatchShape
 from alhena.train.chunk_loss import Mix
 from alhena.train.mixture import Mixture, Phase, Training, open_examples
+from alhena.train.monitoring.replay import replay
 from alhena.train.objective import TaughtBatch
 from alhena.train.optimizer import Optimizer
-from alhena.train.replay import replay
 from alhena.train.step import Constants, Taught, accumulated_gradient, loss_and_gradient
 from alhena.train.trainer import Folders, Hooks, train
 from recipes import starter, starter_distilled

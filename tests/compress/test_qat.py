@@ -18,7 +18,7 @@ from alhena.model import model
 from alhena.model.linear import dense
 from alhena.model.quantized.types import type_table
 from alhena.model.spec import named
-from alhena.tokens.loader import BatchShape
+from alhena.tokens.examples.loader import BatchShape
 from alhena.train.optimizer import Optimizer
 from alhena.train.trainer import Folders
 from tests.compress.small import dequantized, small_model

@@ -15,7 +15,7 @@ from alhena.model.quantized.layout import GROUP, Quantized, at, dequantize
 from alhena.model.quantized.rounding import quantize
 from alhena.model.quantized.types import type_table
 from alhena.model.storage.weights import flatten
-from alhena.tokens.padding import padded_batch
+from alhena.tokens.examples.padding import padded_batch
 from alhena.train.loss import batch_loss
 from tests.compress.small import dequantized, small_model
 

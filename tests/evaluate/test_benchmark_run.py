@@ -12,8 +12,8 @@ import pytest
 from alhena.cli.measuring import Compare, Evaluate
 from alhena.content import Content, Document, Text
 from alhena.documents import write_documents
+from alhena.evaluate.benchmarks.contamination import held_items
 from alhena.evaluate.comparison import compare
-from alhena.evaluate.contamination import held_items
 from alhena.evaluate.tasks.items import Item
 from alhena.files import read_json, read_lines, write_json
 from tests.evaluate.benchmark_files import LAYOUTS

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from alhena.content import Text
-from alhena.evaluate.benchmark_run import Options, chance_level, measure_of, read_task, scored
+from alhena.evaluate.benchmarks.benchmark_run import Options, chance_level, measure_of, read_task, scored
+from alhena.evaluate.benchmarks.protocols import Asked, outcome_of
 from alhena.evaluate.measure import interval_of, score_of
-from alhena.evaluate.protocols import Asked, outcome_of
 from alhena.evaluate.results import SECTIONS
 from alhena.evaluate.tasks import scores
 from alhena.evaluate.tasks.catalog import BENCHMARKS, tasks_named

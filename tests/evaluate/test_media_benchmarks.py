@@ -13,7 +13,7 @@ import pytest
 
 from alhena.content import Audio, Excerpt, Image, Text, Video
 from alhena.corpus.starter.images.generation import draw_digit, draw_shape
-from alhena.evaluate.benchmark_run import Options, run_task
+from alhena.evaluate.benchmarks.benchmark_run import Options, run_task
 from alhena.evaluate.card.examples import read_examples
 from alhena.evaluate.models.interface import Advance, Completed, Completion, Continuation, Likelihood, no_advance
 from alhena.evaluate.tasks.catalog import BENCHMARKS

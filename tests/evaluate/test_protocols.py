@@ -8,8 +8,17 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from alhena.content import Text
+from alhena.evaluate.benchmarks.protocols import (
+    Asked,
+    Outcome,
+    Protocol,
+    Votes,
+    choose_threshold,
+    powers_up_to,
+    routed,
+    run,
+)
 from alhena.evaluate.models.interface import Completed, Completion, Continuation, Likelihood, no_advance, prompt_text
-from alhena.evaluate.protocols import Asked, Outcome, Protocol, Votes, choose_threshold, powers_up_to, routed, run
 from alhena.evaluate.tasks.catalog import BENCHMARKS
 from alhena.evaluate.tasks.items import Item
 from alhena.evaluate.tasks.mathematics import GSM8K, STEPS

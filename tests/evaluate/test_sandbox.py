@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from alhena.evaluate import sandbox
-from alhena.evaluate.sandbox import Limits, run_program
+from alhena.evaluate.benchmarks import sandbox
+from alhena.evaluate.benchmarks.sandbox import Limits, run_program
 
 FORBIDDEN = {
     "network": "import socket\nsocket.socket()",

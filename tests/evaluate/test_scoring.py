@@ -13,7 +13,7 @@ from alhena.content import Content, Document, Text
 from alhena.evaluate.scoring import WINDOW_TOKENS, text_loss
 from alhena.model import config, image_tokenizer, model
 from alhena.serve.engine import Engine, ImageDecoder
-from alhena.tokens.padding import padded_batch
+from alhena.tokens.examples.padding import padded_batch
 
 
 def test_nats_are_those_of_the_capped_logits(tiny, encoder):

@@ -12,7 +12,7 @@ import pytest
 from alhena.model import model
 from alhena.model.embedding import collapse_gradient, embedding_rows, expand_logits, lookup
 from alhena.model.quantized.rounding import quantize
-from alhena.tokens.padding import padded_batch
+from alhena.tokens.examples.padding import padded_batch
 from alhena.train.loss import batch_loss
 
 FACTORS = (6, 4)

@@ -15,8 +15,8 @@ import pytest
 from alhena.files import write_json
 from alhena.model import config
 from alhena.model import image_tokenizer as tokenizer
-from alhena.train import image_tokenizer as training
-from alhena.train.image_tokenizer import TrainImageTokenizer, plot_reconstructions, train
+from alhena.train.components import image_tokenizer as training
+from alhena.train.components.image_tokenizer import TrainImageTokenizer, plot_reconstructions, train
 
 C = config.ImageTokenizer((5, 4), (3,), 16)
 # With encoder blocks, as in the recipes of the Gemini family.

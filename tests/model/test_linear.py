@@ -13,7 +13,7 @@ from alhena.model.linear import column_parallel, dense, einsum, slice_stack, tak
 from alhena.model.quantized.layout import dequantize, is_quantized
 from alhena.model.quantized.rounding import quantize
 from alhena.model.storage.weights import load_model, save_model
-from alhena.tokens.padding import padded_batch
+from alhena.tokens.examples.padding import padded_batch
 from tests.model import cached
 
 PROJECT, LOGITS = "...i,io->...o", "...i,oi->...o"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from alhena.model import model
-from alhena.tokens.padding import padded_batch
+from alhena.tokens.examples.padding import padded_batch
 from tests.model import cached
 
 forward = jax.jit(model.forward, static_argnums=1)

@@ -13,7 +13,7 @@ import pytest
 from alhena.model.storage.folders import load_model
 from alhena.pipeline import make_extended
 from alhena.recipe import Extension
-from alhena.tokens.padding import BatchShape
+from alhena.tokens.examples.padding import BatchShape
 from alhena.train.mixture import Phase
 from recipes import long_context, starter
 

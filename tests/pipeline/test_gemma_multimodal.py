@@ -27,9 +27,9 @@ from alhena.serve.engine import Engine
 from alhena.tokens import extension
 from alhena.tokens.encode import Encoder
 from alhena.tokens.encoders import encoder_files, load_encoder
+from alhena.tokens.examples.padding import BatchShape
+from alhena.tokens.examples.store import write_examples
 from alhena.tokens.gemma_encoder import GemmaEncoder
-from alhena.tokens.padding import BatchShape
-from alhena.tokens.store import write_examples
 from alhena.tokens.vocabulary import Vocabulary
 from alhena.train.loss import LossOptions, weighted_loss
 from alhena.train.mixture import Phase

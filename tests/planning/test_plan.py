@@ -17,7 +17,7 @@ from alhena.planning import plan
 from alhena.planning.cost_model import estimate, model_flops
 from alhena.planning.hardware import GIB, parse_machine
 from alhena.recipe import Recipe
-from alhena.tokens.padding import BatchShape
+from alhena.tokens.examples.padding import BatchShape
 from alhena.tokens.vocabulary import Vocabulary
 
 PARAMETERS = {"nano_1": 1.8e9, "nano_2": 3.25e9, "pro": None, "ultra": None}

@@ -17,7 +17,7 @@ from alhena.model.families import open_weights
 from alhena.model.families.gguf import reader
 from alhena.model.families.gguf.file import open_gguf
 from alhena.model.families.gguf.tokenizer import tokenizer_json
-from alhena.tokens.hf_tokenizer import HfTokenizer
+from alhena.tokens.text.hf_tokenizer import HfTokenizer
 from tests.model.cached import decode, prefill
 from tests.model.test_gemma import text_batch
 

@@ -10,9 +10,9 @@ import pytest
 from alhena.content import Tool
 from alhena.model.families.gguf.file import open_gguf
 from alhena.model.families.gguf.tokenizer import tokenizer_json
+from alhena.tokens.formats.prompts import PromptSettings
 from alhena.tokens.gemma_encoder import GemmaEncoder
-from alhena.tokens.hf_tokenizer import HfTokenizer
-from alhena.tokens.prompts import PromptSettings
+from alhena.tokens.text.hf_tokenizer import HfTokenizer
 from tests.tokens.golden.control_ids import renamed
 from tests.tokens.test_prompts import CASES, VARIANTS, contents_of, format_of
 

@@ -18,7 +18,7 @@ from alhena.model.sharding import Mesh, surviving_mesh
 from alhena.model.storage.weights import load_model
 from alhena.recovery.memory_checkpoint import memory_folder
 from alhena.recovery.supervisor import initialize_distributed
-from alhena.tokens.padding import BatchShape
+from alhena.tokens.examples.padding import BatchShape
 from alhena.train.mixture import Phase, Training
 from alhena.train.optimizer import Optimizer
 from alhena.train.trainer import Folders, Hooks, train

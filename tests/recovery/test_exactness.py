@@ -23,7 +23,7 @@ from alhena.recovery.fingerprints import read_fingerprints
 from alhena.recovery.goodput import goodput
 from alhena.train import step, trainer
 from alhena.train.mixture import Mixture, open_examples
-from alhena.train.replay import replay
+from alhena.train.monitoring.replay import replay
 from alhena.train.trainer import Folders, Hooks, train
 from tests.train.test_training import TRAINING, copy, equal
 

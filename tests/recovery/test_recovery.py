@@ -19,11 +19,12 @@ from alhena.model.sharding import Mesh
 from alhena.recovery.fingerprints import read_fingerprints
 from alhena.recovery.goodput import goodput
 from alhena.recovery.memory_checkpoint import MemoryCheckpoints, memory_folder
-from alhena.tokens.store import Examples
-from alhena.train import compare, trainer
-from alhena.train import image_tokenizer as image_training
-from alhena.train.best_rq import AudioChunks
-from alhena.train.metrics import read_metrics
+from alhena.tokens.examples.store import Examples
+from alhena.train import trainer
+from alhena.train.components import image_tokenizer as image_training
+from alhena.train.components.best_rq import AudioChunks
+from alhena.train.monitoring import compare
+from alhena.train.monitoring.metrics import read_metrics
 from alhena.train.trainer import Folders, Hooks, fingerprint_of, train
 from tests.train.test_training import TRAINING, copy, equal
 

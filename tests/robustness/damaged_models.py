@@ -34,8 +34,8 @@ from alhena.model.families.open_weights import open_folder as open_weights
 from alhena.model.storage.tensor_writer import write_arrays
 from alhena.model.storage.weights import save_model
 from alhena.serve.engine import Engine
-from alhena.tokens import tokenizer
 from alhena.tokens.encode import Encoder
+from alhena.tokens.text import tokenizer
 from alhena.tokens.vocabulary import Vocabulary
 
 MEMORY = 4 * 2**30  # bytes of address space

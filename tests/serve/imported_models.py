@@ -15,9 +15,9 @@ from alhena.content import Part
 from alhena.files import read_json, write_json
 from alhena.serve.decoding.sampler import Sampling
 from alhena.serve.engine import Engine
-from alhena.tokens.answers import AnswerParser
-from alhena.tokens.import_prompts import prompt_format
-from alhena.tokens.prompts import CONTROLS
+from alhena.tokens.formats.answers import AnswerParser
+from alhena.tokens.formats.import_prompts import prompt_format
+from alhena.tokens.formats.prompts import CONTROLS
 from tests.tokens.small_gemma import tokenizer_of
 
 GOLDEN = Path(__file__).parents[1] / "model" / "golden" / "open"

@@ -14,9 +14,9 @@ from alhena.media import encode_png
 from alhena.serve.decoding.detokenize import Detokenizer
 from alhena.serve.decoding.sampler import OutputFormat
 from alhena.serve.structured.matcher import Compiler
-from alhena.tokens.answers import AnswerParser
+from alhena.tokens.formats.answers import AnswerParser
 from alhena.tokens.gemma_encoder import GemmaEncoder
-from alhena.tokens.text_stream import join
+from alhena.tokens.text.text_stream import join
 from tests.conftest import make_encoder
 from tests.tokens.small_gemma import settings_of, tokenizer_of
 

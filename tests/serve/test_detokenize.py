@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from alhena.content import Image, Part, Text, ToolCall
 from alhena.serve.decoding.detokenize import Detokenizer
-from alhena.tokens.own_tools import call_of, encoded
-from alhena.tokens.text_stream import join
-from alhena.tokens.tool_format import write_call
+from alhena.tokens.formats.own_tools import call_of, encoded
+from alhena.tokens.formats.tool_format import write_call
+from alhena.tokens.text.text_stream import join
 
 
 def decode_codes(codes: np.ndarray) -> Image:

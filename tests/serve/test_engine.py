@@ -20,7 +20,7 @@ from alhena.serve.decoding.pages import PagePlan, Pages
 from alhena.serve.decoding.sampler import OutputFormat, Sampling
 from alhena.serve.engine import Engine, Prompt, _LocalJob
 from alhena.serve.scheduler import Scheduler
-from alhena.tokens.padding import padded_batch
+from alhena.tokens.examples.padding import padded_batch
 from tests.compiled import fully_optimized
 from tests.conftest import random_audio, random_image
 from tests.serve.imported_models import write_imported

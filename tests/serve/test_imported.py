@@ -21,7 +21,7 @@ from alhena.media import encode_png, encode_video
 from alhena.serve.chat import Chat
 from alhena.serve.decoding.sampler import Sampling
 from alhena.serve.engine import Engine, Prompt
-from alhena.tokens.tool_format import write_call
+from alhena.tokens.formats.tool_format import write_call
 from tests.conftest import random_audio
 from tests.serve.conftest import running
 from tests.serve.imported_models import Scripted, write_imported

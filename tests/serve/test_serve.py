@@ -21,7 +21,7 @@ from alhena.serve.decoding import image_grammar
 from alhena.serve.decoding.sampler import Sampling, sample, stack
 from alhena.serve.engine import Answer, Engine
 from alhena.serve.gemini.app import example_request
-from alhena.tokens.padding import padded_batch
+from alhena.tokens.examples.padding import padded_batch
 from alhena.tokens.vocabulary import Vocabulary
 from tests.conftest import random_audio, random_image
 

@@ -19,7 +19,7 @@ from alhena.serve.decoding.slots import read_chunks, run_steps
 from alhena.serve.decoding.speculative.draft import Draft, DraftSource, text_only
 from alhena.serve.decoding.speculative.rounds import run_rounds
 from alhena.serve.engine import Engine
-from alhena.tokens import tokenizer
+from alhena.tokens.text import tokenizer
 from tests.serve.conftest import running, write_tiny
 from tests.serve.test_engine import LONG, SCHEMA, fresh, job_of, requests, run, user
 

@@ -15,8 +15,8 @@ from alhena.serve.decoding.sampler import OutputFormat, Sampling
 from alhena.serve.engine import Engine, Prompt
 from alhena.serve.structured.json_schema import json_schema
 from alhena.serve.structured.matcher import Compiler
-from alhena.tokens.answers import AnswerParser
-from alhena.tokens.text_stream import join
+from alhena.tokens.formats.answers import AnswerParser
+from alhena.tokens.text.text_stream import join
 from tests.serve.imported_models import write_imported
 from tests.serve.structured_samples import (
     CALLING,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from alhena.tokens.hf_tokenizer import HfTokenizer
-from alhena.tokens.prompts import CONTROLS, PromptSettings, Variants
+from alhena.tokens.formats.prompts import CONTROLS, PromptSettings, Variants
+from alhena.tokens.text.hf_tokenizer import HfTokenizer
 from tests.tokens.small_hf_tokenizer import CONTROLS as BASE
 from tests.tokens.small_hf_tokenizer import small_tokenizer
 

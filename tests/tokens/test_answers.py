@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alhena.content import Content, Text, Thought, ToolCall
-from alhena.tokens.answers import AnswerParser, begins_in_thought
-from alhena.tokens.conversation import Item, render
-from alhena.tokens.text_stream import join
+from alhena.tokens.formats.answers import AnswerParser, begins_in_thought
+from alhena.tokens.formats.conversation import Item, render
+from alhena.tokens.text.text_stream import join
 from tests.tokens.small_gemma import settings_of, tokenizer_of
 
 SETTINGS, TOKENIZER = settings_of("gemma4"), tokenizer_of("gemma4")

@@ -13,12 +13,12 @@ from alhena.batch import Modality
 from alhena.content import Audio, Content, Document, Image, Text, Thought, Tool, ToolCall, ToolResult, Video
 from alhena.media import encode_audio, encode_png, encode_video
 from alhena.model import config
-from alhena.tokens.conversation import Item
 from alhena.tokens.encoders import load_encoder
 from alhena.tokens.example_builder import ExampleBuilder
+from alhena.tokens.formats.conversation import Item
+from alhena.tokens.formats.prompts import CONTROLS, PromptSettings, Variants, read_facts, read_template
 from alhena.tokens.gemma_encoder import TEXT_WEIGHT, GemmaEncoder
-from alhena.tokens.hf_tokenizer import HfTokenizer
-from alhena.tokens.prompts import CONTROLS, PromptSettings, Variants, read_facts, read_template
+from alhena.tokens.text.hf_tokenizer import HfTokenizer
 from tests.tokens.small_gemma import settings_of, tokenizer_of
 from tests.tokens.small_hf_tokenizer import CONTROLS as BASE
 from tests.tokens.small_hf_tokenizer import small_tokenizer

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from alhena.model.families.gguf.file import GgufFile
 from alhena.model.families.gguf.tokenizer import tokenizer_json
-from alhena.tokens.hf_tokenizer import HfTokenizer
+from alhena.tokens.text.hf_tokenizer import HfTokenizer
 from tests.tokens.small_hf_tokenizer import CONTROLS, small_tokenizer
 
 SENTENCES = [

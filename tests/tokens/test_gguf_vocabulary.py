@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from alhena.model.families.gguf.file import GgufFile
 from alhena.model.families.gguf.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, tokenizer_json
-from alhena.tokens.gguf_vocabulary import imported_metadata, own_metadata
-from alhena.tokens.hf_tokenizer import HfTokenizer
-from alhena.tokens.text_file import OWN_TOKENIZER
-from alhena.tokens.tokenizer import TextTokenizer
+from alhena.tokens.text.gguf_vocabulary import imported_metadata, own_metadata
+from alhena.tokens.text.hf_tokenizer import HfTokenizer
+from alhena.tokens.text.text_file import OWN_TOKENIZER
+from alhena.tokens.text.tokenizer import TextTokenizer
 from alhena.tokens.vocabulary import CONTROLS, Vocabulary
 from tests.tokens.small_hf_tokenizer import CONTROLS as GEMMA_CONTROLS
 from tests.tokens.small_hf_tokenizer import small_tokenizer

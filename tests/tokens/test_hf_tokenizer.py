@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from alhena.tokens.hf_tokenizer import HfTokenizer
-from alhena.tokens.text_stream import TextRun
+from alhena.tokens.text.hf_tokenizer import HfTokenizer
+from alhena.tokens.text.text_stream import TextRun
 from tests.tokens.small_hf_tokenizer import CONTROLS, small_tokenizer
 
 TOKENIZER = HfTokenizer.from_bytes(small_tokenizer(), controls=range(4, 14))

@@ -9,9 +9,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from alhena.content import Audio, Content, Image, Text, Thought, Tool, ToolCall, ToolResult, Video
-from alhena.tokens.conversation import render
+from alhena.tokens.formats.conversation import render
+from alhena.tokens.formats.prompts import CONTROLS, Variants
 from alhena.tokens.gemma_encoder import GemmaEncoder
-from alhena.tokens.prompts import CONTROLS, Variants
 from tests.tokens.small_gemma import settings_of, tokenizer_of
 
 CASES = json.loads((Path(__file__).parent / "golden" / "prompts.json").read_text())

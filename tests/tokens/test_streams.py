@@ -16,10 +16,10 @@ from alhena.content import Content, Document, Image, Text
 from alhena.documents import write_documents
 from alhena.media import encode_png
 from alhena.model import config, image_tokenizer
-from alhena.tokens import tokenize
-from alhena.tokens.loader import batches_in_order
-from alhena.tokens.padding import BatchShape
-from alhena.tokens.store import Examples, ExampleWriter, write_examples
+from alhena.tokens.examples import tokenize
+from alhena.tokens.examples.loader import batches_in_order
+from alhena.tokens.examples.padding import BatchShape
+from alhena.tokens.examples.store import Examples, ExampleWriter, write_examples
 
 INNER = {"patches": (192,), "frames": (128, 128)}
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from alhena.content import Content, Document, Image, Text
 from alhena.model import config
 from alhena.tokens.audio_features import HOP, chunk, log_mel
+from alhena.tokens.examples.loader import Batches, batches_in_order
+from alhena.tokens.examples.padding import BatchShape, padded_batch
+from alhena.tokens.examples.store import Examples, write_examples
 from alhena.tokens.images import fit_grid, patchify
-from alhena.tokens.loader import Batches, batches_in_order
-from alhena.tokens.padding import BatchShape, padded_batch
-from alhena.tokens.store import Examples, write_examples
 
 VISION, AUDIO = config.Vision(16, 1, 2, 16), config.Conformer(16, 1, 2, 16)
 

@@ -13,8 +13,8 @@ import pytest
 from alhena.batch import Example
 from alhena.model import config
 from alhena.model.encoders import conformer, usm
-from alhena.tokens.store import Examples, write_examples
-from alhena.train.best_rq import BestRq, BestRqParams, loss, masked_spans, pretrain_audio_encoder, targets
+from alhena.tokens.examples.store import Examples, write_examples
+from alhena.train.components.best_rq import BestRq, BestRqParams, loss, masked_spans, pretrain_audio_encoder, targets
 from alhena.train.optimizer import Optimizer
 
 C = config.Conformer(width=32, layers=1, heads=2, hidden=64, mels=16, chunk=64)

@@ -12,11 +12,11 @@ from rich.console import Console
 from alhena.batch import Modality
 from alhena.files import add_line, read_lines
 from alhena.model import model
-from alhena.tokens.padding import padded_batch
-from alhena.train import compare
-from alhena.train.divergence import WINDOW, growing_norms, newly_growing_norms
+from alhena.tokens.examples.padding import padded_batch
 from alhena.train.loss import batch_loss
-from alhena.train.metrics import Metrics, by_modality
+from alhena.train.monitoring import compare
+from alhena.train.monitoring.divergence import WINDOW, growing_norms, newly_growing_norms
+from alhena.train.monitoring.metrics import Metrics, by_modality
 from alhena.train.trainer import Folders, Hooks, train
 from tests.train.test_training import TRAINING, copy
 

@@ -17,7 +17,7 @@ import pytest
 
 from alhena.files import read_json
 from alhena.model import config, model
-from alhena.tokens.padding import BatchShape, padded_batch
+from alhena.tokens.examples.padding import BatchShape, padded_batch
 from alhena.train.loss import Z_LOSS, LossOptions, batch_loss, weighted_loss
 from alhena.train.mixture import Phase, Training
 from alhena.train.optimizer import Optimizer, optimizer

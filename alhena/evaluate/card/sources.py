@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from alhena.evaluate.benchmarks.protocols import Protocol
 from alhena.evaluate.card.examples import Example, read_examples
 from alhena.evaluate.card.heat_map import HeatMap
 from alhena.evaluate.measure import Scored
 from alhena.evaluate.models.facts import ModelFacts
-from alhena.evaluate.protocols import Protocol
 from alhena.evaluate.results import ReportRow
 from alhena.evaluate.tasks.items import Reported
 from alhena.files import read_json, read_lines

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from alhena.evaluate.sandbox import run_program
+from alhena.evaluate.benchmarks.sandbox import run_program
 from alhena.evaluate.tasks.extraction import code_block
 from alhena.evaluate.tasks.items import Form, Item, Metric, Reported, Split, Task
 from alhena.evaluate.tasks.sources import Record, all_records, find

@@ -17,7 +17,7 @@ from alhena.evaluate.models.interface import Prompt
 from alhena.evaluate.tasks.media_files import Medium, load
 
 Split = Literal["test", "validation", "shots"]
-# Protocols (alhena/evaluate/protocols.py), and what a log-likelihood of a choice is divided by.
+# Protocols (alhena/evaluate/benchmarks/protocols.py), and what a log-likelihood of a choice is divided by.
 Kind = Literal["choices", "greedy", "cot", "majority", "routed"]
 Normalization = Literal["none", "tokens", "bytes"]
 # Stands in a question where a medium of the item belongs.

@@ -35,7 +35,7 @@ from alhena.serve.decoding.run_inputs import Rows, make_inputs, make_options
 from alhena.serve.decoding.sampler import Sampling, sequences_per_answer
 from alhena.serve.decoding.sequence import Media, PromptPlan, Sequence, max_chunk
 from alhena.serve.decoding.slots import Emitted, Inputs, Options
-from alhena.tokens.answers import AnswerParser
+from alhena.tokens.formats.answers import AnswerParser
 
 # Tokens of prompts that are read between two tokens of running answers.
 READ_TOKENS = PAGE

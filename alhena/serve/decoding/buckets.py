@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from alhena.batch import Batch, Example
 from alhena.model import config
-from alhena.tokens.padding import padded_batch
+from alhena.tokens.examples.padding import padded_batch
 
 TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131_072, 262_144)
 PATCHES = (0, 64, 128, 256, 512, 1024, 2048, 2560, 4096, 5120, 8192, 16384, 32768)

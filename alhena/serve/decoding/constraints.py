@@ -18,7 +18,7 @@ from alhena.serve.decoding import image_grammar
 from alhena.shapes import Array, Bool, Int, UInt32
 from alhena.tokens.encode import Encoder
 from alhena.tokens.encoders import AnyEncoder
-from alhena.tokens.hf_tokenizer import HfTokenizer
+from alhena.tokens.text.hf_tokenizer import HfTokenizer
 from alhena.tokens.vocabulary import Vocabulary
 
 

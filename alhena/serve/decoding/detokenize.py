@@ -6,7 +6,7 @@
 
 Held back are bytes that may begin a UTF-8 character, and text that may begin a stop sequence. The parts, joined, do not depend
 on how the tokens arrive. The cost of a token does not grow with the length of the answer. A call that is not exactly of the
-notation (alhena/tokens/own_tools.py) is a text: nothing is guessed.
+notation (alhena/tokens/formats/own_tools.py) is a text: nothing is guessed.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy as np
 
 from alhena.content import Image, Part, Text, ToolCall
 from alhena.shapes import Int
-from alhena.tokens.own_tools import call_of
-from alhena.tokens.text_stream import StopSequences, TextRun
-from alhena.tokens.tokenizer import Tokenizer
+from alhena.tokens.formats.own_tools import call_of
+from alhena.tokens.text.text_stream import StopSequences, TextRun
+from alhena.tokens.text.tokenizer import Tokenizer
 from alhena.tokens.vocabulary import Vocabulary
 
 # The image decoder: a grid of codes to an image.

@@ -18,8 +18,8 @@ from alhena.serve.decoding.sampler import Sampling
 from alhena.serve.decoding.sequence import Sequence
 from alhena.serve.decoding.slots import MAX_STEPS, Emitted
 from alhena.shapes import UInt32
-from alhena.tokens.answers import AnswerParser
-from alhena.tokens.text_stream import join
+from alhena.tokens.formats.answers import AnswerParser
+from alhena.tokens.text.text_stream import join
 
 
 @runtime_checkable

@@ -6,7 +6,7 @@ import base64
 from typing import Any
 
 from alhena.serve.gemini.wire.fields import WireError, parse_json, read_list, read_object, read_string
-from alhena.tokens.tokenizer import Tokenizer
+from alhena.tokens.text.tokenizer import Tokenizer
 
 MAX_TEXT = 1 << 20
 MAX_CONTENTS = 512

@@ -2,7 +2,7 @@
 
     {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}  ─►  <call> call:weather{city:"Bern"} <call_end>
 
-Gemma 4's format and our own share the notation (alhena/tokens/tool_format.py): keys are sorted, and the quotation marks of strings
+Gemma 4's format and our own share the notation (alhena/tokens/formats/tool_format.py): keys are sorted, and the quotation marks of strings
 are a control token. In our own format each run of text between control tokens begins with the space that SentencePiece adds.
 What the notation or a regular expression cannot carry is refused by its name and place.
 """
@@ -21,7 +21,7 @@ from alhena.content import Tool
 from alhena.schema import shown
 from alhena.serve.structured.formats import PATTERNS
 from alhena.serve.structured.json_schema import MAX_NUMBER, TYPES, json_schema
-from alhena.tokens.tool_format import named, write_value
+from alhena.tokens.formats.tool_format import named, write_value
 
 # Levels of a value that no schema describes.
 FREE_DEPTH = 6

@@ -22,10 +22,10 @@ from alhena.serve.decoding.sampler import OutputFormat
 from alhena.serve.structured.call_grammar import CallMarks, call_rules, literal
 from alhena.serve.structured.json_schema import json_schema
 from alhena.shapes import UInt32
-from alhena.tokens.answers import begins_in_thought
 from alhena.tokens.encode import Encoder
 from alhena.tokens.encoders import AnyEncoder
-from alhena.tokens.hf_tokenizer import HfTokenizer
+from alhena.tokens.formats.answers import begins_in_thought
+from alhena.tokens.text.hf_tokenizer import HfTokenizer
 from alhena.tokens.vocabulary import MAX_GRID, Vocabulary
 
 # Between two symbols of JSON: nothing, a space, or a line end and an indentation. A model cannot pad without end.

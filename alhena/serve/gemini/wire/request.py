@@ -30,7 +30,7 @@ from alhena.serve.gemini.wire.safety_settings import Ratings, Thresholds, rate_p
 from alhena.serve.gemini.wire.thinking import Thinking, read_thinking
 from alhena.serve.gemini.wire.tools import read_tools
 from alhena.serve.safety import Classify
-from alhena.tokens.text_stream import join
+from alhena.tokens.text.text_stream import join
 
 MAX_CONTENTS, MAX_PARTS, MAX_MEDIA = 512, 256, 256
 REQUEST = (

@@ -7,9 +7,9 @@ from pathlib import Path
 from alhena.model import config
 from alhena.model.families.gguf.file import open_gguf
 from alhena.model.families.gguf.tokenizer import has_tokenizer, tokenizer_json
+from alhena.tokens.formats.prompts import Facts, PromptSettings
 from alhena.tokens.gemma_encoder import GemmaEncoder
-from alhena.tokens.hf_tokenizer import HfTokenizer
-from alhena.tokens.prompts import Facts, PromptSettings
+from alhena.tokens.text.hf_tokenizer import HfTokenizer
 
 
 def prompt_format(model_type: str) -> str:

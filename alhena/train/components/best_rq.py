@@ -28,9 +28,9 @@ from alhena.model.linear import einsum
 from alhena.model.spec import matrix, normal
 from alhena.recovery.identity import data_fingerprint, training_fingerprint
 from alhena.shapes import Array, Bool, Float, Int, pytree
-from alhena.tokens.store import Examples
+from alhena.tokens.examples.store import Examples
+from alhena.train.components.step_loop import StepLoop, run_steps
 from alhena.train.optimizer import Optimizer, optimizer
-from alhena.train.step_loop import StepLoop, run_steps
 
 Frames = Float[Array, "X T M"]
 Lengths = Int[Array, " X"]

@@ -28,7 +28,7 @@ from typing import Any
 
 from alhena.content import Document, Tool, ToolCall
 from alhena.schema import parsed, shown
-from alhena.tokens.tool_format import MAX_DEPTH, named, read_call
+from alhena.tokens.formats.tool_format import MAX_DEPTH, named, read_call
 
 
 def declared_tools(document: Document) -> list[Tool]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from alhena.content import Part, Text, Thought
-from alhena.tokens.tokenizer import Tokenizer
+from alhena.tokens.text.tokenizer import Tokenizer
 
 
 class StopSequences:

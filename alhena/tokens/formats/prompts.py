@@ -3,7 +3,7 @@
     a Hugging Face folder, or the metadata of a GGUF file ──► PromptSettings ──► prompt.json
 
 Three formats are known, each with its control tokens (``CONTROLS``): Gemma 3, Gemma 3n, Gemma 4. Chat templates are programs, and
-nothing here runs one: the format is implemented in ``alhena/tokens/conversation.py``, and of a template only those strings are looked
+nothing here runs one: the format is implemented in ``alhena/tokens/formats/conversation.py``, and of a template only those strings are looked
 for in which the templates of Gemma 4 differ.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from alhena.model.storage.tensors import read_settings, regular
 from alhena.schema import bounded, shown
-from alhena.tokens.hf_tokenizer import HfTokenizer
+from alhena.tokens.text.hf_tokenizer import HfTokenizer
 
 _SEQUENCE = {"pad": "<pad>", "eos": "<eos>", "bos": "<bos>"}
 _GEMMA3 = _SEQUENCE | {"turn": "<start_of_turn>", "turn_end": "<end_of_turn>"}

@@ -8,11 +8,11 @@ from itertools import islice
 import numpy as np
 
 from alhena.model import config, model
-from alhena.tokens.loader import batches_in_order
-from alhena.tokens.padding import BatchShape
-from alhena.tokens.store import Examples
+from alhena.tokens.examples.loader import batches_in_order
+from alhena.tokens.examples.padding import BatchShape
+from alhena.tokens.examples.store import Examples
 from alhena.train.loss import LossSums
-from alhena.train.metrics import by_modality
+from alhena.train.monitoring.metrics import by_modality
 from alhena.train.step import eval_step
 
 

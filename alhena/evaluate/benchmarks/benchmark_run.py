@@ -20,17 +20,17 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from alhena.evaluate.benchmarks.contamination import Contamination, contamination
+from alhena.evaluate.benchmarks.protocols import Asked, Outcome, Protocol, Result, outcome_of, run
+from alhena.evaluate.benchmarks.routing_figure import plot_routing
 from alhena.evaluate.card.examples import MAX_ANSWER, Example, ShownAnswer, chosen, image_url, lines, pieces_of, short
 from alhena.evaluate.card.history import add_to_history
 from alhena.evaluate.card.sources import origin_of, read_source
 from alhena.evaluate.card.write import write_card
-from alhena.evaluate.contamination import Contamination, contamination
 from alhena.evaluate.measure import Measure, Scored, interval_of, score_of
 from alhena.evaluate.models.facts import ModelFacts
 from alhena.evaluate.models.interface import LanguageModel
-from alhena.evaluate.protocols import Asked, Outcome, Protocol, Result, outcome_of, run
 from alhena.evaluate.results import row_key
-from alhena.evaluate.routing_figure import plot_routing
 from alhena.evaluate.tasks.items import Item, Kind, Metric, Split, Task, loaded
 from alhena.files import content_fingerprint, fingerprint, read_json, write_atomically, write_json
 from alhena.progress import progress_bar

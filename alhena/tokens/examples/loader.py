@@ -18,8 +18,8 @@ import numpy as np
 
 from alhena.batch import Batch
 from alhena.shapes import Int
-from alhena.tokens.padding import CHUNK_FIELDS, PATCH_FIELDS, TOKEN_FIELDS, BatchShape, packed_batch
-from alhena.tokens.store import Examples
+from alhena.tokens.examples.padding import CHUNK_FIELDS, PATCH_FIELDS, TOKEN_FIELDS, BatchShape, packed_batch
+from alhena.tokens.examples.store import Examples
 
 # Datasets are read in the thread that asks for the next batch: its state is exact.
 _IN_CALLER = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)

@@ -25,7 +25,7 @@ MAX_SENTENCE_BYTES = 4000
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What every tokenizer of text does: this one, and that of imported models (alhena/tokens/hf_tokenizer.py)."""
+    """What every tokenizer of text does: this one, and that of imported models (alhena/tokens/text/hf_tokenizer.py)."""
 
     @property
     def size(self) -> int: ...

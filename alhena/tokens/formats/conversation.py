@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from alhena.content import Audio, Content, Image, Media, Part, Text, Thought, Tool, ToolCall, ToolResult, Video, kind_of
-from alhena.tokens.prompts import PromptSettings
-from alhena.tokens.text_stream import join
-from alhena.tokens.tool_format import write_call, write_declaration, write_result
+from alhena.tokens.formats.prompts import PromptSettings
+from alhena.tokens.formats.tool_format import write_call, write_declaration, write_result
+from alhena.tokens.text.text_stream import join
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from alhena.batch import Batch, Example
 from alhena.shapes import Int
 
 if TYPE_CHECKING:
-    from alhena.tokens.store import Examples
+    from alhena.tokens.examples.store import Examples
 
 TOKEN_FIELDS = ("tokens", "targets", "weights", "modality")
 PATCH_FIELDS = ("patches", "patch_positions", "patch_images")

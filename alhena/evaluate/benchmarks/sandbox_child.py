@@ -1,4 +1,4 @@
-"""The process of :mod:`alhena.evaluate.sandbox`, a program of its own: limits itself, then runs the program from its standard input."""
+"""The process of :mod:`alhena.evaluate.benchmarks.sandbox`, a program of its own: limits itself, then runs the program from its standard input."""
 
 import ctypes
 import os

@@ -23,7 +23,7 @@ from alhena.model import config
 from alhena.model import image_tokenizer as tokenizer
 from alhena.recovery.identity import training_fingerprint
 from alhena.shapes import Array, Float, UInt8, pytree
-from alhena.train.step_loop import StepLoop, run_steps
+from alhena.train.components.step_loop import StepLoop, run_steps
 
 Image = UInt8[np.ndarray, "_ _ 3"]
 Images = UInt8[Array, "B H W 3"]

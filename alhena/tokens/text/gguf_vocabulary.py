@@ -27,8 +27,8 @@ from alhena.model.families.gguf.tokenizer import (
     Merge,
     merges_by_score,
 )
-from alhena.tokens.hf_tokenizer import HfTokenizer
-from alhena.tokens.tokenizer import LINE_END, TextTokenizer, Tokenizer
+from alhena.tokens.text.hf_tokenizer import HfTokenizer
+from alhena.tokens.text.tokenizer import LINE_END, TextTokenizer, Tokenizer
 from alhena.tokens.vocabulary import CONTROLS, MAX_GRID, NUM_TIMES, Vocabulary
 
 # The score of tokens that no merge makes.

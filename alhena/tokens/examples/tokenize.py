@@ -29,12 +29,12 @@ from alhena.documents import read_documents
 from alhena.media import decode_image, limit_memory
 from alhena.pools import map_bounded
 from alhena.processes import end_with_parent
-from alhena.tokens import tokenizer
 from alhena.tokens.encode import Codes, Encoder, ImageCodeEncoder
 from alhena.tokens.encoders import load_encoder
+from alhena.tokens.examples.store import ExampleWriter
 from alhena.tokens.gemma_encoder import GemmaEncoder
 from alhena.tokens.images import Pixels, resize
-from alhena.tokens.store import ExampleWriter
+from alhena.tokens.text import tokenizer
 
 T = TypeVar("T")
 # Documents and bytes of one job of a worker, at most.

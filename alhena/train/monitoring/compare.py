@@ -17,8 +17,8 @@ from rich.table import Table
 from alhena import plots
 from alhena.batch import Modality
 from alhena.recovery.goodput import goodput
-from alhena.train.divergence import growing_norms
-from alhena.train.metrics import FACTS, FILE, read_facts, read_metrics
+from alhena.train.monitoring.divergence import growing_norms
+from alhena.train.monitoring.metrics import FACTS, FILE, read_facts, read_metrics
 
 PLOT = "losses.png"  # in the folder of each stage that trains
 

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from enum import Enum
 
 from alhena.content import Part, Text, Thought
-from alhena.tokens.prompts import PromptSettings
-from alhena.tokens.text_stream import StopSequences, TextRun
-from alhena.tokens.tokenizer import Tokenizer
-from alhena.tokens.tool_format import read_call
+from alhena.tokens.formats.prompts import PromptSettings
+from alhena.tokens.formats.tool_format import read_call
+from alhena.tokens.text.text_stream import StopSequences, TextRun
+from alhena.tokens.text.tokenizer import Tokenizer
 
 _HEADER = "thought\n"
 _Mode = Enum("_Mode", ["TEXT", "HEADER", "THOUGHT"])

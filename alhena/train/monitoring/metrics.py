@@ -23,8 +23,8 @@ from tensorboardX import SummaryWriter
 from alhena.batch import Modality
 from alhena.files import add_line, read_json, read_lines, truncate_log
 from alhena.progress import progress_bar
-from alhena.train.divergence import WINDOW
 from alhena.train.loss import LossSums
+from alhena.train.monitoring.divergence import WINDOW
 
 FILE, FACTS = "metrics.jsonl", "training.json"
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from alhena.model.storage.tensors import regular
-from alhena.tokens.hf_tokenizer import TOKENIZER, HfTokenizer
-from alhena.tokens.tokenizer import TextTokenizer, Tokenizer
+from alhena.tokens.text.hf_tokenizer import TOKENIZER, HfTokenizer
+from alhena.tokens.text.tokenizer import TextTokenizer, Tokenizer
 
 OWN_TOKENIZER = "text.model"
 

@@ -1,0 +1,1 @@
+"""Encoded examples: made from documents, stored, packed into batches."""

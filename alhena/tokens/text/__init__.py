@@ -1,0 +1,1 @@
+"""Text tokenizers, and streams of text tokens."""
