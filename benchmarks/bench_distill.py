@@ -40,6 +40,7 @@ class Bench:
     steps: int | None = None  # pre-training steps of a student; the recipe's when left out
     seeds: int = 3
     soft: float = 0.7  # share of the loss on the teacher's distribution
+    temperature: float = 1.0  # of both distributions in that share
     results: Path = Path(__file__).parent / "results"  # folder of the JSON file
     collect_only: bool = False  # only write the results of what has finished
 
@@ -72,7 +73,8 @@ def student(bench: Bench, teacher: Path, seed: int) -> Recipe:
     pretrain = replace(base.pretrain, phases=phases, seed=seed, evaluate_every=steps)
     # Both arms are tuned without a teacher, on batches in the order of their seed.
     tune = replace(base.tune, seed=base.tune.seed + seed)
-    return replace(base, pretrain=pretrain, tune=tune, distill=Distill(teacher, Mix(1 - bench.soft, bench.soft)))
+    mix = Mix(1 - bench.soft, bench.soft, bench.temperature)
+    return replace(base, pretrain=pretrain, tune=tune, distill=Distill(teacher, mix))
 
 
 def arm_folder(bench: Bench, arm: str, seed: int) -> Path:

@@ -82,7 +82,7 @@ class _Row:
 
 
 def _rows(requests: Sequence[Request]) -> list[_Row]:
-    """Sequences of a context and its continuations, those with the same beginning next to each other."""
+    """Sequences of a context and its continuations: those with the same beginning, then those of about a length, beside each other."""
     rows: dict[tuple[int, ...], list[_Row]] = {}
     for number, (context, continuation) in enumerate(requests):
         inputs = tuple(continuation[:-1])
@@ -90,7 +90,7 @@ def _rows(requests: Sequence[Request]) -> list[_Row]:
         if not of_context[-1].has_room(inputs):
             of_context.append(_Row(tuple(context)))
         of_context[-1].continuations.setdefault(inputs, []).append((number, continuation))
-    return [row for context in sorted(rows) for row in rows[context]]
+    return [row for context in sorted(rows) for row in sorted(rows[context], key=lambda row: row.longest)]
 
 
 def _batches(rows: Sequence[_Row], size: int) -> Iterator[tuple[list[_Row], int]]:
