@@ -21,6 +21,8 @@ TRAIN = {
     "retrieval": 20_000, "text": 3000, "code": 3000, "modules": 380, "retrieval_1k": 1500, "retrieval_2k": 2000,
     "retrieval_8k": 800, "retrieval_32k": 200,
 }  # fmt: skip
+# Of the dimensions of a head of the global layers; what is compared by the others does not depend on a distance.
+ROPE_FRACTION = 0.25
 SHORT = {"retrieval": 4.0, "text": 1.0, "code": 1.0}
 
 
@@ -41,21 +43,23 @@ def extension(source: str, batch_size: int, steps: int, rope_base: float) -> Ext
 def run() -> Recipe:
     """2.7 million parameters, with the encoders that texts do not use; every second layer is global, the others have a window of 128 tokens."""
     base = starter.run()
-    pretrain = Training((Phase(800, SHORT),), shape(32, 256), Optimizer(learning_rate=5e-3, decay_fraction=0.3))
+    pretrain = Training((Phase(600, SHORT),), shape(32, 256), Optimizer(learning_rate=5e-3, decay_fraction=0.3))
     return replace(
         base,
         name="long-context",
         corpus=Starter(train=TRAIN),
         text_vocabulary_size=2048,
-        decoder=replace(base.decoder, window=128, global_every=2, local_rope_base=10_000.0),
-        pretrain=replace(pretrain, evaluate_every=400),
+        decoder=replace(
+            base.decoder, window=128, global_every=2, local_rope_base=10_000.0, global_rope_fraction=ROPE_FRACTION
+        ),
+        pretrain=replace(pretrain, evaluate_every=300),
         extensions=(
-            extension("retrieval_2k", 8, 160, 50_000.0),
-            extension("retrieval_8k", 2, 120, 200_000.0),
+            extension("retrieval_2k", 8, 120, 50_000.0),
+            extension("retrieval_8k", 2, 100, 200_000.0),
             extension("retrieval_32k", 1, 48, 1_000_000.0),
         ),
         tune=Tune(
-            10, shape(1, 32768), Optimizer(learning_rate=2e-4, warmup=2, schedule="cosine"), {"retrieval_32k": 1.0}
+            12, shape(1, 32768), Optimizer(learning_rate=2e-4, warmup=2, schedule="cosine"), {"retrieval_32k": 1.0}
         ),
         quantization=Quantization("round"),
     )

@@ -41,14 +41,11 @@ def loss_by_position(
     if not starts:
         raise ValueError(f"no text has {length:,} tokens; give longer ones, or a shorter length")
     chosen = [starts[i] for i in np.linspace(0, len(starts) - 1, min(windows, len(starts))).astype(int)]
-    beginning, spans = model.beginning(), ranges(length)
-    nats = np.zeros((len(chosen), len(spans) + 1))
+    spans, means = ranges(length), np.zeros((len(chosen), len(ranges(length))))
     for n, (ids, start) in enumerate(chosen):
-        window = [*beginning, *ids[start : start + length]]
-        # All continuations end with the window, so it is computed once; differences are the losses of the ranges.
-        scored = model.score([(window[: len(beginning) + a], window[len(beginning) + a :]) for a, _ in spans], advance)
-        nats[n, : len(spans)] = [-likelihood.nats for likelihood in scored]
-    means = (nats[:, :-1] - nats[:, 1:]) / np.array([b - a for a, b in spans])
+        nats = -model.token_nats(ids[start : start + length])
+        means[n] = [nats[a:b].mean() for a, b in spans]
+        advance(1)
     error = means.std(0, ddof=1) / np.sqrt(len(chosen)) if len(chosen) > 1 else np.zeros(len(spans))
     return {
         "model": model.name,

@@ -91,7 +91,7 @@ def _print(found: HeatMap) -> None:
 
 def _measure_loss(m: Measured, books: Sequence[str], length: int, windows: int) -> None:
     with progress_bar() as progress:
-        bar = progress.add_task("ranges of positions", total=None)
+        bar = progress.add_task("parts of the texts", total=windows)
         losses = loss_by_position(m.model, books, length, windows, lambda done: progress.update(bar, advance=done))
     write_json(m.out / "loss.json", losses)
     plot_loss(losses, m.out / "loss.png")

@@ -33,6 +33,7 @@ from alhena.model.attention.paged_cache import PAGE
 from alhena.serve.answer import Answer
 from alhena.serve.decoding.sampler import IMAGE_GUIDANCE, Sampling
 from alhena.serve.engine import Engine, Prefix
+from alhena.shapes import Float
 from alhena.tokens.encode import Encoder
 
 In = TypeVar("In")
@@ -116,6 +117,10 @@ class EngineModel:
     def score(self, requests: Sequence[Request], advance: Advance = no_advance) -> list[Likelihood]:
         """Of token ids after token ids."""
         return self._scorer(requests, advance)
+
+    def token_nats(self, tokens: Sequence[int]) -> Float[np.ndarray, " tokens"]:
+        """The log-probability of each token of running text."""
+        return self._scorer.token_nats((self.beginning(), tokens))
 
     def complete(self, requests: Sequence[Completion], advance: Advance = no_advance) -> list[Completed | str]:
         """Completions of all prompts, in the slots of the engine."""

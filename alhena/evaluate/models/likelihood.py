@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,8 @@ BLOCK, POSITIONS = 32, (32, 128, 512, 2048, 8192)
 MAX_REPEATED = 4 * PAGE
 # Token ids of a context, and of a continuation.
 Request = tuple[Sequence[int], Sequence[int]]
+# Of each token of a continuation: its log-probability, and whether it is the most likely one.
+_Scored = tuple[Float[np.ndarray, " _"], Bool[np.ndarray, " _"]]
 
 
 @partial(jax.jit, static_argnums=1, donate_argnums=2)
@@ -108,16 +111,24 @@ def _batches(rows: Sequence[_Row], size: int) -> Iterator[tuple[list[_Row], int]
         yield batch, shared
 
 
+class _Target(NamedTuple):
+    """A token that is to follow: its request, where it is in the continuation, its id."""
+
+    request: int
+    at: int
+    token: int
+
+
 @dataclass(frozen=True)
 class _Segment:
     """The next tokens of each sequence of a batch, the positions where they start, and the targets after some of them.
 
-    ``targets`` are requests, with the token that is to follow, by sequence and index of the token before it.
+    The targets are listed by sequence and index of the token before them.
     """
 
     tokens: list[tuple[int, ...]]
     starts: list[int]
-    targets: dict[tuple[int, int], list[tuple[int, int]]]
+    targets: dict[tuple[int, int], list[_Target]]
 
     def parts(self, size: int) -> Iterator[_Segment]:
         """Its tokens, ``size`` at a time."""
@@ -131,14 +142,18 @@ class _Segment:
 
 def _segments(batch: Sequence[_Row], shared: int) -> Iterator[_Segment]:
     """The contexts from a position on, then the first continuation of each, the second, …"""
-    after_context = [[(n, tokens[0]) for asked in row.continuations.values() for n, tokens in asked] for row in batch]
-    targets = {(i, len(row.context) - 1 - shared): after_context[i] for i, row in enumerate(batch)}
+    targets = {
+        (i, len(row.context) - 1 - shared): [
+            _Target(n, 0, tokens[0]) for asked in row.continuations.values() for n, tokens in asked
+        ]
+        for i, row in enumerate(batch)
+    }
     yield _Segment([row.context[shared:] for row in batch], [shared] * len(batch), targets)
     continuations = [[inputs for inputs in row.continuations if inputs] for row in batch]
     for number in range(max(map(len, continuations))):
         inputs = [of_row[number] if number < len(of_row) else () for of_row in continuations]
         targets = {
-            (i, at): [(n, tokens[at + 1]) for n, tokens in row.continuations[inputs[i]]]
+            (i, at): [_Target(n, at + 1, tokens[at + 1]) for n, tokens in row.continuations[inputs[i]]]
             for i, row in enumerate(batch)
             for at in range(len(inputs[i]))
         }
@@ -156,25 +171,27 @@ class Scorer:
 
     def __call__(self, requests: Sequence[Request], advance: Advance = no_advance) -> list[Likelihood]:
         """The likelihood of each continuation. Every context and every continuation has at least a token."""
-        nats, greedy = np.zeros(len(requests)), np.ones(len(requests), bool)
+        scored = self._scored(requests, advance)
+        return [Likelihood(float(nats.sum()), len(nats), bool(greedy.all())) for nats, greedy in scored]
+
+    def token_nats(self, request: Request) -> Float[np.ndarray, " tokens"]:
+        """The log-probability of each token of a continuation."""
+        return self._scored([request], no_advance)[0][0]
+
+    def _scored(self, requests: Sequence[Request], advance: Advance) -> list[_Scored]:
+        scored = [(np.zeros(len(continuation)), np.zeros(len(continuation), bool)) for _, continuation in requests]
         rows = _rows(requests)
         if rows:
             self._make_cache(max(row.longest for row in rows))
         for batch, shared in _batches(rows, self._size):
             self._read_beginning(batch[0].context[:shared])
-            if len(batch) == 1 and not shared:
-                # It is read to the pages of a beginning.
-                self._held = ()
             for segment in _segments(batch, shared):
                 for part in segment.parts(PIECES[-1]):
                     hidden = self._step(part.tokens, part.starts, shared)
                     if part.targets:
-                        self._add(hidden, part.targets, nats, greedy)
+                        self._add(hidden, part.targets, scored)
             advance(sum(len(asked) for row in batch for asked in row.continuations.values()))
-        return [
-            Likelihood(float(n), len(continuation), bool(g))
-            for n, g, (_, continuation) in zip(nats, greedy, requests, strict=True)
-        ]
+        return scored
 
     def forget(self) -> None:
         """Reads the next beginning anew."""
@@ -199,7 +216,7 @@ class Scorer:
         start = common_beginning(self._held, tokens) // PAGE * PAGE
         if start < len(tokens):
             for part in _Segment([tokens[start:]], [start], {}).parts(PIECES[-1]):
-                self._step(part.tokens, part.starts, 0)
+                self._step(part.tokens, part.starts, self._width * PAGE)
             self._held = tokens
 
     def _tables(self, rows: int, shared: int) -> Int[np.ndarray, "B T"]:
@@ -210,35 +227,33 @@ class Scorer:
         )
 
     def _step(self, rows: Sequence[tuple[int, ...]], starts: Sequence[int], shared: int) -> Float[Array, "B L D"]:
-        """Hidden states of the next tokens of all sequences; a beginning is one sequence, written to the first pages."""
-        lengths = [len(row) for row in rows]
-        length, size = bucket(PIECES, max(lengths), "tokens"), 1 if len(rows) == 1 and not shared else self._size
+        """Hidden states of the next tokens of all sequences, whose pages for the first ``shared`` tokens are those of the beginning."""
+        length, size = bucket(PIECES, max(map(len, rows)), "tokens"), 1 if len(rows) == 1 else self._size
         tokens, positions = np.zeros((2, size, length), np.int32)
         valid = np.zeros((size, length), bool)
         for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
             tokens[i, : len(row)], valid[i, : len(row)] = row, True
             # Padding has the position of the last token.
             positions[i] = start + np.minimum(np.arange(length), len(row) - 1) if row else 0
-        tables = np.arange(self._width, dtype=np.int32)[None] if size == 1 else self._tables(size, shared)
-        kinds = len(paged_cache.kinds(self._c.decoder))
-        ids, *at = jax.device_put((tokens, (tables,) * kinds, positions, positions, valid))
+        tables = (self._tables(size, shared),) * len(paged_cache.kinds(self._c.decoder))
+        ids, *at = jax.device_put((tokens, tables, positions, positions, valid))
         hidden, self._cache = _extend(self._params, self._c, self._cache, ids, Tokens(*at))
         return hidden
 
     def _add(
         self,
         hidden: Float[Array, "B L D"],
-        asked: Mapping[tuple[int, int], Sequence[tuple[int, int]]],
-        nats: Float[np.ndarray, " R"],
-        greedy: Bool[np.ndarray, " R"],
+        asked: Mapping[tuple[int, int], Sequence[_Target]],
+        scored: Sequence[_Scored],
     ) -> None:
+        """Sets the log-probabilities of the targets after some positions."""
         count, most = bucket(POSITIONS, len(asked), "positions"), max(map(len, asked.values()))
         where, targets = np.zeros((count, 2), np.int32), np.zeros((count, 1 << (most - 1).bit_length()), np.int32)
         where[: len(asked)] = [*asked]
         for n, of_position in enumerate(asked.values()):
-            targets[n, : len(of_position)] = [token for _, token in of_position]
+            targets[n, : len(of_position)] = [target.token for target in of_position]
         scores, best = jax.device_get(_scores(self._params, self._c, hidden, *jax.device_put((where, targets))))
         for n, of_position in enumerate(asked.values()):
-            for k, (number, _) in enumerate(of_position):
-                nats[number] += scores[n, k]
-                greedy[number] &= best[n, k]
+            for k, target in enumerate(of_position):
+                nats, greedy = scored[target.request]
+                nats[target.at], greedy[target.at] = scores[n, k], best[n, k]

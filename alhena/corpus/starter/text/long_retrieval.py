@@ -21,7 +21,7 @@ from alhena.corpus.starter.text.retrieval import draw_pairs
 
 # Tokens that the longest documents of a source may have.
 LENGTHS = {"retrieval_1k": 1024, "retrieval_2k": 2048, "retrieval_8k": 8192, "retrieval_32k": 32768}
-# The shortest are this share of it.
+# Half of the documents are about as long, the others down to this share of it.
 SHORTEST = 0.25
 # Of the filler, with a text tokenizer of 2,048 tokens: somewhat less than its mean, 2.78, so that hardly any document is too long.
 CHARACTERS_PER_TOKEN = 2.65
@@ -83,7 +83,8 @@ def make(spec: ItemSpec) -> Document:
     In training half of the documents begin with the pairs.
     """
     rng, training = spec.rng, spec.split == "train"
-    size = LENGTHS[spec.source] * math.exp(rng.uniform(math.log(SHORTEST), 0)) * CHARACTERS_PER_TOKEN
+    share = 1.0 if rng.random() < 0.5 else math.exp(rng.uniform(math.log(SHORTEST), 0))
+    size = LENGTHS[spec.source] * share * CHARACTERS_PER_TOKEN
     pairs = draw_pairs(rng, int(rng.integers(MIN_PAIRS, MAX_PAIRS + 1)), spec.split)
     depth = 0.0 if training and rng.random() < 0.5 else float(rng.random())
     asked = sample(rng, list(pairs), MAX_QUESTIONS if training else 1)
