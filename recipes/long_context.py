@@ -1,4 +1,4 @@
-"""A text model whose context is extended from 256 to 32,768 tokens in three stages; two idle CPU cores train it in about an hour.
+"""A text model whose context is extended from 256 to 32,768 tokens in three stages; two idle CPU cores train it in about 50 minutes.
 
 `alhena demo runs/long_context --recipe long_context`, then `alhena context runs/long_context` for the heat map of retrieval.
 """
