@@ -52,9 +52,14 @@ def encode(curated: Path, out: Path, how: tokenize.Encoding, title: str) -> dict
     return facts
 
 
+def _mixed(examples: Mapping[str, Examples], t: Training) -> dict[str, Examples]:
+    """The examples that a training reads: those of the sources in its phases."""
+    return {name: examples[name] for name in examples if any(name in phase.weights for phase in t.phases)}
+
+
 def report_left_out(examples: Mapping[str, Examples], t: Training) -> dict[str, dict[str, int]]:
     """Prints and returns how many examples of a training do not fit into one of its sequences, by source and reason."""
-    sources = {name: examples[name] for name in examples if any(name in phase.weights for phase in t.phases)}
+    sources = _mixed(examples, t)
     counts = left_out(sources, t.shape)
     for name, reasons in counts.items():
         for reason, count in reasons.items():
@@ -129,14 +134,13 @@ def tune_on(
     ignored = encoder.budget.question_weight if isinstance(encoder, Encoder) else 0.0
     training = sft.training(t, examples, ignored)
     opened = open_examples(examples)
-    sources = {name: opened[name] for name in opened if name in training.phases[0].weights}
     missing = report_left_out(opened, training)
     trained, c = _tuned(base, training, Folders(examples, work), f"tune {out.name}", t.lora, distill)
     facts = read_config(base)[1] | {"name": out.name, "tuned_steps": t.steps}
     write = write_model_folder if t.lora is None else write_adapter_folder
     write(trained, c, base, out, facts)
     compare.plot_losses(compare.find_runs([work]), work / compare.PLOT)
-    epochs = _count_epochs(sources.values(), training.shape, t.steps)
+    epochs = _count_epochs(_mixed(opened, training).values(), training.shape, t.steps)
     return {"tuned_steps": t.steps, **epochs, "shape": plain(training.shape), "left_out": missing}
 
 

@@ -41,7 +41,8 @@ def loss_by_position(
     if not starts:
         raise ValueError(f"no text has {length:,} tokens; give longer ones, or a shorter length")
     chosen = [starts[i] for i in np.linspace(0, len(starts) - 1, min(windows, len(starts))).astype(int)]
-    spans, means = ranges(length), np.zeros((len(chosen), len(ranges(length))))
+    spans = ranges(length)
+    means = np.zeros((len(chosen), len(spans)))
     for n, (ids, start) in enumerate(chosen):
         nats = -model.token_nats(ids[start : start + length])
         means[n] = [nats[a:b].mean() for a, b in spans]
