@@ -21,13 +21,17 @@ from alhena.evaluate.models.interface import Advance, Completed, Completion, no_
 
 # Keys of a document, all of them asked for.
 PAIRS = 10
+# Of an answer, for which a length has room: a model that is at its limit after the prompt would answer with one token.
 ANSWER_TOKENS = 24
 # Characters of a token, at most: of a text that surely fills a context.
 MAX_CHARACTERS_PER_TOKEN = 8
 
 
 def _fitted(model: EngineModel, pairs: Mapping[str, str], filler: str, depth: float, length: int) -> str:
-    """The document with as much of the filler as its tokens, with a question, allow. Raises ValueError when the filler is too short."""
+    """The document with as much of the filler as leaves room, in so many tokens, for a question and its answer.
+
+    Raises ValueError when the filler is too short.
+    """
     encoder = model.engine.encoder
     longest = max(map(question, pairs), key=lambda asked: len(encoder.tokenizer.encode(asked)))
 
@@ -35,7 +39,7 @@ def _fitted(model: EngineModel, pairs: Mapping[str, str], filler: str, depth: fl
         text = haystack(pairs, filler[:characters], depth)
         return len(encoder.prompt([Content("user", (Text(f"{text}\n{longest}"),))]).tokens)
 
-    fitting = bisect_right(range(len(filler) + 1), length, key=tokens) - 1
+    fitting = bisect_right(range(len(filler) + 1), length - ANSWER_TOKENS, key=tokens) - 1
     if fitting == len(filler):
         raise ValueError(
             f"the filler has {len(filler):,} characters, fewer than {length:,} tokens need: give a longer one"

@@ -1,4 +1,4 @@
-"""The compiled kernels of decoding, XLA custom calls on the CPU (csrc/): attention of one token, matmuls and norms of a few rows.
+"""The compiled kernels of decoding, XLA custom calls on the CPU (csrc/): attention of the next tokens, matmuls and norms of a few rows.
 
     python setup.py build_ext --inplace        builds them in a checkout
 
@@ -21,6 +21,7 @@ from alhena.shapes import Array, Bool, Float, Int
 
 TARGETS = {
     "alhena_attend_token": "AlhenaAttendToken",
+    "alhena_attend_chunk": "AlhenaAttendChunk",
     "alhena_multiply": "AlhenaMultiply",
     "alhena_normalize": "AlhenaNormalize",
     "alhena_take_rows": "AlhenaTakeRows",
@@ -112,3 +113,20 @@ def attend_token(
         return out, [tuple(arrays) for arrays in cache]
     written, parts = iter(rest), [len(arrays) for arrays in cache]
     return out, [tuple(next(written) for _ in range(n)) for n in parts]
+
+
+def attend_chunk(
+    q: Float[Array, "B L N H"],
+    ranges: tuple[Int[Array, "B L"], Int[Array, "B L"]],
+    layer: Int[Array, ""],
+    pages: Sequence[Array],
+    settings: dict[str, Any],
+) -> Float[Array, "B L N H"]:
+    """Attention of tokens to the pages of their sequences in one layer.
+
+    ``ranges``: the first position that each token attends to, and the one after the last; ``pages``: keys, values, their scales where
+    there are some, and the table of the sequences.
+    """
+    out = jax.ShapeDtypeStruct(q.shape, jnp.float32)
+    inputs = (q.astype(jnp.float32), *ranges, layer.astype(jnp.int32).reshape(1), *pages)
+    return jax.ffi.ffi_call("alhena_attend_chunk", out)(*inputs, **settings)

@@ -5,8 +5,8 @@
     B          7  2  9                      ·  3  1
 
 Sequences with the same beginning share its pages. A local layer needs those of its window; earlier ones are free for others
-(alhena/serve/decoding/pages.py). Attention iterates over the pages of a sequence with an online softmax: pages that a sequence does not have
-contribute exact zeros, so that its result is the same, bitwise, whatever other sequences it is computed with.
+(alhena/serve/decoding/pages.py). Attention iterates over the pages of a sequence with an online softmax, in the compiled kernel or in XLA: pages
+that a sequence does not have contribute exact zeros, so that its result is the same, bitwise, whatever other sequences it is computed with.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alhena.model import config
+from alhena.model import config, sharding
+from alhena.model.attention import native
 from alhena.model.attention.full import MASKED
 from alhena.model.layer_kinds import is_global, layer_kind
 from alhena.model.layers import softcap
@@ -189,9 +190,14 @@ def attend(
     """Attention of tokens to the pages of their sequences in one layer of entry ``i``, their own keys and values included."""
     (B, L, N, H), pages, is_global = q.shape, cache[i], kinds(c)[i].is_global
     K, scale = pages.keys.shape[2], c.attention_scale(H)
+    is_causal, window = is_global and c.image_attention != "all", None if is_global else c.window
+    if H % 16 == 0 and not sharding.has_mesh() and native.is_available():
+        begin = at.positions * 0 if window is None else jnp.maximum(at.positions - window + 1, 0)
+        end = jnp.where(at.valid, (at.positions if is_causal else at.limits) + 1, 0)
+        settings = {"scale": np.float32(scale), "cap": np.float32(c.attention_softcap or 0)}
+        return native.attend_chunk(q, (begin, end), layer, (*pages.arrays, at.tables[i]), settings)
     dtype = jnp.bfloat16 if pages.keys.dtype == jnp.uint16 else jnp.float32
     q = q.astype(dtype).reshape(B, L, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, K, (N // K) * L, H)
-    is_causal, window = is_global and c.image_attention != "all", None if is_global else c.window
     first = jnp.zeros(B, jnp.int32) if window is None else jnp.maximum(at.positions[:, 0] - window + 1, 0) // PAGE
     last = at.limits.max(1) // PAGE
 

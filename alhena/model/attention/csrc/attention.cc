@@ -10,23 +10,13 @@
 #include <vector>
 
 #include "loops.h"
+#include "pages.h"
 #include "parallel.h"
 
 namespace ffi = xla::ffi;
 
 namespace alhena {
 namespace {
-
-// Pages of all layers of one kind.
-struct Entry {
-  Type type;
-  void *keys, *values;
-  // Of each token and head, of 8-bit ones.
-  float *key_scales, *value_scales;
-  int64_t layers, pages;
-  const int32_t* table;
-  int64_t table_size, window;
-};
 
 struct Shape {
   int64_t batch, heads, kv_heads, size;
@@ -40,20 +30,13 @@ struct Task {
 
 class Step {
  public:
-  Step(const Shape& shape, const Entry& entry, int64_t layer, const int32_t* positions, float scale, float cap)
-      : s_(shape), e_(entry), layer_(layer), positions_(positions), scale_(scale), cap_(cap) {}
-
-  // Index of a token of a sequence among those of all layers, pages and heads.
-  int64_t index(int64_t sequence, int64_t head, int64_t position) const {
-    int64_t at = std::min<int64_t>(position / PAGE, e_.table_size - 1);
-    int64_t page = std::clamp<int64_t>(e_.table[sequence * e_.table_size + at], 0, e_.pages - 1);
-    return ((layer_ * e_.pages + page) * s_.kv_heads + head) * PAGE + position % PAGE;
-  }
+  Step(const Shape& shape, const Pages& pages, int64_t layer, const int32_t* positions, int64_t window, float scale, float cap)
+      : s_(shape), e_(pages), layer_(layer), positions_(positions), window_(window), scale_(scale), cap_(cap) {}
 
   void write(const float* k, const float* v, const bool* valid) const {
     for (int64_t b = 0; b < s_.batch; ++b)
       for (int64_t h = 0; valid[b] && h < s_.kv_heads; ++h) {
-        int64_t at = index(b, h, positions_[b]), from = (b * s_.kv_heads + h) * s_.size;
+        int64_t at = e_.index(layer_, b, h, positions_[b]), from = (b * s_.kv_heads + h) * s_.size;
         ALHENA_CHOOSE(write_head)(k + from, e_.keys, e_.key_scales, at, s_.size, e_.type);
         ALHENA_CHOOSE(write_head)(v + from, e_.values, e_.value_scales, at, s_.size, e_.type);
       }
@@ -65,7 +48,7 @@ class Step {
     for (int64_t b = 0; b < s_.batch; ++b)
       for (int64_t h = 0; h < s_.kv_heads; ++h) {
         starts.push_back(tasks.size());
-        int64_t end = positions_[b] + 1, first = e_.window ? std::max<int64_t>(end - e_.window, 0) : 0;
+        int64_t end = positions_[b] + 1, first = window_ ? std::max<int64_t>(end - window_, 0) : 0;
         for (int64_t p = first / PAGE; p * PAGE < end; ++p)
           tasks.push_back({b, h, p, std::max<int64_t>(first - p * PAGE, 0), std::min<int64_t>(end - p * PAGE, PAGE)});
       }
@@ -93,7 +76,7 @@ class Step {
  private:
   // Some queries of a page.
   void run(const Task& t, const float* q, Partial p, int64_t first, int64_t count) const {
-    int64_t at = index(t.sequence, t.head, t.page * PAGE), from = at * s_.size;
+    int64_t at = e_.index(layer_, t.sequence, t.head, t.page * PAGE), from = at * s_.size;
     Queries a{q + (t.sequence * s_.heads + t.head * s_.group() + first) * s_.size, count, s_.size, scale_, cap_};
     p = {p.maximum + first, p.total + first, p.out + first * s_.size};
     if (e_.type == Type::F32)
@@ -106,9 +89,10 @@ class Step {
   }
 
   Shape s_;
-  Entry e_;
+  Pages e_;
   int64_t layer_;
   const int32_t* positions_;
+  int64_t window_;
   float scale_, cap_;
 };
 
@@ -132,17 +116,11 @@ ffi::Error attend_token(
   int64_t batch = q_dims[0], size = q_dims[1] / heads;
   for (size_t e = 0; e < windows.size(); ++e) {
     size_t first = FIXED + e * per_entry;
-    auto keys = *args.get<ffi::AnyBuffer>(first), values = *args.get<ffi::AnyBuffer>(first + 1);
-    auto d = keys.dimensions();
-    if (index[e] < 0 || index[e] >= d[0]) continue;
-    bool is_int8 = keys.element_type() == ffi::S8;
-    auto pages = *args.get<ffi::AnyBuffer>(first + per_entry - 1);
-    Type type = is_int8 ? Type::INT8 : keys.element_type() == ffi::U16 ? Type::BF16 : Type::F32;
-    Entry entry{type, keys.untyped_data(), values.untyped_data(),
-                is_int8 ? floats(first + 2) : nullptr, is_int8 ? floats(first + 3) : nullptr,
-                d[0], d[1], pages.typed_data<int32_t>(), pages.dimensions()[1], windows[e]};
-    Shape shape{batch, heads, d[2], size};
-    if (size % 16 || d[3] != PAGE || d[4] != size || heads % d[2]) return error("attend_token: shapes that do not fit");
+    Pages pages = pages_of(args, first, per_entry);
+    if (index[e] < 0 || index[e] >= pages.layers) continue;
+    Shape shape{batch, heads, pages.kv_heads, size};
+    if (size % 16 || pages.page != PAGE || pages.size != size || heads % pages.kv_heads)
+      return error("attend_token: shapes that do not fit");
     std::vector<float> projected(q.typed_data<float>(), q.typed_data<float>() + q.element_count());
     std::vector<float> new_k, new_v;
     const float* rope = floats(4);
@@ -154,10 +132,10 @@ ffi::Error attend_token(
     for (int64_t b = 0; b < batch; ++b) {
       ALHENA_CHOOSE(prepare)(projected.data() + b * heads * size, heads, scales, has_norms, rope + b * size, size);
       if (!writes) continue;
-      ALHENA_CHOOSE(prepare)(new_k.data() + b * d[2] * size, d[2], has_norms ? scales + size : nullptr, has_norms, rope + b * size, size);
-      if (value_norm) ALHENA_CHOOSE(prepare)(new_v.data() + b * d[2] * size, d[2], nullptr, true, nullptr, size);
+      ALHENA_CHOOSE(prepare)(new_k.data() + b * pages.kv_heads * size, pages.kv_heads, has_norms ? scales + size : nullptr, has_norms, rope + b * size, size);
+      if (value_norm) ALHENA_CHOOSE(prepare)(new_v.data() + b * pages.kv_heads * size, pages.kv_heads, nullptr, true, nullptr, size);
     }
-    Step step(shape, entry, index[e], positions, scale, cap);
+    Step step(shape, pages, index[e], positions, windows[e], scale, cap);
     if (writes) step.write(new_k.data(), new_v.data(), valid);
     step.attend(projected.data(), rets.get<ffi::AnyBuffer>(0).value()->typed_data<float>(), pool);
   }

@@ -195,6 +195,73 @@ INLINE void column_block(const float* x, const T* w, float* y, int64_t rows, int
   }
 }
 
+INLINE F16 hyperbolic_tangent(F16 x) {
+  F16 e = exponential((x < 0 ? x : -x) * 2);
+  return (x < 0 ? e - 1 : 1 - e) / (1 + e);
+}
+
+// The scores of a row, scaled and masked, become weights of the values; the factor of what the row has read before.
+INLINE float row_weights(const Rows& a, int64_t r, int64_t position, const float* value_scales, float* scores) {
+  int32_t first = std::max<int64_t>(a.first[r] - position, 0), end = std::min<int64_t>(a.end[r] - position, PAGE);
+  if (first >= end) {
+    std::fill(scores, scores + PAGE, 0.0f);
+    return 1;
+  }
+  const F16 lowest = splat(-std::numeric_limits<float>::infinity());
+  const I16 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  F16 largest = lowest, total{};
+  for (int32_t s = 0; s < PAGE; s += 16) {
+    F16 v = load(scores + s) * a.scale;
+    if (a.cap > 0) v = a.cap * hyperbolic_tangent(v / a.cap);
+    I16 at = lanes + s;
+    v = (at >= first) & (at < end) ? v : lowest;
+    largest = v > largest ? v : largest;
+    store(scores + s, v);
+  }
+  float maximum = a.maximum[r];
+  for (int i = 0; i < 16; ++i) maximum = std::max(maximum, largest[i]);
+  float factor = std::exp(a.maximum[r] - maximum);
+  for (int32_t s = 0; s < PAGE; s += 16) {
+    I16 at = lanes + s;
+    // exponential has no zeros.
+    F16 e = (at >= first) & (at < end) ? exponential(load(scores + s) - maximum) : F16{};
+    total += e;
+    store(scores + s, value_scales ? e * load(value_scales + s) : e);
+  }
+  a.maximum[r] = maximum;
+  a.total[r] = a.total[r] * factor + sum(total);
+  return factor;
+}
+
+// Rows read a page whose first token has a position. ``scratch`` has room for the transposed keys, and 2·PAGE + 1 floats of each row.
+template <class T>
+INLINE void read_page(
+    const Rows& a, int64_t position, const T* keys, const T* values, const float* key_scales, const float* value_scales, float* scratch) {
+  float *transposed = scratch, *scores = transposed + a.size * PAGE, *read = scores + a.rows * PAGE, *factors = read + a.rows * a.size;
+  for (int64_t s = 0; s < PAGE; ++s)
+    for (int64_t i = 0; i < a.size; i += 16) {
+      F16 k = load(keys + s * a.size + i);
+      if (key_scales) k *= key_scales[s];
+      for (int j = 0; j < 16; ++j) transposed[(i + j) * PAGE + s] = k[j];
+    }
+  column_block(a.q, transposed, scores, a.rows, PAGE, a.size, PAGE);
+  for (int64_t r = 0; r < a.rows; ++r) factors[r] = row_weights(a, r, position, value_scales, scores + r * PAGE);
+  column_block(scores, values, read, a.rows, a.size, PAGE, a.size);
+  for (int64_t r = 0; r < a.rows; ++r)
+    for (int64_t i = r * a.size; i < (r + 1) * a.size; i += 16) store(a.out + i, load(a.out + i) * factors[r] + load(read + i));
+}
+
+void read_float(const Rows& a, int64_t position, const float* k, const float* v, float* scratch) {
+  read_page(a, position, k, v, nullptr, nullptr, scratch);
+}
+void read_bfloat16(const Rows& a, int64_t position, const uint16_t* k, const uint16_t* v, float* scratch) {
+  read_page(a, position, k, v, nullptr, nullptr, scratch);
+}
+void read_int8(
+    const Rows& a, int64_t position, const int8_t* k, const int8_t* v, const float* key_scales, const float* value_scales, float* scratch) {
+  read_page(a, position, k, v, key_scales, value_scales, scratch);
+}
+
 // R rows times O outputs of an [out, in] weight.
 template <class T, int R, int O>
 INLINE void dots(const float* x, const T* w, float* y, int64_t inputs, int64_t outputs) {

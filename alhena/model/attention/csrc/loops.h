@@ -24,6 +24,16 @@ struct Queries {
   float scale, cap;
 };
 
+// Queries of one head of keys, the range of positions that each reads, and what they have read so far: maximum and sum of the
+// exponentials, weighted sum of values.
+struct Rows {
+  const float* q;
+  const int32_t *first, *end;
+  int64_t rows, size;
+  float scale, cap;
+  float *maximum, *total, *out;
+};
+
 // A token and its score.
 struct Ranked {
   float score;
