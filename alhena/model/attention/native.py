@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from alhena.model import sharding
 from alhena.model.kernel_library import load_kernels
 from alhena.shapes import Array, Bool, Float, Int
 
@@ -113,6 +114,11 @@ def attend_token(
         return out, [tuple(arrays) for arrays in cache]
     written, parts = iter(rest), [len(arrays) for arrays in cache]
     return out, [tuple(next(written) for _ in range(n)) for n in parts]
+
+
+def attends(head_dim: int) -> bool:
+    """Whether the kernel computes attention to pages of heads of a size."""
+    return head_dim % 16 == 0 and not sharding.has_mesh() and is_available()
 
 
 def attend_chunk(

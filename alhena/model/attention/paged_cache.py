@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alhena.model import config, sharding
+from alhena.model import config
 from alhena.model.attention import native
 from alhena.model.attention.full import MASKED
 from alhena.model.layer_kinds import is_global, layer_kind
@@ -191,7 +191,7 @@ def attend(
     (B, L, N, H), pages, is_global = q.shape, cache[i], kinds(c)[i].is_global
     K, scale = pages.keys.shape[2], c.attention_scale(H)
     is_causal, window = is_global and c.image_attention != "all", None if is_global else c.window
-    if H % 16 == 0 and not sharding.has_mesh() and native.is_available():
+    if native.attends(H):
         begin = at.positions * 0 if window is None else jnp.maximum(at.positions - window + 1, 0)
         end = jnp.where(at.valid, (at.positions if is_causal else at.limits) + 1, 0)
         settings = {"scale": np.float32(scale), "cap": np.float32(c.attention_softcap or 0)}
