@@ -18,7 +18,7 @@ from pathlib import Path
 
 from alhena.content import Content, Text
 from alhena.files import write_json
-from alhena.serve.decoding.sampler import Sampling
+from alhena.serve.decoding.sampling.sampler import Sampling
 from alhena.serve.decoding.speculative.draft import LOOKUP, Draft, DraftSource
 from alhena.serve.engine import Engine
 

@@ -178,8 +178,8 @@ class Programs:
         import jax.numpy as jnp
 
         from alhena.serve.decoding import slots
-        from alhena.serve.decoding.constraints import Constraints
-        from alhena.serve.decoding.sampler import Sampling, stack
+        from alhena.serve.decoding.sampling.constraints import Constraints
+        from alhena.serve.decoding.sampling.sampler import Sampling, stack
 
         for slot in range(batch):
             if slot not in self.prompts:

@@ -16,8 +16,8 @@ from pathlib import Path
 from fastapi import FastAPI
 from ray import serve
 
-from alhena.serve.gemini.connections import Hosts
-from alhena.serve.gemini.settings import Settings, check_public
+from alhena.serve.gemini.server.connections import Hosts
+from alhena.serve.gemini.server.settings import Settings, check_public
 
 
 def builder(model: Path, settings: Settings) -> Callable[[], FastAPI]:

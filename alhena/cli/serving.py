@@ -90,8 +90,8 @@ class Serve:
 
     def __call__(self) -> None:
         from alhena.serve.gemini.app import Listening, serve
-        from alhena.serve.gemini.settings import Settings, read_aliases
-        from alhena.serve.logs import configure
+        from alhena.serve.gemini.server.settings import Settings, read_aliases
+        from alhena.serve.monitoring.logs import configure
         from alhena.serve.safety import load_classifier
 
         configure(self.log_format)

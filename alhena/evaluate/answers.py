@@ -18,7 +18,7 @@ from alhena.evaluate.tasks.starter import predicted_answer, reference, task_of
 from alhena.media import decode_image
 from alhena.progress import progress_bar
 from alhena.serve.decoding.buckets import OUTPUTS
-from alhena.serve.decoding.sampler import IMAGE_GUIDANCE, Sampling
+from alhena.serve.decoding.sampling.sampler import IMAGE_GUIDANCE, Sampling
 from alhena.serve.engine import Answer, Engine, Prompt
 from alhena.tokens.encode import Encoder
 from alhena.tokens.encoders import AnyEncoder

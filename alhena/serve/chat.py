@@ -21,7 +21,7 @@ from rich.text import Text as Line
 from alhena.content import MEDIA, MIME_OF_SUFFIX, Content, Image, Part, Text, Thought, ToolCall, call_text
 from alhena.files import write_atomically
 from alhena.media import LIMITS, check, decode_image
-from alhena.serve.decoding.sampler import IMAGE_GUIDANCE, Sampling
+from alhena.serve.decoding.sampling.sampler import IMAGE_GUIDANCE, Sampling
 from alhena.serve.decoding.speculative.draft import DraftSource
 from alhena.serve.decoding.warm_up import keep_compiled
 from alhena.serve.engine import Answer, Engine, Prompt

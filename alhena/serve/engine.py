@@ -30,12 +30,12 @@ from alhena.model.storage.weights import read_config
 from alhena.serve.answer import Answer, Finish, Prompt, TokenLogprobs
 from alhena.serve.decoding import buckets
 from alhena.serve.decoding.batching import RunningBatch
-from alhena.serve.decoding.constraints import Constraints
-from alhena.serve.decoding.detokenize import Detokenizer
 from alhena.serve.decoding.jobs import Matcher
 from alhena.serve.decoding.memory import cache_budget
 from alhena.serve.decoding.pages import PagePlan, plan_pages
-from alhena.serve.decoding.sampler import Sampling, sequences_per_answer
+from alhena.serve.decoding.sampling.constraints import Constraints
+from alhena.serve.decoding.sampling.detokenize import Detokenizer
+from alhena.serve.decoding.sampling.sampler import Sampling, sequences_per_answer
 from alhena.serve.decoding.sequence import PromptPlan, max_chunk
 from alhena.serve.decoding.slots import MAX_STEPS
 from alhena.serve.decoding.speculative.batch import SpeculativeBatch

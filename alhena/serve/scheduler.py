@@ -21,7 +21,7 @@ from alhena.batch import Example
 from alhena.content import Part, Tool
 from alhena.serve.answer import Answer, Failed, Overloaded, Prompt, Unavailable
 from alhena.serve.decoding.batching import RunningBatch
-from alhena.serve.decoding.sampler import Sampling
+from alhena.serve.decoding.sampling.sampler import Sampling
 from alhena.tokens.encoders import AnyEncoder
 
 MAX_WAITING = 64

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from alhena.batch import Example
 from alhena.content import Content, Part, Text, Thought, Tool
 from alhena.serve.answer import Answer, Failed, Prompt
-from alhena.serve.decoding.sampler import Sampling
+from alhena.serve.decoding.sampling.sampler import Sampling
 from alhena.serve.gemini.wire.fields import WireError
 from alhena.serve.scheduler import Generation, Item, Scheduler
 from alhena.testing.encoder import CharacterEncoder, character_encoder

@@ -19,9 +19,9 @@ from fastapi.responses import JSONResponse, Response
 from alhena.serve.engine import Engine
 from alhena.serve.gemini.app import create_app, listen, make_server
 from alhena.serve.gemini.calls import Calls
-from alhena.serve.gemini.connections import Application, Message
-from alhena.serve.gemini.settings import Settings
-from alhena.serve.gemini.wire.safety_settings import CATEGORIES
+from alhena.serve.gemini.server.connections import Application, Message
+from alhena.serve.gemini.server.settings import Settings
+from alhena.serve.gemini.wire.settings.safety_settings import CATEGORIES
 from alhena.serve.safety import classify
 from alhena.testing.embeddings import HashingEmbedder
 from alhena.testing.engine import ScriptedEngine, ScriptedScheduler, current_play

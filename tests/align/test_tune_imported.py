@@ -24,7 +24,7 @@ from alhena.model.families import open_weights, peft
 from alhena.model.families.export_weights import write
 from alhena.model.quantized.layout import Int4
 from alhena.model.storage.folders import is_adapter, load_model
-from alhena.serve.decoding.sampler import Sampling
+from alhena.serve.decoding.sampling.sampler import Sampling
 from alhena.serve.engine import Engine
 from alhena.tokens.examples.loader import Batches
 from alhena.tokens.examples.padding import BatchShape, padded_batch

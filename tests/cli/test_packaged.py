@@ -18,7 +18,7 @@ from alhena.content import Content, Text
 from alhena.model import model
 from alhena.model.quantized.layout import Int8
 from alhena.model.storage.folders import load_model
-from alhena.serve.decoding.sampler import Sampling
+from alhena.serve.decoding.sampling.sampler import Sampling
 from alhena.serve.engine import Engine
 from alhena.tuning import write_model_folder
 from tests.conftest import make_tiny, random_audio, random_image

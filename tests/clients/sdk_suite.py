@@ -47,7 +47,7 @@ def serve(folder: Path, port: int) -> None:
     """Serves the model until interrupted, with short answers."""
     from alhena.serve.decoding import buckets
     from alhena.serve.gemini.app import Listening, serve
-    from alhena.serve.gemini.settings import Settings
+    from alhena.serve.gemini.server.settings import Settings
     from alhena.serve.safety import classify
 
     buckets.IMPORTED_OUTPUT_TOKENS = ANSWER_TOKENS

@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from alhena.cli.serving import Serve
-from alhena.serve.gemini.connections import MAX_BODY_BYTES
+from alhena.serve.gemini.server.connections import MAX_BODY_BYTES
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

@@ -14,7 +14,7 @@ from alhena.evaluate.models.engine_model import EngineModel
 from alhena.evaluate.models.interface import Completed, Completion, Continuation, Likelihood, Prompt
 from alhena.evaluate.models.likelihood import Scorer
 from alhena.files import read_json
-from alhena.serve.decoding.sampler import Sampling
+from alhena.serve.decoding.sampling.sampler import Sampling
 from alhena.serve.engine import Engine
 from tests.conftest import random_image
 from tests.serve.imported_models import write_source

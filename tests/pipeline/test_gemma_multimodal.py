@@ -20,9 +20,10 @@ from alhena.model.families.open_weights import open_folder
 from alhena.model.sharding import Mesh
 from alhena.model.storage.weights import load_model, read_config, save_model
 from alhena.recipe import Recipe
-from alhena.serve.decoding import buckets, image_grammar
-from alhena.serve.decoding.constraints import Constraints
-from alhena.serve.decoding.sampler import Sampling
+from alhena.serve.decoding import buckets
+from alhena.serve.decoding.sampling import image_grammar
+from alhena.serve.decoding.sampling.constraints import Constraints
+from alhena.serve.decoding.sampling.sampler import Sampling
 from alhena.serve.engine import Engine
 from alhena.tokens import extension
 from alhena.tokens.encode import Encoder

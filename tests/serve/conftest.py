@@ -13,7 +13,7 @@ from alhena.model import config, image_tokenizer, model
 from alhena.model.storage.weights import save_model
 from alhena.serve.engine import Engine
 from alhena.serve.gemini.app import create_app, listen, make_server
-from alhena.serve.gemini.settings import Settings
+from alhena.serve.gemini.server.settings import Settings
 from alhena.testing.server import run_in_thread
 from alhena.tokens.encode import Encoder
 from tests.serve.chromium import Page, browser

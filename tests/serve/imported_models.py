@@ -13,7 +13,7 @@ from alhena.batch import Example
 from alhena.cli.weights import Import
 from alhena.content import Part
 from alhena.files import read_json, write_json
-from alhena.serve.decoding.sampler import Sampling
+from alhena.serve.decoding.sampling.sampler import Sampling
 from alhena.serve.engine import Engine
 from alhena.tokens.formats.answers import AnswerParser
 from alhena.tokens.formats.import_prompts import prompt_format

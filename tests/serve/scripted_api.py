@@ -12,8 +12,8 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from alhena.serve.gemini.access import check_key
 from alhena.serve.gemini.app import listen
+from alhena.serve.gemini.server.access import check_key
 from alhena.serve.gemini.wire.fields import WireError
 from alhena.serve.page import page
 from alhena.testing.server import run_in_thread

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from alhena.content import Image, Text
 from alhena.media import encode_png
-from alhena.serve.decoding.detokenize import Detokenizer
-from alhena.serve.decoding.sampler import OutputFormat
+from alhena.serve.decoding.sampling.detokenize import Detokenizer
+from alhena.serve.decoding.sampling.sampler import OutputFormat
 from alhena.serve.structured.matcher import Compiler
 from alhena.tokens.formats.answers import AnswerParser
 from alhena.tokens.gemma_encoder import GemmaEncoder

@@ -7,7 +7,7 @@ import pytest
 from google import genai
 from google.genai import errors, types
 
-from alhena.serve.gemini.settings import Settings, check_public, read_aliases
+from alhena.serve.gemini.server.settings import Settings, check_public, read_aliases
 from tests.serve.conftest import running
 
 

@@ -13,7 +13,7 @@ from google import genai
 from google.genai import errors, types
 
 from alhena.serve.gemini.resources.batch_store import SUCCEEDED, BatchStore
-from alhena.serve.gemini.settings import Settings
+from alhena.serve.gemini.server.settings import Settings
 from alhena.serve.store import Store
 from tests.serve.conftest import running
 from tests.serve.test_server import Endless

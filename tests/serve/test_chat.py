@@ -11,7 +11,7 @@ from rich.console import Console
 from alhena.content import Content, Image, Text
 from alhena.media import decode_image
 from alhena.serve.chat import Chat, chat, read_line
-from alhena.serve.decoding.sampler import Sampling
+from alhena.serve.decoding.sampling.sampler import Sampling
 from tests.conftest import random_image
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alhena.content import Image, Part, Text, ToolCall
-from alhena.serve.decoding.detokenize import Detokenizer
+from alhena.serve.decoding.sampling.detokenize import Detokenizer
 from alhena.tokens.formats.own_tools import call_of, encoded
 from alhena.tokens.formats.tool_format import write_call
 from alhena.tokens.text.text_stream import join

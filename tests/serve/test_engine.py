@@ -17,7 +17,7 @@ from alhena.model.attention import native
 from alhena.model.attention.paged_cache import PAGE, kinds, page_bytes
 from alhena.serve.answer import Answer, Overloaded, Unavailable
 from alhena.serve.decoding.pages import PagePlan, Pages
-from alhena.serve.decoding.sampler import OutputFormat, Sampling
+from alhena.serve.decoding.sampling.sampler import OutputFormat, Sampling
 from alhena.serve.engine import Engine, Prompt, _LocalJob
 from alhena.serve.scheduler import Scheduler
 from alhena.tokens.examples.padding import padded_batch

@@ -11,7 +11,7 @@ from alhena.content import Content, Part, Text
 from alhena.model import model
 from alhena.serve.answer import Answer
 from alhena.serve.decoding.group_reading import GROUP
-from alhena.serve.decoding.sampler import Sampling
+from alhena.serve.decoding.sampling.sampler import Sampling
 from alhena.serve.engine import Engine
 from tests.conftest import random_audio, random_image
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from alhena.content import Content, Image, Part, Text, Thought, ToolCall, Video
 from alhena.media import encode_png, encode_video
 from alhena.serve.chat import Chat
-from alhena.serve.decoding.sampler import Sampling
+from alhena.serve.decoding.sampling.sampler import Sampling
 from alhena.serve.engine import Engine, Prompt
 from alhena.tokens.formats.tool_format import write_call
 from tests.conftest import random_audio

@@ -17,7 +17,7 @@ from alhena.content import Text, Thought, ToolCall
 from alhena.serve.gemini.interactions.events import fold
 from alhena.serve.gemini.interactions.request import read_interaction, translate
 from alhena.serve.gemini.interactions.store import Interactions
-from alhena.serve.gemini.settings import Settings
+from alhena.serve.gemini.server.settings import Settings
 from alhena.serve.gemini.wire.fields import WireError
 from alhena.serve.store import Store
 from alhena.testing import Script, gemini_server

@@ -17,11 +17,11 @@ import pytest
 from fastapi.testclient import TestClient
 
 from alhena.content import Content, Text
-from alhena.serve import logs
-from alhena.serve.decoding.sampler import Sampling
+from alhena.serve.decoding.sampling.sampler import Sampling
 from alhena.serve.engine import _LocalJob
 from alhena.serve.gemini.app import create_app, listen, make_server
-from alhena.serve.gemini.settings import Settings
+from alhena.serve.gemini.server.settings import Settings
+from alhena.serve.monitoring import logs
 from alhena.testing.script import Script
 from alhena.testing.server import make_app
 from tests.serve.test_server import Endless, body
@@ -34,9 +34,9 @@ import sys
 import threading
 import time
 from alhena.cli.interrupts import handle_signals
-from alhena.serve import logs
+from alhena.serve.monitoring import logs
 from alhena.serve.gemini.app import listen, make_server, run
-from alhena.serve.gemini.settings import Settings
+from alhena.serve.gemini.server.settings import Settings
 from alhena.testing.script import Script
 from alhena.testing.server import make_app
 logs.configure("json")

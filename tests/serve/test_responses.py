@@ -14,7 +14,7 @@ from alhena.serve.gemini.generate import write_answers
 from alhena.serve.gemini.wire.fields import WireError
 from alhena.serve.gemini.wire.request import Served, read_request
 from alhena.serve.gemini.wire.responses import Context
-from alhena.serve.gemini.wire.safety_settings import STEP, Ratings, Thresholds
+from alhena.serve.gemini.wire.settings.safety_settings import STEP, Ratings, Thresholds
 from tests.conftest import random_image
 
 HARASSMENT, HATE = "HARM_CATEGORY_HARASSMENT", "HARM_CATEGORY_HATE_SPEECH"

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alhena.serve.decoding import sampler
-from alhena.serve.decoding.sampler import CANDIDATES, Sampling, sample, stack
+from alhena.serve.decoding.sampling import sampler
+from alhena.serve.decoding.sampling.sampler import CANDIDATES, Sampling, sample, stack
 
 # Settings of one batch, and how wide the distribution is. The last three reach beyond the candidates.
 SETTINGS = [

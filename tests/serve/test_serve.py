@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from alhena.content import Content, Image, Text
 from alhena.media import decode_image
 from alhena.model import model
-from alhena.serve.decoding import image_grammar
-from alhena.serve.decoding.sampler import Sampling, sample, stack
+from alhena.serve.decoding.sampling import image_grammar
+from alhena.serve.decoding.sampling.sampler import Sampling, sample, stack
 from alhena.serve.engine import Answer, Engine
 from alhena.serve.gemini.app import example_request
 from alhena.tokens.examples.padding import padded_batch

@@ -17,11 +17,11 @@ from google.genai import types
 
 from alhena.content import Content, Text
 from alhena.serve.decoding.buckets import MAX_OUTPUT_TOKENS
-from alhena.serve.decoding.sampler import Sampling
+from alhena.serve.decoding.sampling.sampler import Sampling
 from alhena.serve.engine import Answer, _LocalJob
-from alhena.serve.gemini import connections
 from alhena.serve.gemini.app import listen
-from alhena.serve.gemini.connections import Hosts
+from alhena.serve.gemini.server import connections
+from alhena.serve.gemini.server.connections import Hosts
 from alhena.serve.scheduler import Scheduler
 from tests.conftest import random_image
 from tests.serve.conftest import running

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from alhena.serve.answer import Answer
-from alhena.serve.decoding.sampler import Sampling, sample, stack
+from alhena.serve.decoding.sampling.sampler import Sampling, sample, stack
 from alhena.serve.decoding.slots import read_chunks, run_steps
 from alhena.serve.decoding.speculative.draft import Draft, DraftSource, text_only
 from alhena.serve.decoding.speculative.rounds import run_rounds

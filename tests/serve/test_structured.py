@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from alhena.content import Text
-from alhena.serve.decoding.sampler import OutputFormat
+from alhena.serve.decoding.sampling.sampler import OutputFormat
 from alhena.serve.structured.json_schema import enum_texts, json_schema
 from tests.serve.structured_samples import (
     FAMILIES,

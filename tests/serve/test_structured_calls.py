@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from alhena.content import Content, Text, Thought, Tool, ToolCall
-from alhena.serve.decoding.sampler import OutputFormat, Sampling
+from alhena.serve.decoding.sampling.sampler import OutputFormat, Sampling
 from alhena.serve.engine import Engine, Prompt
 from alhena.serve.structured.json_schema import json_schema
 from alhena.serve.structured.matcher import Compiler

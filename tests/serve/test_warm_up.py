@@ -8,7 +8,7 @@ import sys
 import jax
 
 from alhena.content import Content, Text
-from alhena.serve.decoding.sampler import Sampling
+from alhena.serve.decoding.sampling.sampler import Sampling
 from alhena.serve.decoding.warm_up import warm_up
 from tests.conftest import random_image
 

@@ -8,14 +8,14 @@ import json
 import pytest
 
 from alhena.content import Audio, Content, Image, Text, Thought, Tool, ToolCall, ToolResult
-from alhena.serve.decoding.sampler import IMAGE_GUIDANCE, OutputFormat, Sampling
+from alhena.serve.decoding.sampling.sampler import IMAGE_GUIDANCE, OutputFormat, Sampling
 from alhena.serve.engine import Answer
 from alhena.serve.gemini.generate import write_answers
 from alhena.serve.gemini.wire.fields import MAX_STRUCTURE, WireError, parse_json
 from alhena.serve.gemini.wire.parts import write_part
 from alhena.serve.gemini.wire.request import Served, read_count_request, read_request
 from alhena.serve.gemini.wire.responses import Context
-from alhena.serve.gemini.wire.thinking import Thinking
+from alhena.serve.gemini.wire.settings.thinking import Thinking
 from alhena.serve.structured.json_schema import json_schema
 from tests.conftest import random_image
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from alhena.content import Content, Document, Image, Text, Thought, Tool, ToolCall, ToolResult
-from alhena.serve.decoding import image_grammar
-from alhena.serve.decoding.detokenize import Detokenizer
+from alhena.serve.decoding.sampling import image_grammar
+from alhena.serve.decoding.sampling.detokenize import Detokenizer
 from alhena.tokens.formats.own_tools import signature
 from alhena.tokens.vocabulary import CONTROLS
 from tests.conftest import random_image

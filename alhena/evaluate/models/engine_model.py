@@ -31,7 +31,7 @@ from alhena.evaluate.models.interface import (
 from alhena.evaluate.models.likelihood import Request, Scorer
 from alhena.model.attention.paged_cache import PAGE
 from alhena.serve.answer import Answer
-from alhena.serve.decoding.sampler import IMAGE_GUIDANCE, Sampling
+from alhena.serve.decoding.sampling.sampler import IMAGE_GUIDANCE, Sampling
 from alhena.serve.engine import Engine, Prefix
 from alhena.shapes import Float
 from alhena.tokens.encode import Encoder

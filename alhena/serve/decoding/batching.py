@@ -26,13 +26,13 @@ from alhena.model.config import Model
 from alhena.serve.answer import Failed, Finish, Refused, ServingError, Unavailable
 from alhena.serve.decoding import slots as programs
 from alhena.serve.decoding.buckets import MAX_OUTPUT_TOKENS
-from alhena.serve.decoding.constraints import Constraints
-from alhena.serve.decoding.detokenize import Detokenizer
 from alhena.serve.decoding.group_reading import GROUP, groups
 from alhena.serve.decoding.jobs import Answering, Job, Matcher, Reader, token_logprobs
 from alhena.serve.decoding.pages import PagePlan, Pages
 from alhena.serve.decoding.run_inputs import Rows, make_inputs, make_options
-from alhena.serve.decoding.sampler import Sampling, sequences_per_answer
+from alhena.serve.decoding.sampling.constraints import Constraints
+from alhena.serve.decoding.sampling.detokenize import Detokenizer
+from alhena.serve.decoding.sampling.sampler import Sampling, sequences_per_answer
 from alhena.serve.decoding.sequence import Media, PromptPlan, Sequence, max_chunk
 from alhena.serve.decoding.slots import Emitted, Inputs, Options
 from alhena.tokens.formats.answers import AnswerParser

@@ -13,8 +13,8 @@ from alhena.batch import Example
 from alhena.content import Content, Part, Tool
 from alhena.serve.answer import Answer, Finish, TokenLogprobs
 from alhena.serve.decoding.buckets import MAX_OUTPUT_TOKENS
-from alhena.serve.decoding.detokenize import Detokenizer
-from alhena.serve.decoding.sampler import Sampling
+from alhena.serve.decoding.sampling.detokenize import Detokenizer
+from alhena.serve.decoding.sampling.sampler import Sampling
 from alhena.serve.decoding.sequence import Sequence
 from alhena.serve.decoding.slots import MAX_STEPS, Emitted
 from alhena.shapes import UInt32

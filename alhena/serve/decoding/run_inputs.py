@@ -12,7 +12,7 @@ import numpy as np
 
 from alhena.serve.decoding import buckets
 from alhena.serve.decoding.jobs import Answering
-from alhena.serve.decoding.sampler import Sampling, stack
+from alhena.serve.decoding.sampling.sampler import Sampling, stack
 from alhena.serve.decoding.slots import Inputs, Options
 from alhena.shapes import Int
 

@@ -25,10 +25,11 @@ from alhena.model.config import Model
 from alhena.model.layer_kinds import segments
 from alhena.model.lora import Lora
 from alhena.model.quantized import native as quantized
-from alhena.serve.decoding import buckets, image_grammar
+from alhena.serve.decoding import buckets
 from alhena.serve.decoding.buckets import MAX_OUTPUT_TOKENS
-from alhena.serve.decoding.constraints import Constraints, unpacked
-from alhena.serve.decoding.sampler import (
+from alhena.serve.decoding.sampling import image_grammar
+from alhena.serve.decoding.sampling.constraints import Constraints, unpacked
+from alhena.serve.decoding.sampling.sampler import (
     MAX_LOGPROBS,
     SamplingArrays,
     has_penalty,

@@ -21,7 +21,7 @@ from alhena.content import Content
 from alhena.model.attention.paged_cache import PAGE
 from alhena.progress import progress_bar
 from alhena.serve.decoding import buckets
-from alhena.serve.decoding.sampler import Sampling
+from alhena.serve.decoding.sampling.sampler import Sampling
 from alhena.serve.decoding.sequence import CHUNK_TOKENS
 from alhena.serve.decoding.slots import encode_audio, encode_images
 from alhena.serve.engine import ASPECT_HEIGHT, Engine

@@ -38,15 +38,16 @@ from starlette.requests import ClientDisconnect
 from alhena.media import limit_memory, machine_memory
 from alhena.serve.decoding.warm_up import keep_compiled, warm_up
 from alhena.serve.engine import Engine
-from alhena.serve.gemini import description, models, operations, vertex
+from alhena.serve.gemini import models, vertex
 from alhena.serve.gemini.calls import Calls
-from alhena.serve.gemini.connections import Guard, Hosts, Protocol
 from alhena.serve.gemini.interactions import routes as interactions
 from alhena.serve.gemini.resources import batches, caches, files
-from alhena.serve.gemini.settings import Settings, check_public
+from alhena.serve.gemini.server import description, operations
+from alhena.serve.gemini.server.connections import Guard, Hosts, Protocol
+from alhena.serve.gemini.server.settings import Settings, check_public
 from alhena.serve.gemini.streams import CLIENT_CLOSED_REQUEST
 from alhena.serve.gemini.wire.fields import WireError
-from alhena.serve.health import DrainingServer
+from alhena.serve.monitoring.health import DrainingServer
 from alhena.serve.openai import chat
 from alhena.serve.openai import embeddings as openai_embeddings
 from alhena.serve.openai import models as openai_models

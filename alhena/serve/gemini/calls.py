@@ -14,17 +14,17 @@ from fastapi.responses import JSONResponse
 from alhena.batch import Example
 from alhena.serve.embeddings import Embedder
 from alhena.serve.engine import Engine
-from alhena.serve.gemini.connections import Bodies
 from alhena.serve.gemini.generate import Candidates, stream_events, write_answers
 from alhena.serve.gemini.resources.cache_store import CacheStore
 from alhena.serve.gemini.resources.file_store import FileStore
-from alhena.serve.gemini.settings import MODEL_NAME, Settings
+from alhena.serve.gemini.server.connections import Bodies
+from alhena.serve.gemini.server.settings import MODEL_NAME, Settings
 from alhena.serve.gemini.streams import EventStream, WriteEvents, write_array, write_sse
 from alhena.serve.gemini.wire.fields import WireError, overloaded, parse_json
 from alhena.serve.gemini.wire.request import GenerateRequest, Served, read_count_request, read_request
 from alhena.serve.gemini.wire.responses import Context
-from alhena.serve.health import Health
-from alhena.serve.metrics import Metrics
+from alhena.serve.monitoring.health import Health
+from alhena.serve.monitoring.metrics import Metrics
 from alhena.serve.safety import Classify
 from alhena.serve.scheduler import STRIDE, Scheduler, StreamingEngine
 from alhena.serve.store import Store

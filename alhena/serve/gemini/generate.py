@@ -10,7 +10,7 @@ from typing import Any
 from alhena.batch import Example
 from alhena.content import Part, Tool
 from alhena.serve.answer import Answer, ServingError
-from alhena.serve.decoding.sampler import Sampling
+from alhena.serve.decoding.sampling.sampler import Sampling
 from alhena.serve.gemini.wire.fields import WireError, wire_error
 from alhena.serve.gemini.wire.request import GenerateRequest
 from alhena.serve.gemini.wire.responses import CandidateWriter, Context

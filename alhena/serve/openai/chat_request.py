@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alhena.serve.gemini.wire.fields import Fields, WireError, not_offered, path, read_flag, read_list, read_string
-from alhena.serve.gemini.wire.tools import MAX_FUNCTIONS
+from alhena.serve.gemini.wire.settings.tools import MAX_FUNCTIONS
 from alhena.serve.gemini.wire.translation import Translation, read_exactly
 from alhena.serve.openai.messages import MessageReader
 

@@ -18,7 +18,7 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from alhena.content import Tool
-from alhena.serve.decoding.sampler import OutputFormat
+from alhena.serve.decoding.sampling.sampler import OutputFormat
 from alhena.serve.structured.call_grammar import CallMarks, call_rules, literal
 from alhena.serve.structured.json_schema import json_schema
 from alhena.shapes import UInt32

@@ -3,7 +3,7 @@
     round    token t ─► draft: d1 ─► d2 ─► … dk ─► target reads t d1 … dk at once ─► takes d1, d2, … as long as it would choose them
 
 The target chooses each token as it does without a draft: from its own logits, with the settings of the answer and the Gumbel noise of
-the seed and the step (alhena/serve/decoding/sampler.py). A proposal is accepted when it is that token. So the answer is the one without
+the seed and the step (alhena/serve/decoding/sampling/sampler.py). A proposal is accepted when it is that token. So the answer is the one without
 a draft, token for token, at every temperature, and its distribution is unchanged, whatever is proposed.
 
 The draft chooses with the same noise. Where it gives tokens the probabilities q and the target p, both choose the same token with
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from alhena.model import model
 from alhena.model.attention.paged_cache import PagedCache, Tokens
 from alhena.model.config import Model
-from alhena.serve.decoding.constraints import Constraints
+from alhena.serve.decoding.sampling.constraints import Constraints
 from alhena.serve.decoding.slots import (
     MAX_STEPS,
     Emitted,

@@ -22,7 +22,7 @@ from alhena.serve.gemini.wire.fields import (
     read_string,
     refuse,
 )
-from alhena.serve.gemini.wire.tools import MAX_FUNCTIONS
+from alhena.serve.gemini.wire.settings.tools import MAX_FUNCTIONS
 from alhena.serve.gemini.wire.translation import Translation, read_exactly
 
 # Fields of a request for an agent; there are none here.

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from alhena.serve.gemini.connections import MAX_BODY_BYTES
 from alhena.serve.gemini.interactions.events import fold
 from alhena.serve.gemini.interactions.steps import Json
+from alhena.serve.gemini.server.connections import MAX_BODY_BYTES
 from alhena.serve.gemini.wire.fields import WireError
 from alhena.serve.store import Record, Store, new_id
 

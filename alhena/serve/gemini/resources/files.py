@@ -14,9 +14,9 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
 from alhena.serve.gemini.calls import Calls
-from alhena.serve.gemini.connections import BODY_SECONDS
 from alhena.serve.gemini.pages import read_page
 from alhena.serve.gemini.resources.file_store import Upload, read_mime, with_uri
+from alhena.serve.gemini.server.connections import BODY_SECONDS
 from alhena.serve.gemini.wire.fields import WireError, parse_json, read_object, read_string, refuse
 
 # Below this rate, in bytes a second, an upload is too slow.

@@ -24,7 +24,7 @@ from alhena.serve.gemini.wire.fields import (
     read_string,
     refuse,
 )
-from alhena.serve.gemini.wire.media_options import with_options
+from alhena.serve.gemini.wire.settings.media_options import with_options
 from alhena.serve.gemini.wire.signatures import read_signature
 
 MAX_RESULT_PARTS = 16

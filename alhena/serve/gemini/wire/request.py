@@ -14,21 +14,21 @@ from typing import Any, Protocol, runtime_checkable
 
 from alhena.content import Content, Part, Resolution, Role, Text, Thought, Tool, ToolCall, ToolResult, part_size
 from alhena.media import check
-from alhena.serve.decoding.sampler import OutputFormat, Sampling
+from alhena.serve.decoding.sampling.sampler import OutputFormat, Sampling
 from alhena.serve.engine import Prompt
 from alhena.serve.gemini.wire.blobs import MAX_TEXT, Files, NoFiles
 from alhena.serve.gemini.wire.fields import Fields, WireError, path, read_list, read_object, read_string, refuse
-from alhena.serve.gemini.wire.generation_config import (
+from alhena.serve.gemini.wire.parts import read_part
+from alhena.serve.gemini.wire.settings.generation_config import (
     WHERE,
     read_candidates,
     read_config,
     read_resolution,
     read_sampling,
 )
-from alhena.serve.gemini.wire.parts import read_part
-from alhena.serve.gemini.wire.safety_settings import Ratings, Thresholds, rate_prompt, read_thresholds
-from alhena.serve.gemini.wire.thinking import Thinking, read_thinking
-from alhena.serve.gemini.wire.tools import read_tools
+from alhena.serve.gemini.wire.settings.safety_settings import Ratings, Thresholds, rate_prompt, read_thresholds
+from alhena.serve.gemini.wire.settings.thinking import Thinking, read_thinking
+from alhena.serve.gemini.wire.settings.tools import read_tools
 from alhena.serve.safety import Classify
 from alhena.tokens.text.text_stream import join
 

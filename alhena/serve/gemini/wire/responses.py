@@ -14,7 +14,7 @@ from alhena.content import Part, Text, Thought, ToolCall
 from alhena.serve.engine import Answer, TokenLogprobs
 from alhena.serve.gemini.wire.parts import write_part
 from alhena.serve.gemini.wire.request import GenerateRequest
-from alhena.serve.gemini.wire.safety_settings import Ratings
+from alhena.serve.gemini.wire.settings.safety_settings import Ratings
 from alhena.serve.gemini.wire.signatures import write_signature
 from alhena.serve.safety import Classify
 

@@ -16,7 +16,7 @@ def router(calls: Calls) -> APIRouter:
     @routes.get("/openapi.json")
     def description() -> dict[str, Any]:
         # Its many types take a second to make.
-        from alhena.serve.gemini.openapi import describe
+        from alhena.serve.gemini.server.openapi import describe
 
         return describe(calls.name)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from alhena.content import Tool
-from alhena.serve.decoding.sampler import OutputFormat
+from alhena.serve.decoding.sampling.sampler import OutputFormat
 from alhena.serve.gemini.wire.fields import (
     Fields,
     WireError,

@@ -10,15 +10,15 @@ from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from alhena.serve import logs
 from alhena.serve.decoding.speculative.batch import SpeculativeBatch
 from alhena.serve.engine import Engine
 from alhena.serve.gemini.calls import Calls
-from alhena.serve.gemini.connections import Application, Message
+from alhena.serve.gemini.server.connections import Application, Message
 from alhena.serve.gemini.streams import CLIENT_CLOSED_REQUEST
 from alhena.serve.gemini.wire.fields import unavailable
-from alhena.serve.health import PROBES, Health
-from alhena.serve.metrics import Metrics
+from alhena.serve.monitoring import logs
+from alhena.serve.monitoring.health import PROBES, Health
+from alhena.serve.monitoring.metrics import Metrics
 
 # Names of requests in metrics and logs: any other would let clients make as many time series as they like.
 METHODS = frozenset(

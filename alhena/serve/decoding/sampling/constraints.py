@@ -1,6 +1,6 @@
 """Constraints on the next token: which tokens may be sampled, and which of them end an answer.
 
-Our own models generate images: their tokens follow the image grammar (alhena/serve/decoding/image_grammar.py). Imported models, and those of
+Our own models generate images: their tokens follow the image grammar (alhena/serve/decoding/sampling/image_grammar.py). Imported models, and those of
 ours that extend one, have a fixed set of tokens that are never sampled: padding, marks of media, ids without a token.
 """
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alhena.model.config import Model
-from alhena.serve.decoding import image_grammar
+from alhena.serve.decoding.sampling import image_grammar
 from alhena.shapes import Array, Bool, Int, UInt32
 from alhena.tokens.encode import Encoder
 from alhena.tokens.encoders import AnyEncoder

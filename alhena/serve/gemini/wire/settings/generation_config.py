@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from alhena.content import Resolution
-from alhena.serve.decoding.sampler import IMAGE_GUIDANCE, MAX_LOGPROBS, OutputFormat, Sampling
+from alhena.serve.decoding.sampling.sampler import IMAGE_GUIDANCE, MAX_LOGPROBS, OutputFormat, Sampling
 from alhena.serve.gemini.wire.fields import (
     Fields,
     WireError,
@@ -20,7 +20,7 @@ from alhena.serve.gemini.wire.fields import (
     read_string,
     refuse,
 )
-from alhena.serve.gemini.wire.media_options import UNSPECIFIED, read_level
+from alhena.serve.gemini.wire.settings.media_options import UNSPECIFIED, read_level
 from alhena.serve.structured.json_schema import enum_texts, json_schema
 
 WHERE = "generationConfig"

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from alhena.serve.decoding.speculative.draft import DraftSource
-from alhena.serve.gemini.connections import Access, Hosts, is_loopback
-from alhena.serve.health import DRAIN_SECONDS
+from alhena.serve.gemini.server.connections import Access, Hosts, is_loopback
+from alhena.serve.monitoring.health import DRAIN_SECONDS
 from alhena.serve.safety import Classify, classify
 
 MAX_RUNNING = 256

@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse
 from starlette.requests import Request
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from alhena.serve.gemini.access import check_key
+from alhena.serve.gemini.server.access import check_key
 from alhena.serve.gemini.wire.fields import WireError, overloaded
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})

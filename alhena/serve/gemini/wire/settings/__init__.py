@@ -1,0 +1,1 @@
+"""Settings in a request: how an answer is generated, how media are read, thinking, tools, safety."""
