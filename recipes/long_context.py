@@ -33,12 +33,16 @@ def shape(batch_size: int, tokens: int) -> BatchShape:
     return BatchShape(batch_size, tokens, 0, 0)
 
 
+def mixture(source: str) -> dict[str, float]:
+    """One length of documents, some shorter ones, and long running text."""
+    shorter = {name: 1.0 for name, tokens in LENGTHS.items() if tokens < LENGTHS[source]}
+    return shorter | {"retrieval": 1.0, "modules": 1.0, source: 4.0}
+
+
 def extension(source: str, batch_size: int, steps: int, rope_base: float) -> Extension:
-    """Continued training on one length of documents, some shorter ones, and long running text."""
-    weights = {name: 1.0 for name, tokens in LENGTHS.items() if tokens < LENGTHS[source]}
-    weights |= {"retrieval": 1.0, "modules": 1.0, source: 4.0}
-    optimizer = Optimizer(learning_rate=2e-3, warmup=10, decay_fraction=0.5)
-    t = Training((Phase(steps, weights),), shape(batch_size, LENGTHS[source]), optimizer, save_every=20, log_every=5)
+    """Continued training on the mixture of one length."""
+    optimizer, phase = Optimizer(learning_rate=2e-3, warmup=10, decay_fraction=0.5), Phase(steps, mixture(source))
+    t = Training((phase,), shape(batch_size, LENGTHS[source]), optimizer, save_every=20, log_every=5)
     return Extension(replace(t, evaluate_every=steps), rope_base)
 
 
@@ -61,7 +65,7 @@ def run() -> Recipe:
             extension("retrieval_32k", 1, 48, 1_000_000.0),
         ),
         tune=Tune(
-            12, shape(1, 32768), Optimizer(learning_rate=2e-4, warmup=2, schedule="cosine"), {"retrieval_32k": 1.0}
+            12, shape(1, 32768), Optimizer(learning_rate=1e-4, warmup=2, schedule="cosine"), mixture("retrieval_32k")
         ),
         quantization=Quantization("round"),
     )
