@@ -231,7 +231,7 @@ def make_base(run: Recipe, folder: Path) -> None:
         taught, c = _initial_training(run, folder)
         facts = {
             "parameters": model.count(model.weights(c)),
-            "tokens_seen": run.pretrain.steps * run.pretrain.shape.batch_size * run.pretrain.shape.tokens,
+            "tokens_seen": run.pretrain.tokens,
         }
         missing = report_left_out(open_examples(tokens / "train"), run.pretrain)
         CONSOLE.print(f"{facts['parameters']:,} parameters, {run.pretrain.steps:,} steps of {run.pretrain.shape}")
@@ -275,7 +275,8 @@ def _extend(e: Extension, tokens: Path, start: Path, work: Path, out: Path) -> d
     c = replace(c, decoder=replace(c.decoder, rope_base=e.rope_base))
     CONSOLE.print(f"{t.steps:,} steps of {t.shape}, RoPE base {e.rope_base:,.0f}")
     params = train(params, c, t, Folders(tokens / "train", work, tokens / "validation"), f"extend {facts['name']}")
-    write_model_folder(params, c, start, out, facts | {"name": out.name})
+    facts |= {"name": out.name, "tokens_seen": facts["tokens_seen"] + t.tokens}
+    write_model_folder(params, c, start, out, facts)
     compare.plot_losses(compare.find_runs([work]), work / compare.PLOT)
     return {"context": t.shape.tokens, "rope_base": e.rope_base}
 

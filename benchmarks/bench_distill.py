@@ -139,7 +139,7 @@ def collect(bench: Bench, teacher: Path) -> dict[str, Any]:
     return {
         "teacher": {"name": teacher.parent.parent.name if bench.teacher is None else teacher.name, "parameters": model.count(model.weights(c))},
         "steps": recipe.pretrain.steps,
-        "tokens": recipe.pretrain.steps * recipe.pretrain.shape.batch_tokens,
+        "tokens": recipe.pretrain.tokens,
         "mix": vars(recipe.distill.mix) if recipe.distill else None,
         "seeds": finished,
         # Mean over the rows in percent, oriented so that more is better, of each seed.

@@ -89,8 +89,7 @@ def train_ladder(c: config.Model, t: Training, folders: Folders, grid: Grid) -> 
         if not _is_trained(rung_folders.out / RUNG, fingerprint):
             nats = _train_rung(rung_config, training, rung_folders, f"{budget:.1e} FLOPs, {n:,} parameters")
             loss = _mixture_loss(nats, t.phases[-1].weights, folders)
-            tokens = training.steps * training.shape.batch_size * training.shape.tokens
-            facts = {"training": fingerprint, "rung": Rung(n, tokens, loss)._asdict(), "validation": nats}
+            facts = {"training": fingerprint, "rung": Rung(n, training.tokens, loss)._asdict(), "validation": nats}
             write_json(rung_folders.out / RUNG, facts)
         rungs.append(Rung(**read_json(rung_folders.out / RUNG)["rung"]))
     return rungs

@@ -69,6 +69,11 @@ class Training:
     def steps(self) -> int:
         return sum(phase.steps for phase in self.phases)
 
+    @property
+    def tokens(self) -> int:
+        """Token positions of all steps."""
+        return self.steps * self.shape.batch_tokens
+
     def identity(self) -> Training:
         """What decides the parameters: without the mesh, and without how often something is saved, logged or measured."""
         return replace(self, mesh=None, memory_checkpoint_every=0, save_every=0, log_every=0, evaluate_every=0)

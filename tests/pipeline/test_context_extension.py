@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from alhena.model.storage.folders import load_model
+from alhena.model.storage.weights import read_config
 from alhena.pipeline import make_extended
 from alhena.recipe import Extension
 from alhena.tokens.examples.padding import BatchShape
@@ -32,6 +33,8 @@ def test_each_extension_starts_from_the_model_before_it(smoke: Path, tmp_path: P
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), before, after)
     assert extended == replace(c, decoder=replace(c.decoder, rope_base=50_000.0))
     assert load_model(tmp_path / "models" / "base-320")[1].decoder.rope_base == 20_000.0
+    seen = [read_config(tmp_path / "models" / name)[1]["tokens_seen"] for name in ("base", "base-320", "base-512")]
+    assert np.diff(seen).tolist() == [320, 512]
     assert (run.window, run.max_tokens) == (512, max(512, run.tune.shape.tokens))
 
 
