@@ -233,7 +233,7 @@ INLINE float row_weights(const Rows& a, int64_t r, int64_t position, const float
   return factor;
 }
 
-// Rows read a page whose first token has a position. ``scratch`` has room for the transposed keys, and 2·PAGE + 1 floats of each row.
+// Rows read a page whose first token has a position. ``scratch`` has room for the transposed keys, and for scores, values and a factor of each row.
 template <class T>
 INLINE void read_page(
     const Rows& a, int64_t position, const T* keys, const T* values, const float* key_scales, const float* value_scales, float* scratch) {
