@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
-from alhena.model import config, sharding
+from alhena.model import config
 from alhena.model.attention import native
 from alhena.model.attention.paged_cache import PagedCache, Pages, Tokens, kinds
 from alhena.model.layer_kinds import LayerKind
@@ -27,7 +27,7 @@ class Projected:
 
 def is_available(length: int, kind: LayerKind) -> bool:
     """Whether the kernel computes so many tokens in a layer of a kind."""
-    return length == 1 and kind.head_dim % 32 == 0 and not sharding.has_mesh() and native.is_available()
+    return length == 1 and kind.head_dim % 32 == 0 and native.attends(kind.head_dim)
 
 
 def attend(

@@ -192,7 +192,7 @@ def attend(
     K, scale = pages.keys.shape[2], c.attention_scale(H)
     is_causal, window = is_global and c.image_attention != "all", None if is_global else c.window
     if native.attends(H):
-        begin = at.positions * 0 if window is None else jnp.maximum(at.positions - window + 1, 0)
+        begin = jnp.zeros_like(at.positions) if window is None else jnp.maximum(at.positions - window + 1, 0)
         end = jnp.where(at.valid, (at.positions if is_causal else at.limits) + 1, 0)
         settings = {"scale": np.float32(scale), "cap": np.float32(c.attention_softcap or 0)}
         return native.attend_chunk(q, (begin, end), layer, (*pages.arrays, at.tables[i]), settings)

@@ -18,11 +18,6 @@ namespace ffi = xla::ffi;
 namespace alhena {
 namespace {
 
-struct Shape {
-  int64_t batch, heads, kv_heads, size;
-  int64_t group() const { return heads / kv_heads; }
-};
-
 // One page of one head of keys of one sequence.
 struct Task {
   int64_t sequence, head, page, first, end;
@@ -30,30 +25,30 @@ struct Task {
 
 class Step {
  public:
-  Step(const Shape& shape, const Pages& pages, int64_t layer, const int32_t* positions, int64_t window, float scale, float cap)
-      : s_(shape), e_(pages), layer_(layer), positions_(positions), window_(window), scale_(scale), cap_(cap) {}
+  Step(int64_t batch, int64_t heads, const Pages& pages, int64_t layer, const int32_t* positions, int64_t window, float scale, float cap)
+      : batch_(batch), heads_(heads), pages_(pages), layer_(layer), positions_(positions), window_(window), scale_(scale), cap_(cap) {}
 
   void write(const float* k, const float* v, const bool* valid) const {
-    for (int64_t b = 0; b < s_.batch; ++b)
-      for (int64_t h = 0; valid[b] && h < s_.kv_heads; ++h) {
-        int64_t at = e_.index(layer_, b, h, positions_[b]), from = (b * s_.kv_heads + h) * s_.size;
-        ALHENA_CHOOSE(write_head)(k + from, e_.keys, e_.key_scales, at, s_.size, e_.type);
-        ALHENA_CHOOSE(write_head)(v + from, e_.values, e_.value_scales, at, s_.size, e_.type);
+    for (int64_t b = 0; b < batch_; ++b)
+      for (int64_t h = 0; valid[b] && h < pages_.kv_heads; ++h) {
+        int64_t at = pages_.index(layer_, b, h, positions_[b]), from = (b * pages_.kv_heads + h) * pages_.size;
+        ALHENA_CHOOSE(write_head)(k + from, pages_.keys, pages_.key_scales, at, pages_.size, pages_.type);
+        ALHENA_CHOOSE(write_head)(v + from, pages_.values, pages_.value_scales, at, pages_.size, pages_.type);
       }
   }
 
   void attend(const float* q, float* out, ffi::ThreadPool pool) const {
     std::vector<Task> tasks;
     std::vector<int64_t> starts;
-    for (int64_t b = 0; b < s_.batch; ++b)
-      for (int64_t h = 0; h < s_.kv_heads; ++h) {
+    for (int64_t b = 0; b < batch_; ++b)
+      for (int64_t h = 0; h < pages_.kv_heads; ++h) {
         starts.push_back(tasks.size());
         int64_t end = positions_[b] + 1, first = window_ ? std::max<int64_t>(end - window_, 0) : 0;
         for (int64_t p = first / PAGE; p * PAGE < end; ++p)
           tasks.push_back({b, h, p, std::max<int64_t>(first - p * PAGE, 0), std::min<int64_t>(end - p * PAGE, PAGE)});
       }
     starts.push_back(tasks.size());
-    int64_t group = s_.group(), floats = group * (2 + s_.size);
+    int64_t group = this->group(), floats = group * (2 + pages_.size);
     std::vector<float> scratch(tasks.size() * floats);
     std::vector<Partial> parts;
     for (size_t i = 0; i < tasks.size(); ++i) {
@@ -64,32 +59,34 @@ class Step {
     int64_t threads = pool.num_threads(), together = group % TOGETHER == 0 ? TOGETHER : group, count = tasks.size();
     if (count >= 4 * threads) together = group;
     int64_t splits = group / together, work = 0;
-    for (const Task& t : tasks) work += (t.end - t.first) * group * s_.size;
+    for (const Task& t : tasks) work += (t.end - t.first) * group * pages_.size;
     auto one = [&](int64_t i) { run(tasks[i / splits], q, parts[i / splits], i % splits * together, together); };
     // Less than a thread's start takes.
     if (work < 65536) for (int64_t i = 0; i < count * splits; ++i) one(i);
     else Parallel(pool, count * splits, one);
     for (size_t i = 0; i + 1 < starts.size(); ++i)
-      ALHENA_CHOOSE(combine)(parts.data() + starts[i], starts[i + 1] - starts[i], group, s_.size, out + i * group * s_.size);
+      ALHENA_CHOOSE(combine)(parts.data() + starts[i], starts[i + 1] - starts[i], group, pages_.size, out + i * group * pages_.size);
   }
 
  private:
+  int64_t group() const { return heads_ / pages_.kv_heads; }
+
   // Some queries of a page.
   void run(const Task& t, const float* q, Partial p, int64_t first, int64_t count) const {
-    int64_t at = e_.index(layer_, t.sequence, t.head, t.page * PAGE), from = at * s_.size;
-    Queries a{q + (t.sequence * s_.heads + t.head * s_.group() + first) * s_.size, count, s_.size, scale_, cap_};
-    p = {p.maximum + first, p.total + first, p.out + first * s_.size};
-    if (e_.type == Type::F32)
-      ALHENA_CHOOSE(attend_float)(a, static_cast<float*>(e_.keys) + from, static_cast<float*>(e_.values) + from, t.first, t.end, p);
-    else if (e_.type == Type::BF16)
-      ALHENA_CHOOSE(attend_bfloat16)(a, static_cast<uint16_t*>(e_.keys) + from, static_cast<uint16_t*>(e_.values) + from, t.first, t.end, p);
+    int64_t at = pages_.index(layer_, t.sequence, t.head, t.page * PAGE), from = at * pages_.size;
+    Queries a{q + (t.sequence * heads_ + t.head * group() + first) * pages_.size, count, pages_.size, scale_, cap_};
+    p = {p.maximum + first, p.total + first, p.out + first * pages_.size};
+    if (pages_.type == Type::F32)
+      ALHENA_CHOOSE(attend_float)(a, static_cast<float*>(pages_.keys) + from, static_cast<float*>(pages_.values) + from, t.first, t.end, p);
+    else if (pages_.type == Type::BF16)
+      ALHENA_CHOOSE(attend_bfloat16)(a, static_cast<uint16_t*>(pages_.keys) + from, static_cast<uint16_t*>(pages_.values) + from, t.first, t.end, p);
     else
-      ALHENA_CHOOSE(attend_int8)(a, static_cast<int8_t*>(e_.keys) + from, static_cast<int8_t*>(e_.values) + from, e_.key_scales + at,
-                  e_.value_scales + at, t.first, t.end, p);
+      ALHENA_CHOOSE(attend_int8)(a, static_cast<int8_t*>(pages_.keys) + from, static_cast<int8_t*>(pages_.values) + from, pages_.key_scales + at,
+                  pages_.value_scales + at, t.first, t.end, p);
   }
 
-  Shape s_;
-  Pages e_;
+  int64_t batch_, heads_;
+  Pages pages_;
   int64_t layer_;
   const int32_t* positions_;
   int64_t window_;
@@ -118,9 +115,7 @@ ffi::Error attend_token(
     size_t first = FIXED + e * per_entry;
     Pages pages = pages_of(args, first, per_entry);
     if (index[e] < 0 || index[e] >= pages.layers) continue;
-    Shape shape{batch, heads, pages.kv_heads, size};
-    if (size % 16 || pages.page != PAGE || pages.size != size || heads % pages.kv_heads)
-      return error("attend_token: shapes that do not fit");
+    if (!pages.fits(heads, size)) return error("attend_token: shapes that do not fit");
     std::vector<float> projected(q.typed_data<float>(), q.typed_data<float>() + q.element_count());
     std::vector<float> new_k, new_v;
     const float* rope = floats(4);
@@ -135,7 +130,7 @@ ffi::Error attend_token(
       ALHENA_CHOOSE(prepare)(new_k.data() + b * pages.kv_heads * size, pages.kv_heads, has_norms ? scales + size : nullptr, has_norms, rope + b * size, size);
       if (value_norm) ALHENA_CHOOSE(prepare)(new_v.data() + b * pages.kv_heads * size, pages.kv_heads, nullptr, true, nullptr, size);
     }
-    Step step(shape, pages, index[e], positions, windows[e], scale, cap);
+    Step step(batch, heads, pages, index[e], positions, windows[e], scale, cap);
     if (writes) step.write(new_k.data(), new_v.data(), valid);
     step.attend(projected.data(), rets.get<ffi::AnyBuffer>(0).value()->typed_data<float>(), pool);
   }

@@ -84,8 +84,7 @@ ffi::Error attend_chunk(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Rema
   auto d = q.dimensions();
   Call call{d[0], d[1], d[2], d[3], q.typed_data<float>(), integers(1), integers(2), pages, layer, scale, cap,
             rets.get<ffi::AnyBuffer>(0).value()->typed_data<float>()};
-  if (call.size % 16 || pages.page != PAGE || pages.size != call.size || call.heads % pages.kv_heads)
-    return error("attend_chunk: shapes that do not fit");
+  if (!pages.fits(call.heads, call.size)) return error("attend_chunk: shapes that do not fit");
   // Every thread gets some rows; a block converts a page once, so blocks are not small.
   int64_t rows = call.rows(), streams = call.batch * pages.kv_heads, per_stream = (pool.num_threads() + streams - 1) / streams;
   int64_t block = std::clamp<int64_t>((rows / per_stream + 3) / 4 * 4, std::min<int64_t>(rows, 16), BLOCK), blocks = (rows + block - 1) / block;

@@ -17,6 +17,9 @@ struct Pages {
   const int32_t* table;
   int64_t table_size;
 
+  // Whether the kernels compute queries of so many heads of a size.
+  bool fits(int64_t heads, int64_t head_size) const { return head_size % 16 == 0 && page == PAGE && size == head_size && heads % kv_heads == 0; }
+
   // Index of a token of a sequence among those of all layers, pages and heads.
   int64_t index(int64_t layer, int64_t sequence, int64_t head, int64_t position) const {
     int64_t at = std::min<int64_t>(position / PAGE, table_size - 1);
