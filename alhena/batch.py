@@ -11,6 +11,7 @@ sequence do not attend to each other.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -51,6 +52,31 @@ class Example:
     frames: Float[np.ndarray, "C T M"]
     # int32, valid frames of each chunk
     frame_lengths: Int[np.ndarray, " C"]
+    # int32, of running text: the tokens at its beginning, and at that of each window it is split into; of all else: none
+    header: Int[np.ndarray, " H"]
+
+    def window(self, start: int, size: int) -> Example:
+        """Running text: the header and up to ``size`` of the tokens after it, from ``start`` on.
+
+        The first of these is a target of the window before, which predicts it from text.
+        """
+        h = len(self.header)
+        first, end = h + start, h + start + size
+        tokens = np.concatenate([self.header, self.tokens[first:end]])
+        targets = np.concatenate([tokens[1:], self.targets[first:end][-1:]])
+        weights, modality = (np.concatenate([x[:h], x[first:end]]) for x in (self.weights, self.modality))
+        if start > 0:
+            weights[:h] = 0
+        return replace(self, tokens=tokens, targets=targets, weights=weights, modality=modality)
+
+    def windows(self, tokens: int) -> Iterator[Example]:
+        """Running text as windows of at most so many tokens."""
+        if len(self.tokens) <= tokens:
+            yield self
+            return
+        h = len(self.header)
+        for start in range(0, len(self.tokens) - h, tokens - h):
+            yield self.window(start, tokens - h)
 
     def emptied(self) -> Example:
         """An example without tokens and media, whose arrays have the dtypes and sizes of these."""

@@ -273,12 +273,13 @@ def _extend(e: Extension, tokens: Path, start: Path, work: Path, out: Path) -> d
     """Trains the model of folder ``start`` on longer sequences, and writes it to ``out``."""
     t, (params, c), facts = e.training, load_model(start), read_config(start)[1]
     c = replace(c, decoder=replace(c.decoder, rope_base=e.rope_base))
+    missing = report_left_out(open_examples(tokens / "train"), t)
     CONSOLE.print(f"{t.steps:,} steps of {t.shape}, RoPE base {e.rope_base:,.0f}")
     params = train(params, c, t, Folders(tokens / "train", work, tokens / "validation"), f"extend {facts['name']}")
     facts |= {"name": out.name, "tokens_seen": facts["tokens_seen"] + t.tokens}
     write_model_folder(params, c, start, out, facts)
     compare.plot_losses(compare.find_runs([work]), work / compare.PLOT)
-    return {"context": t.shape.tokens, "rope_base": e.rope_base}
+    return {"context": t.shape.tokens, "rope_base": e.rope_base, "left_out": missing}
 
 
 def make_assistant(run: Recipe, folder: Path) -> None:

@@ -72,7 +72,7 @@ class Recipe:
 
     @property
     def window(self) -> int:
-        """Tokens at which running text is split: those of the longest sequence of pre-training and extensions."""
+        """Tokens at which running text is split; what has shorter sequences reads windows of it."""
         return max(t.shape.tokens for t in (self.pretrain, *(extension.training for extension in self.extensions)))
 
     @property

@@ -145,13 +145,17 @@ def tune_on(
 
 
 def _count_epochs(sources: Iterable[Examples], shape: BatchShape, steps: int) -> dict[str, Any]:
-    """How many examples fit into a sequence, and about how often training reads each.
+    """How many examples, or windows of long running text, fit into a sequence, and about how often training reads each.
 
     The scarcest of a sequence's budgets (tokens, patches, audio chunks) limits how many examples it holds.
     """
-    sizes = np.concatenate([np.stack([source.lengths(name) for name in shape.budgets], 1) for source in sources])
+
+    def sizes(source: Examples) -> np.ndarray:
+        return np.stack([source.lengths(name) for name in shape.budgets], 1)[shape.fitting(source)[:, 0]]
+
     budgets = np.array([*shape.budgets.values()])
-    fitting = sizes[(sizes <= budgets).all(1)]
+    # A window of running text has at most the tokens of a sequence.
+    fitting = np.minimum(np.concatenate([sizes(source) for source in sources]), budgets)
     mean = fitting.mean(0) if len(fitting) else budgets
     per_sequence = (budgets[mean > 0] / mean[mean > 0]).min()
     epochs = float(steps * shape.batch_size * per_sequence / max(len(fitting), 1))

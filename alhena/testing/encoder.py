@@ -67,7 +67,7 @@ class CharacterEncoder(GemmaEncoder):
         none = np.zeros(0, np.int32)
         return Example(
             tokens, tokens, np.zeros(len(tokens), np.float32), np.zeros(len(tokens), np.int32),
-            np.zeros((0, self.patch_values), np.uint8), np.zeros((0, 2), np.int32), none, self.no_frames, none,
+            np.zeros((0, self.patch_values), np.uint8), np.zeros((0, 2), np.int32), none, self.no_frames, none, none,
         )  # fmt: skip
 
 

@@ -271,18 +271,14 @@ class Encoder:
     def _running_text(self, document: Document, max_tokens: int) -> Iterator[Example]:
         """Texts without turns, split at ``max_tokens`` tokens."""
         v = self.vocabulary
-        # Beside the text's own there are <bos>, <document> and <end>.
-        step = max_tokens - 3
         for content in document.contents:
             texts = (part.text for part in content.parts if isinstance(part, Text))
-            ids = [token for text in texts for token in self.tokenizer.encode(text)]
-            for start in range(0, max(len(ids), 1), step):
-                out = ExampleBuilder()
-                out.add([v.bos, v.control("<document>")], 0)
-                out.add(ids[start : start + step], self.budget.text_weight)
-                if start + step >= len(ids):
-                    out.add([v.end], self.budget.text_weight)
-                yield self._example(out)
+            out = ExampleBuilder()
+            out.add_header([v.bos, v.control("<document>")])
+            out.add(
+                [*(token for text in texts for token in self.tokenizer.encode(text)), v.end], self.budget.text_weight
+            )
+            yield from self._example(out).windows(max_tokens)
 
     def _running_audio(self, part: Audio, max_tokens: int) -> Iterator[Example]:
         """Audio without a transcript, split at chunk boundaries where it exceeds ``max_tokens`` or ``audio_seconds``."""

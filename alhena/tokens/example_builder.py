@@ -33,6 +33,7 @@ class ExampleBuilder:
     patch_images: list[np.ndarray] = field(default_factory=list)
     frames: list[np.ndarray] = field(default_factory=list)
     frame_lengths: list[np.ndarray] = field(default_factory=list)
+    header: list[int] = field(default_factory=list)
     # Parts of its media that could not be read.
     notes: list[str] = field(default_factory=list)
     modality: Modality = Modality.TEXT
@@ -40,6 +41,11 @@ class ExampleBuilder:
     def add(self, tokens: Sequence[int], weight: float) -> None:
         self.tokens.extend(tokens)
         self.weights.extend([weight] * len(tokens))
+
+    def add_header(self, tokens: Sequence[int]) -> None:
+        """The tokens that running text begins with."""
+        self.header = [*tokens]
+        self.add(tokens, 0)
 
     def add_image(self, patches: UInt8[np.ndarray, "patches values"], positions: Int[np.ndarray, "patches 2"]) -> None:
         """The patches of one image; its placeholders are added as tokens."""
@@ -68,4 +74,5 @@ class ExampleBuilder:
             patch_images=_join(self.patch_images, np.zeros(0, np.int32)),
             frames=_join(self.frames, no_frames),
             frame_lengths=_join(self.frame_lengths, np.zeros(0, np.int32)),
+            header=np.array(self.header, np.int32),
         )

@@ -261,17 +261,12 @@ class GemmaEncoder:
     def _running_text(self, document: Document, max_tokens: int) -> Iterator[Example]:
         """Texts without turns, split at ``max_tokens`` tokens."""
         controls = self.settings.controls
-        # Beside the text's own there are <bos> and <eos>.
-        step = max_tokens - 2
         for content in document.contents:
             ids = self.tokenizer.encode("".join(part.text for part in content.parts if isinstance(part, Text)))
-            for start in range(0, max(len(ids), 1), step):
-                out = ExampleBuilder()
-                out.add([controls["bos"]], 0)
-                out.add(ids[start : start + step], TEXT_WEIGHT)
-                if start + step >= len(ids):
-                    out.add([controls["eos"]], TEXT_WEIGHT)
-                yield self._example(out)
+            out = ExampleBuilder()
+            out.add_header([controls["bos"]])
+            out.add([*ids, controls["eos"]], TEXT_WEIGHT)
+            yield from self._example(out).windows(max_tokens)
 
     def check(self, c: config.Model) -> None:
         """Raises ValueError when the ids or encoders of a model differ from these."""

@@ -28,6 +28,7 @@ def example(tokens: int, patches: int = 0, chunks: int = 0) -> Example:
         patch_images=np.ones(patches, np.int32),
         frames=np.zeros((chunks, 4, 4), np.float16),
         frame_lengths=np.full(chunks, 4, np.int32),
+        header=np.zeros(0, np.int32),
     )
 
 

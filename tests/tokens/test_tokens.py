@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from alhena.content import Content, Document, Image, Text
 from alhena.model import config
+from alhena.testing.encoder import character_encoder
 from alhena.tokens.audio_features import HOP, chunk, log_mel
 from alhena.tokens.examples.loader import Batches, batches_in_order
 from alhena.tokens.examples.padding import BatchShape, padded_batch
@@ -31,6 +32,44 @@ def test_running_text_is_split_and_nothing_is_lost(encoder):
     assert max(len(e.tokens) for e in examples) <= 64
     words = [t for e in examples for t in e.tokens.tolist() if t < encoder.vocabulary.num_text]
     assert encoder.tokenizer.decode(words) == text
+
+
+LONG_TEXT = "".join(f"Line {n}: {'abcdefgh'[n % 8 :]} {n * n}.\n" for n in range(300))
+LONG = Document((Content("document", (Text(LONG_TEXT),)),), "0", "t")
+
+
+@pytest.mark.parametrize("kind", ["own", "gemma"])
+@pytest.mark.parametrize("tokens", [64, 100, 5000])
+def test_windows_of_running_text_are_the_text_encoded_at_their_size(encoder, tmp_path, kind, tokens):
+    """What training on shorter sequences reads of a text."""
+    encoder = encoder if kind == "own" else character_encoder()
+    (whole,) = encoder.encode(LONG, 100_000)
+    inner = {"patches": whole.patches.shape[1:], "frames": whole.frames.shape[1:]}
+    write_examples(tmp_path / "t.arrow", [whole], inner)
+    examples, shape = Examples(tmp_path / "t.arrow"), BatchShape(2, tokens, 0, 0)
+    windows, expected = shape.fitting(examples), encoder.encode(LONG, tokens)
+    assert len(windows) == len(expected) and not shape.left_out(examples)
+    for (number, start, size), split in zip(windows.tolist(), expected, strict=True):
+        window = examples[number].window(start, size) if size else examples[number]
+        for name, value in vars(window).items():
+            np.testing.assert_array_equal(value, getattr(split, name))
+        np.testing.assert_array_equal(window.tokens[: len(whole.header)], whole.header)
+        assert tokens >= len(window.tokens) == len(window.targets) == len(window.weights) == len(window.modality)
+
+
+def test_every_token_of_a_long_text_is_trained_on_once(encoder, tmp_path):
+    """And a conversation of the same length, or with room for the header alone, is left out and counted."""
+    chat = Document((Content("user", (Text(LONG_TEXT),)), Content("model", (Text("x"),))), "1", "t")
+    examples = [example for d in (LONG, chat) for example in encoder.encode(d, 100_000)]
+    inner = {"patches": examples[0].patches.shape[1:], "frames": examples[0].frames.shape[1:]}
+    write_examples(tmp_path / "t.arrow", examples, inner)
+    stored, shape = Examples(tmp_path / "t.arrow"), BatchShape(2, 50, 0, 0)
+    assert shape.left_out(stored) == {"more than 50 tokens": 1}
+    batches = batches_in_order({"t": stored}, shape)
+    learned = np.concatenate([batch.targets[batch.weights > 0] for batch in batches])
+    np.testing.assert_array_equal(np.sort(learned), np.sort(examples[0].targets[examples[0].weights > 0]))
+    assert BatchShape(2, 2, 0, 0).left_out(stored) == {"more than 2 tokens": 2}
+    assert BatchShape(2, 2, 0, 0).fitting(stored).shape == (0, 3)
 
 
 def test_only_answers_weigh_more_than_questions(encoder, documents):

@@ -43,7 +43,7 @@ def sources(tmp_path: Path) -> dict[str, Examples]:
         return Example(
             tokens=none, targets=none, weights=np.zeros(1, np.float32), modality=none,
             patches=np.zeros((0, 1), np.uint8), patch_positions=np.zeros((0, 2), np.int32), patch_images=np.zeros(0, np.int32),
-            frames=frames[None], frame_lengths=np.array([64], np.int32),
+            frames=frames[None], frame_lengths=np.array([64], np.int32), header=none[:0],
         )  # fmt: skip
 
     write_examples(tmp_path / "a.arrow", map(example, tones(24)), {"patches": (1,), "frames": (64, 16)})

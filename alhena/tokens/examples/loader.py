@@ -1,6 +1,6 @@
 """Data loader: sources are shuffled, mixed by weight, packed first-fit into sequences with three budgets, and batched by grain.
 
-    scenes ─ shuffle ─┐
+    scenes ─ shuffle ─┐                                 long running text is a window at a time
     speech ─ shuffle ─┼─ mix by weight ─ first-fit packing (tokens, patches, chunks) ─ stack ─► Batch
     text ─── shuffle ─┘
 
@@ -18,7 +18,14 @@ import numpy as np
 
 from alhena.batch import Batch
 from alhena.shapes import Int
-from alhena.tokens.examples.padding import CHUNK_FIELDS, PATCH_FIELDS, TOKEN_FIELDS, BatchShape, packed_batch
+from alhena.tokens.examples.padding import (
+    CHUNK_FIELDS,
+    PATCH_FIELDS,
+    TOKEN_FIELDS,
+    BatchShape,
+    packed_batch,
+    packed_fields,
+)
 from alhena.tokens.examples.store import Examples
 
 # Datasets are read in the thread that asks for the next batch: its state is exact.
@@ -44,14 +51,16 @@ def _nothing_fits(sources: Mapping[str, Examples], shape: BatchShape) -> str:
 class _Source:
     """Random-access source for grain: an Example as a dict of arrays."""
 
-    def __init__(self, examples: Examples, indices: Int[np.ndarray, " examples"]) -> None:
-        self._examples, self._indices = examples, indices
+    def __init__(self, examples: Examples, windows: Int[np.ndarray, "windows 3"]) -> None:
+        self._examples, self._windows = examples, windows
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self._windows)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return dict(vars(self._examples[int(self._indices[index])]))
+        number, start, size = self._windows[index].tolist()
+        example = self._examples[number]
+        return packed_fields(example.window(start, size) if size else example)
 
 
 def _packed(data: grain.IterDataset, shape: BatchShape, bins: int) -> grain.IterDataset:
@@ -85,9 +94,9 @@ class Batches:
         self.too_large: dict[str, int] = {}
         datasets, shares = [], []
         for number, name in enumerate(sorted(name for name in weights if weights[name] > 0)):
-            indices = self._shard(name, sources[name], shape, data_shard)
-            if len(indices):
-                data = grain.MapDataset.source(_Source(sources[name], indices))
+            windows = self._shard(name, sources[name], shape, data_shard)
+            if len(windows):
+                data = grain.MapDataset.source(_Source(sources[name], windows))
                 datasets.append(data.seed(seed + number).shuffle().repeat(None))
                 shares.append(float(weights[name]))
         if not datasets:
@@ -97,13 +106,13 @@ class Batches:
 
     def _shard(
         self, name: str, examples: Examples, shape: BatchShape, data_shard: tuple[int, int]
-    ) -> Int[np.ndarray, " shard"]:
-        """Indices of the examples of one source that fit and belong to this data shard."""
-        (k, n), indices = data_shard, shape.fitting(examples)
-        self.too_large[name] = len(examples) - len(indices)
-        if 0 < len(indices) < n:
-            raise ValueError(f"{name}: {len(indices)} examples cannot be divided among {n} data shards; use fewer")
-        return indices[k::n]
+    ) -> Int[np.ndarray, "shard 3"]:
+        """The examples of one source, or windows of them, that fit and belong to this data shard."""
+        (k, n), windows = data_shard, shape.fitting(examples)
+        self.too_large[name] = len(examples) - len(np.unique(windows[:, 0]))
+        if 0 < len(windows) < n:
+            raise ValueError(f"{name}: {len(windows)} examples cannot be divided among {n} data shards; use fewer")
+        return windows[k::n]
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -119,7 +128,7 @@ class Batches:
 
 
 def batches_in_order(sources: Mapping[str, Examples], shape: BatchShape) -> Iterator[Batch]:
-    """Every example that fits, once, in order and packed; empty sequences fill up the last batch."""
+    """Every example that fits, long running text as several windows, once, in order and packed; empty sequences fill up the last batch."""
     for name in sorted(sources):
         source = grain.MapDataset.source(_Source(sources[name], shape.fitting(sources[name])))
         data = source.to_iter_dataset(_IN_CALLER)

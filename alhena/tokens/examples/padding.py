@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alhena.batch import Batch, Example
-from alhena.shapes import Int
+from alhena.shapes import Bool, Int
 
 if TYPE_CHECKING:
     from alhena.tokens.examples.store import Examples
@@ -44,13 +44,28 @@ class BatchShape:
     def fits(self, example: Example) -> bool:
         return all(len(getattr(example, name)) <= budget for name, budget in self.budgets.items())
 
-    def fitting(self, examples: Examples) -> Int[np.ndarray, " fitting"]:
-        """Indices of the examples that fit, by their lengths alone."""
-        return np.flatnonzero(np.all([examples.lengths(name) <= budget for name, budget in self.budgets.items()], 0))
+    def _exceeds(self, examples: Examples) -> dict[str, Bool[np.ndarray, " examples"]]:
+        """Whether each example exceeds each budget; running text, which is split, exceeds that of tokens only with its header."""
+        exceeds = {name: examples.lengths(name) > budget for name, budget in self.budgets.items()}
+        header = examples.lengths("header")
+        return exceeds | {"tokens": exceeds["tokens"] & ((header == 0) | (header >= self.tokens))}
+
+    def fitting(self, examples: Examples) -> Int[np.ndarray, "windows 3"]:
+        """The examples that fit, by their lengths alone; longer running text as several windows.
+
+        Of each: the index of the example, the start of the window and its size, 0 for the example as it is.
+        """
+        indices = np.flatnonzero(~np.any(list(self._exceeds(examples).values()), 0))
+        length, header = examples.lengths("tokens")[indices], examples.lengths("header")[indices]
+        step = self.tokens - header
+        counts = np.where(length <= self.tokens, 1, -(-(length - header) // np.maximum(step, 1)))
+        nth = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        sizes = np.where(counts > 1, step, 0)
+        return np.stack([np.repeat(indices, counts), nth * np.repeat(step, counts), np.repeat(sizes, counts)], 1)
 
     def left_out(self, examples: Examples) -> dict[str, int]:
         """Number of examples that do not fit, by the budgets that they exceed; empty when all fit."""
-        exceeds = np.stack([examples.lengths(name) > budget for name, budget in self.budgets.items()], 1)
+        exceeds = np.stack(list(self._exceeds(examples).values()), 1)
         out = {}
         for kind, count in zip(*np.unique(exceeds, axis=0, return_counts=True), strict=True):
             named = zip(kind, self.budgets.items(), strict=True)
@@ -58,6 +73,11 @@ class BatchShape:
             if reasons:
                 out["more than " + " and ".join(reasons)] = int(count)
         return out
+
+
+def packed_fields(example: Example) -> dict[str, np.ndarray]:
+    """The fields of an example that a batch has."""
+    return {name: value for name, value in vars(example).items() if name != "header"}
 
 
 def packed_batch(packed: Mapping[str, Any]) -> Batch:
@@ -88,7 +108,7 @@ def padded_batch(examples: Sequence[Example], tokens: int, patches: int, chunks:
             raise ValueError(
                 f"a prompt of {sizes[0]} tokens, {sizes[1]} patches, {sizes[2]} audio chunks; {tokens}, {patches}, {chunks} fit"
             )
-        for name, value in vars(example).items():
+        for name, value in packed_fields(example).items():
             length = tokens if name in TOKEN_FIELDS else patches if name in PATCH_FIELDS else chunks
             padded = np.zeros((length, *value.shape[1:]), value.dtype)
             padded[: len(value)] = value

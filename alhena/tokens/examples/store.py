@@ -108,6 +108,11 @@ class Examples:
             reader = pa.ipc.open_file(pa.memory_map(str(self.path)))
         except (pa.ArrowInvalid, FileNotFoundError) as error:
             raise ValueError(f"{self.path}: not a file of encoded examples ({error}); run alhena tokenize") from None
+        if tuple(reader.schema.names) != NAMES:
+            raise ValueError(
+                f"{self.path}: examples with the fields {', '.join(reader.schema.names)}, not {', '.join(NAMES)}; remove "
+                f"{self.path.parent} and run alhena tokenize"
+            )
         metadata = {name.decode(): value.decode() for name, value in reader.schema.metadata.items()}
         self._inner = {name: tuple(map(int, metadata[name].split(","))) for name in _SHAPED}
         self._dtypes = _dtypes(metadata.get("frame_dtype", _FRAME_DTYPES[0]))
