@@ -1,4 +1,4 @@
-"""Key-value retrieval from long documents: pairs at any depth of prose and code of the standard library, questions at the end.
+"""Key-value retrieval from long documents: pairs at any depth of modules of the standard library, questions at the end.
 
 Pairs of words: moon river, stone apple, lamp glass.     After the experiment on long context of the Gemini 1.0 report,
 … filler, up to the length of the source …               section 5.1.5: pairs first, then filler, then a question.
@@ -16,15 +16,15 @@ import numpy as np
 from alhena.content import Document
 from alhena.corpus.starter.items import ItemSpec, chat, sample
 from alhena.corpus.starter.splits import Split
-from alhena.corpus.starter.text.prose_and_code import standard_library
+from alhena.corpus.starter.text.prose_and_code import whole_modules
 from alhena.corpus.starter.text.retrieval import draw_pairs
 
 # Tokens that the longest documents of a source may have.
 LENGTHS = {"retrieval_1k": 1024, "retrieval_2k": 2048, "retrieval_8k": 8192, "retrieval_32k": 32768}
 # Half of the documents are about as long, the others down to this share of it.
 SHORTEST = 0.25
-# Of the filler, with a text tokenizer of 2,048 tokens: somewhat less than its mean, 2.78, so that hardly any document is too long.
-CHARACTERS_PER_TOKEN = 2.65
+# Of the filler, with a text tokenizer of 2,048 tokens: less than its mean, so that one document in twenty is too long.
+CHARACTERS_PER_TOKEN = 2.4
 MIN_PAIRS, MAX_PAIRS = 3, 12
 MAX_QUESTIONS = 8
 
@@ -54,21 +54,19 @@ def haystack(pairs: Mapping[str, str], filler: str, depth: float) -> str:
 
 
 @lru_cache(maxsize=3)
-def _chunks(split: Split) -> tuple[str, ...]:
-    """Prose and code of a split, in turns."""
-    library = standard_library()
-    prose, code = ([chunk for _, chunk in library[source, split]] for source in ("text", "code"))
-    return tuple(chunk for pair in zip(prose, code, strict=False) for chunk in pair)
+def _running_text(split: Split) -> str:
+    """The modules of a split, one after the other."""
+    return "\n".join(whole_modules(split).values())
 
 
 def filler(rng: np.random.Generator, split: Split, characters: int) -> str:
-    """Consecutive chunks of a split from a random one on, cut at a length."""
-    chunks, out, size = _chunks(split), list[str](), 0
-    start = int(rng.integers(len(chunks)))
-    while size < characters:
-        out.append(chunks[(start + len(out)) % len(chunks)])
-        size += len(out[-1]) + 1
-    return "\n".join(out)[:characters]
+    """Running text of a split: whole modules one after the other, from the beginning of a random line on, cut at a length.
+
+    Of passages of different modules a model would learn that nothing before the last few hundred tokens matters.
+    """
+    text = _running_text(split)
+    start = text.find("\n", int(rng.integers(len(text)))) + 1
+    return (text[start:] + "\n" + text * math.ceil(characters / len(text)))[:characters]
 
 
 def turns(text: str, pairs: Mapping[str, str], asked: Iterable[str]) -> list[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 pydoc's language reference, docstrings   ──►  source "text"       all chunks of a module (or a topic) belong to one split:
 source files without their docstrings    ──►  source "code"       training contains no chunk of a test module
-both of one module, whole                ──►  source "modules"    long running text, split where a sequence ends
+modules and topics as they are           ──►  source "modules"    long running text, split where a sequence ends
 """
 
 from __future__ import annotations
@@ -80,22 +80,33 @@ def prose_and_code(source: str) -> tuple[list[str], str]:
     return prose, code.strip("\n")
 
 
-def _modules() -> Iterator[tuple[str, list[str], str]]:
-    """Name, prose and code of every topic and module, in an order that depends on their names only."""
+@lru_cache(maxsize=1)
+def _texts() -> dict[str, str]:
+    """Name → text of every topic and module."""
     from pydoc_data.topics import topics
 
-    root = Path(sysconfig.get_path("stdlib"))
-    files = [p.relative_to(root) for p in root.rglob("*.py") if EXCLUDED_FOLDERS.isdisjoint(p.relative_to(root).parts)]
-    names: dict[str, Path | None] = {f"topic {name}": None for name in topics}
-    names |= {path.as_posix(): path for path in files if (root / path).stat().st_size < MAX_FILE_BYTES}
-    for name in sorted(names, key=lambda name: hash_fraction("order", name)):
-        path = names[name]
-        if path is None:
-            yield name, [topics[name.removeprefix("topic ")]], ""
+    root, texts = Path(sysconfig.get_path("stdlib")), {f"topic {name}": text for name, text in topics.items()}
+    for path in root.rglob("*.py"):
+        name = path.relative_to(root)
+        if EXCLUDED_FOLDERS.isdisjoint(name.parts) and path.stat().st_size < MAX_FILE_BYTES:
+            try:
+                texts[name.as_posix()] = path.read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                # A file that declares another encoding.
+                continue
+    return texts
+
+
+def _modules() -> Iterator[tuple[str, list[str], str]]:
+    """Name, prose and code of every topic and module, in an order that depends on their names only."""
+    texts = _texts()
+    for name in sorted(texts, key=lambda name: hash_fraction("order", name)):
+        if name.startswith("topic "):
+            yield name, [texts[name]], ""
             continue
         try:
-            yield name, *prose_and_code((root / path).read_text(encoding="utf-8"))
-        except (SyntaxError, UnicodeDecodeError):
+            yield name, *prose_and_code(texts[name])
+        except SyntaxError:
             # A file with deliberate errors, such as a template.
             continue
 
@@ -122,19 +133,15 @@ def make(spec: ItemSpec) -> Document:
     return plain_document(spec, [Text(chunk)], "en" if spec.source == "text" else "und", module=name)
 
 
-@lru_cache(maxsize=1)
-def _whole_modules() -> dict[Split, list[tuple[str, str]]]:
-    """Split → names and texts of modules, longest first."""
-    by_split: dict[Split, list[tuple[str, str]]] = {split: [] for split in SPLITS}
-    for name, prose, code in _modules():
-        text = "\n\n".join([*prose, code]).strip()
-        if len(text) >= MIN_CHARACTERS:
-            by_split[split_of("module", name)].append((name, text))
-    return {split: sorted(items, key=lambda item: -len(item[1])) for split, items in by_split.items()}
+@lru_cache(maxsize=3)
+def whole_modules(split: Split) -> dict[str, str]:
+    """Name → text of the topics and modules of a split, those of a package one after the other."""
+    texts = {name: text.strip() for name, text in sorted(_texts().items()) if split_of("module", name) == split}
+    return {name: text for name, text in texts.items() if len(text) >= MIN_CHARACTERS}
 
 
 def make_module(spec: ItemSpec) -> Document:
     """The next longest module."""
-    items = _whole_modules()[spec.split]
-    name, text = items[spec.index % len(items)]
+    modules = sorted(whole_modules(spec.split).items(), key=lambda item: -len(item[1]))
+    name, text = modules[spec.index % len(modules)]
     return plain_document(spec, [Text(text)], "en", module=name)
