@@ -13,7 +13,7 @@ from alhena.corpus.starter.items import ItemSpec
 from alhena.corpus.starter.text import long_retrieval
 from alhena.evaluate.context import key_values
 from alhena.evaluate.context.grid import Grid
-from alhena.evaluate.context.loss import loss_by_position
+from alhena.evaluate.context.loss import loss_of_texts
 from alhena.evaluate.context.measure import Measured, Texts, measure
 from alhena.evaluate.models.engine_model import EngineModel
 from alhena.evaluate.models.interface import Completed, no_advance
@@ -96,12 +96,26 @@ def test_a_model_is_measured_and_its_loss_is_that_of_the_whole_window(model, tmp
     whole = [-model.score([(model.beginning(), window)])[0].nats for window in windows]
     by_range = sum(nats * (b - a) for nats, (a, b) in zip(loss["nats"], loss["positions"], strict=True))
     assert by_range == pytest.approx(np.mean(whole), rel=1e-4)
+    same = loss["same_tokens"]
+    assert (same["tokens"], same["contexts"]) == (75, [225]) and same["difference"]["nats"] == [0.0]
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     card = read_json(tmp_path / "report.json")
     assert [row["name"] for row in card["rows"]] == [
         "key-value retrieval, 256 to 300 tokens", "digit in one of many frames, 2 frames",
     ]  # fmt: skip
     assert (tmp_path / "report.html").read_text().count('class="heat"') == 2
+
+
+def test_the_loss_after_less_context_is_that_of_the_end_of_a_shorter_text(model):
+    text = long_retrieval.filler(np.random.default_rng(1), "test", 20_000)
+    found = loss_of_texts(model, [text], 1024, 1)["same_tokens"]
+    assert found["tokens"] == 256 and found["contexts"] == [256, 768]
+    ids = model.engine.encoder.tokenizer.encode(text)[:1024]
+    prompts = [[*model.beginning(), *ids[768 - context : 768]] for context in found["contexts"]]
+    expected = [-score.nats / 256 for score in model.score([(prompt, ids[768:]) for prompt in prompts])]
+    np.testing.assert_allclose(found["nats"], expected, atol=1e-3)
+    assert expected[0] != pytest.approx(expected[1], abs=1e-3)
+    assert found["difference"]["nats"] == pytest.approx([0, expected[1] - expected[0]], abs=2e-3)
 
 
 def test_texts_without_a_grid_of_texts_are_refused(model, tmp_path):
@@ -128,4 +142,4 @@ def test_a_length_that_the_model_cannot_read_and_a_short_filler_are_refused(mode
     with pytest.raises(ValueError, match="fewer than 512 tokens need: give a longer one"):
         key_values.retrieval(model, "a short text", Grid((512,)))
     with pytest.raises(ValueError, match="no text has 512 tokens"):
-        loss_by_position(model, ["a short text"], 512, 1)
+        loss_of_texts(model, ["a short text"], 512, 1)

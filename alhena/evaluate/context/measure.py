@@ -16,7 +16,7 @@ from alhena.evaluate.card.heat_map import HeatMap
 from alhena.evaluate.card.write import write_card
 from alhena.evaluate.context.grid import Grid
 from alhena.evaluate.context.key_values import MAX_CHARACTERS_PER_TOKEN, retrieval
-from alhena.evaluate.context.loss import FIRST_RANGE, loss_by_position, plot_loss
+from alhena.evaluate.context.loss import FIRST_RANGE, loss_of_texts, plot_loss
 from alhena.evaluate.context.needles import needle_map
 from alhena.evaluate.models.engine_model import EngineModel
 from alhena.evaluate.models.facts import ModelFacts
@@ -92,12 +92,17 @@ def _print(found: HeatMap) -> None:
 def _measure_loss(m: Measured, books: Sequence[str], length: int, windows: int) -> None:
     with progress_bar() as progress:
         bar = progress.add_task("parts of the texts", total=windows)
-        losses = loss_by_position(m.model, books, length, windows, lambda done: progress.update(bar, advance=done))
+        losses = loss_of_texts(m.model, books, length, windows, lambda done: progress.update(bar, advance=done))
     write_json(m.out / "loss.json", losses)
     plot_loss(losses, m.out / "loss.png")
-    first, last = losses["nats"][0], losses["nats"][-1]
-    Console().print(
+    first, last, same = losses["nats"][0], losses["nats"][-1], losses["same_tokens"]
+    console, difference = Console(), same["difference"]
+    console.print(
         f"loss by position: {first} nats per token in the first {FIRST_RANGE} tokens, {last} in the last range"
+    )
+    console.print(
+        f"the same {same['tokens']:,} tokens: {difference['nats'][-1]:+} ± {difference['standard_error'][-1]} nats per token after "
+        f"{same['contexts'][-1]:,} tokens, compared with {same['contexts'][0]:,}"
     )
 
 
