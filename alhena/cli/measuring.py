@@ -119,11 +119,12 @@ class Compare:
 class Context:
     """Measure how a model uses its context: what it finds at a depth of long texts, recordings and videos, and loss by position.
 
-    Texts have ten pairs at a depth of prose and code of Python's standard library, then a question, as in the Gemini 1.0 report. In a
+    Texts have ten pairs at a depth of modules of Python's standard library, then a question, as in the Gemini 1.0 report. In a
     recording of noise a number is spoken once. Of a video one frame shows another digit than all others.
 
     A length that the model does not read is refused; media longer than one clip of the model are asked in several. Writes retrieval.json,
-    retrieval_audio.json, retrieval_video.json, and report.html with the heat maps; with --texts also loss.json and loss.png.
+    retrieval_audio.json, retrieval_video.json, and report.html with the heat maps. With --texts also loss.json and loss.png: the loss by
+    position, and of the same tokens after more and less of what is before them.
 
         alhena context runs/starter --media audio video
     """
@@ -138,7 +139,7 @@ class Context:
     items: int = 50  # questions of each length and depth
     seed: int = 0  # of what is asked, and of filler
     filler: Path | None = None  # a long text in place of the standard library's
-    texts: tuple[Path, ...] = ()  # long texts, such as books, for the loss by position
+    texts: tuple[Path, ...] = ()  # long texts, such as books, whose loss is measured
     windows: int = 8  # parts of the texts, each as long as the longest of --lengths
     out: Path | None = None  # folder for the results; left out: RUN/context/NAME
 
