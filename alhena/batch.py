@@ -56,11 +56,13 @@ class Example:
     header: Int[np.ndarray, " H"]
 
     def window(self, start: int, size: int) -> Example:
-        """Running text: the header and up to ``size`` of the tokens after it, from ``start`` on.
+        """The header and up to ``size`` of the tokens after it, from ``start`` on; the example itself where these are all.
 
-        The first of these is a target of the window before, which predicts it from text.
+        The first of the tokens is a target of the window before, which predicts it from text.
         """
         h = len(self.header)
+        if start == 0 and len(self.tokens) <= h + size:
+            return self
         first, end = h + start, h + start + size
         tokens = np.concatenate([self.header, self.tokens[first:end]])
         targets = np.concatenate([tokens[1:], self.targets[first:end][-1:]])
@@ -71,9 +73,6 @@ class Example:
 
     def windows(self, tokens: int) -> Iterator[Example]:
         """Running text as windows of at most so many tokens."""
-        if len(self.tokens) <= tokens:
-            yield self
-            return
         h = len(self.header)
         for start in range(0, len(self.tokens) - h, tokens - h):
             yield self.window(start, tokens - h)

@@ -149,13 +149,9 @@ def _count_epochs(sources: Iterable[Examples], shape: BatchShape, steps: int) ->
 
     The scarcest of a sequence's budgets (tokens, patches, audio chunks) limits how many examples it holds.
     """
-
-    def sizes(source: Examples) -> np.ndarray:
-        return np.stack([source.lengths(name) for name in shape.budgets], 1)[shape.fitting(source)[:, 0]]
-
     budgets = np.array([*shape.budgets.values()])
     # A window of running text has at most the tokens of a sequence.
-    fitting = np.minimum(np.concatenate([sizes(source) for source in sources]), budgets)
+    fitting = np.minimum(np.concatenate([source.sizes()[shape.fitting(source)[:, 0]] for source in sources]), budgets)
     mean = fitting.mean(0) if len(fitting) else budgets
     per_sequence = (budgets[mean > 0] / mean[mean > 0]).min()
     epochs = float(steps * shape.batch_size * per_sequence / max(len(fitting), 1))

@@ -64,9 +64,8 @@ class Tune:
 
 
 def _sizes(sources: Mapping[str, Examples]) -> Int[np.ndarray, "examples 3"]:
-    """Tokens, patches and audio chunks of each example, by their lengths alone."""
-    fields = ("tokens", "patches", "frames")
-    return np.concatenate([np.stack([source.lengths(name) for name in fields], 1) for source in sources.values()])
+    """Tokens, patches and audio chunks of each example of all sources."""
+    return np.concatenate([source.sizes() for source in sources.values()])
 
 
 def shape_for(c: config.Model, batch_size: int, tokens: int) -> BatchShape:

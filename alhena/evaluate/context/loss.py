@@ -43,10 +43,11 @@ def contexts(length: int) -> list[int]:
     >>> contexts(8192)
     [256, 1024, 4096, 7168]
     """
-    longest, out = length - scored_tokens(length), [SHORTEST_CONTEXT]
-    while out[-1] * 4 < longest:
-        out.append(out[-1] * 4)
-    return [*(context for context in out if context < longest), longest]
+    longest, context, out = length - scored_tokens(length), SHORTEST_CONTEXT, list[int]()
+    while context < longest:
+        out.append(context)
+        context *= 4
+    return [*out, longest]
 
 
 def scored_tokens(length: int) -> int:

@@ -59,8 +59,7 @@ class _Source:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         number, start, size = self._windows[index].tolist()
-        example = self._examples[number]
-        return packed_fields(example.window(start, size) if size else example)
+        return packed_fields(self._examples[number].window(start, size))
 
 
 def _packed(data: grain.IterDataset, shape: BatchShape, bins: int) -> grain.IterDataset:

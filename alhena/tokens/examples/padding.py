@@ -44,30 +44,30 @@ class BatchShape:
     def fits(self, example: Example) -> bool:
         return all(len(getattr(example, name)) <= budget for name, budget in self.budgets.items())
 
-    def _exceeds(self, examples: Examples) -> dict[str, Bool[np.ndarray, " examples"]]:
+    def _exceeds(self, examples: Examples) -> Bool[np.ndarray, "examples 3"]:
         """Whether each example exceeds each budget; running text, which is split, exceeds that of tokens only with its header."""
-        exceeds = {name: examples.lengths(name) > budget for name, budget in self.budgets.items()}
         header = examples.lengths("header")
-        return exceeds | {"tokens": exceeds["tokens"] & ((header == 0) | (header >= self.tokens))}
+        exceeds = examples.sizes() > [*self.budgets.values()]
+        exceeds[:, 0] &= (header == 0) | (header >= self.tokens)
+        return exceeds
 
     def fitting(self, examples: Examples) -> Int[np.ndarray, "windows 3"]:
         """The examples that fit, by their lengths alone; longer running text as several windows.
 
-        Of each: the index of the example, the start of the window and its size, 0 for the example as it is.
+        Of each: the index of the example, the start of the window and its size, as ``Example.window`` takes them.
         """
-        indices = np.flatnonzero(~np.any(list(self._exceeds(examples).values()), 0))
+        indices = np.flatnonzero(~self._exceeds(examples).any(1))
         length, header = examples.lengths("tokens")[indices], examples.lengths("header")[indices]
         step = self.tokens - header
-        counts = np.where(length <= self.tokens, 1, -(-(length - header) // np.maximum(step, 1)))
+        counts = np.maximum(-(-(length - header) // step), 1)
         nth = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        sizes = np.where(counts > 1, step, 0)
-        return np.stack([np.repeat(indices, counts), nth * np.repeat(step, counts), np.repeat(sizes, counts)], 1)
+        sizes = np.repeat(step, counts)
+        return np.stack([np.repeat(indices, counts), nth * sizes, sizes], 1)
 
     def left_out(self, examples: Examples) -> dict[str, int]:
         """Number of examples that do not fit, by the budgets that they exceed; empty when all fit."""
-        exceeds = np.stack(list(self._exceeds(examples).values()), 1)
         out = {}
-        for kind, count in zip(*np.unique(exceeds, axis=0, return_counts=True), strict=True):
+        for kind, count in zip(*np.unique(self._exceeds(examples), axis=0, return_counts=True), strict=True):
             named = zip(kind, self.budgets.items(), strict=True)
             reasons = [f"{budget} {_UNITS[name]}" for exceeded, (name, budget) in named if exceeded]
             if reasons:
@@ -77,7 +77,7 @@ class BatchShape:
 
 def packed_fields(example: Example) -> dict[str, np.ndarray]:
     """The fields of an example that a batch has."""
-    return {name: value for name, value in vars(example).items() if name != "header"}
+    return {name: getattr(example, name) for name in (*TOKEN_FIELDS, *PATCH_FIELDS, *CHUNK_FIELDS)}
 
 
 def packed_batch(packed: Mapping[str, Any]) -> Batch:

@@ -143,6 +143,10 @@ class Examples:
         sizes = [pc.binary_length(batch.column(name)).to_numpy() // item_bytes for batch in self._batches]
         return np.concatenate([np.zeros(0, np.int64), *sizes])
 
+    def sizes(self) -> Int[np.ndarray, "examples 3"]:
+        """Tokens, patches and audio chunks of each example."""
+        return np.stack([self.lengths(name) for name in ("tokens", "patches", "frames")], 1)
+
     def __getstate__(self) -> Path:
         return self.path
 

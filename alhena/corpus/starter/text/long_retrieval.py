@@ -66,7 +66,8 @@ def filler(rng: np.random.Generator, split: Split, characters: int) -> str:
     """
     text = _running_text(split)
     start = text.find("\n", int(rng.integers(len(text)))) + 1
-    return (text[start:] + "\n" + text * math.ceil(characters / len(text)))[:characters]
+    out = text[start : start + characters]
+    return out if len(out) == characters else f"{out}\n{text * math.ceil(characters / len(text))}"[:characters]
 
 
 def turns(text: str, pairs: Mapping[str, str], asked: Iterable[str]) -> list[tuple[str, str]]:
