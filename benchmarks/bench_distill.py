@@ -20,12 +20,15 @@ import jax
 import tyro
 
 from alhena import pipeline
-from alhena.compress.distill import Distill
+from alhena.compress.distill import Distill, load_teacher
 from alhena.files import read_json, write_json
 from alhena.model import model
 from alhena.model.storage.weights import read_config
 from alhena.recipe import Recipe
+from alhena.tokens.examples.store import Examples
 from alhena.train.chunk_loss import Mix
+from alhena.train.monitoring.metrics import read_metrics
+from alhena.train.monitoring.validation import validate
 from recipes import starter, starter_large
 
 ARMS = ("plain", "distilled")
@@ -145,20 +148,25 @@ def collect(bench: Bench, teacher: Path) -> dict[str, Any]:
         # Mean over the rows in percent, oriented so that more is better, of each seed.
         "mean_gain_in_points": summary(gains) if gains else None,
         "rows": rows,
-        "validation_nats": {arm: [validation(arm_folder(bench, arm, seed)) for seed in finished] for arm in ARMS},
+        "validation_nats": {arm: [validation(arm_folder(bench, arm, seed)) for seed in finished] for arm in ARMS}
+        | {"teacher": teacher_validation(bench, teacher)},
         "device": {"machine": platform.machine(), "devices": str(jax.devices()), "jax": jax.__version__},
     }  # fmt: skip
 
 
 def validation(folder: Path) -> dict[str, float]:
     """Validation loss by source at the end of pre-training."""
-    from alhena.train.monitoring.metrics import read_metrics
-
     return [
         line["loss_by_modality"]
         for line in read_metrics(folder / "pretrain" / "metrics.jsonl")
         if line["kind"] == "validation"
     ][-1]
+
+
+def teacher_validation(bench: Bench, teacher: Path) -> dict[str, float]:
+    """The teacher's loss by source: what it does not know, it cannot teach."""
+    model_, files = load_teacher(teacher), (bench.work / bench.name / "data" / "tokens" / "validation").glob("*.arrow")
+    return validate(model_.params, model_.c, {path.stem: Examples(path) for path in sorted(files)}, starter.SHAPE)
 
 
 def main(bench: Bench) -> None:

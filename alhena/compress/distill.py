@@ -10,6 +10,7 @@ on the disk: exactly the same arrays.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,11 +32,14 @@ from alhena.schema import bounded
 from alhena.shapes import Array, Float
 from alhena.tokens.encode import Encoder
 from alhena.tokens.encoders import VOCABULARY, encoder_files, load_encoder
+from alhena.tokens.examples.padding import BatchShape
+from alhena.tokens.examples.store import Examples
 from alhena.tokens.gemma_encoder import PROMPT
 from alhena.tokens.text.tokenizer import Tokenizer
 from alhena.tokens.vocabulary import Vocabulary
 from alhena.train.chunk_loss import LossOptions, Mix, SoftTargets, TeacherHidden, TeacherTokens
 from alhena.train.loss import Lesson, LossSums, Teaching, batch_loss, chunk_size
+from alhena.train.monitoring.validation import validate
 
 
 @dataclass(frozen=True)
@@ -231,6 +235,10 @@ class Distillation:
             return computed
         soft: Any = TeacherHidden if self.how.tokens is None else TeacherTokens
         return sharding.shard_batch(soft(**stored))
+
+    def losses(self, sources: Mapping[str, Examples], shape: BatchShape) -> dict[str, float]:
+        """The teacher's loss on a validation split, by source."""
+        return validate(self._params, self.teacher.c, sources, shape)
 
     def _computed(self, batch: Batch) -> SoftTargets:
         how, c = self.how, self.teacher.c

@@ -26,6 +26,8 @@ from alhena.model import config, model
 from alhena.model.quantized.rounding import Bits
 from alhena.model.spec import named
 from alhena.shapes import Array, Float
+from alhena.tokens.examples.padding import BatchShape
+from alhena.tokens.examples.store import Examples
 from alhena.train.loss import LossSums
 from alhena.train.objective import LossFunction, Objective
 
@@ -96,3 +98,6 @@ class QuantizationAware:
 
     def outputs(self, batch: Batch, sharded: Batch) -> Any:
         return self.teacher.outputs(batch, sharded)
+
+    def losses(self, sources: Mapping[str, Examples], shape: BatchShape) -> dict[str, float]:
+        return self.teacher.losses(sources, shape)

@@ -10,7 +10,7 @@ that a resumed training is the uninterrupted one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, no_type_check, runtime_checkable
@@ -20,6 +20,8 @@ import jax
 from alhena.batch import Batch
 from alhena.model import config, model
 from alhena.shapes import Array, Float
+from alhena.tokens.examples.padding import BatchShape
+from alhena.tokens.examples.store import Examples
 from alhena.train.loss import LossSums
 
 # Params, configuration, batch, outputs, constants. It is part of the compiled step, so it must be hashable.
@@ -42,6 +44,9 @@ class Objective(Protocol):
 
     def outputs(self, batch: Batch, sharded: Batch) -> Any:
         """Arrays ``[B, L, …]`` that belong to the positions of a batch, which comes as on the host and as placed on the mesh."""
+
+    def losses(self, sources: Mapping[str, Examples], shape: BatchShape) -> dict[str, float]:
+        """The teacher's own loss on a validation split, by source; after ``constants``."""
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("batch", "outputs"), meta_fields=("loss",))

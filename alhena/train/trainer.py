@@ -44,7 +44,7 @@ from alhena.tokens.examples.store import Examples
 from alhena.train.mixture import Mixture, Training, open_examples
 from alhena.train.monitoring.divergence import WINDOW, newly_growing_norms
 from alhena.train.monitoring.metrics import FACTS, Metrics, by_modality
-from alhena.train.monitoring.validation import validate
+from alhena.train.monitoring.validation import unknown_to_teacher, validate
 from alhena.train.objective import Objective, TaughtBatch
 from alhena.train.optimizer import optimizer
 from alhena.train.step import (
@@ -309,6 +309,7 @@ class _Loop:
     last: int
     stop: _Stop
     on_step: Callable[[int], object]
+    teacher_losses: dict[str, float] = field(default_factory=dict)
 
     def run(self, state: State) -> State:
         """Trains up to step ``last``, or until a signal: then the state is saved first."""
@@ -350,10 +351,7 @@ class _Loop:
         if due.log:
             logs.write(step, int(state.recent.skipped), self.t.optimizer.warmup)
         if due.validate:
-            params = complete(state.params, self.update.frozen)
-            losses = validate(params, self.update.c, self.validation, self.t.shape)
-            logs.metrics.write(step, {}, {"loss": losses}, "validation")
-            logs.ledger.mark("validate", step)
+            self._validate(step, state)
         # In a streak of anomalies the checkpoint before it must stay the newest: training may roll back to it.
         if due.save and (not in_streak or step == self.last):
             self.checkpoints.save(step, state, self.mixture.state())
@@ -361,3 +359,17 @@ class _Loop:
         elif due.copy and not in_streak:
             self.replicas.save(step, state, self.mixture.state())
             logs.ledger.mark("copy", step)
+
+    def _validate(self, step: int, state: State) -> None:
+        """Loss by source, of a teacher too: once, with the first of the student."""
+        metrics, objective = self.logs.metrics, self.update.objective
+        params = complete(state.params, self.update.frozen)
+        losses = validate(params, self.update.c, self.validation, self.t.shape)
+        metrics.write(step, {}, {"loss": losses}, "validation")
+        if objective is not None:
+            if not self.teacher_losses:
+                self.teacher_losses.update(objective.losses(self.validation, self.t.shape))
+                metrics.write(step, {}, {"loss": self.teacher_losses}, "teacher")
+            for line in unknown_to_teacher(self.teacher_losses, losses):
+                metrics.print(f"step {step}, {line}")
+        self.logs.ledger.mark("validate", step)

@@ -26,7 +26,9 @@ from alhena.model import config, model
 from alhena.tokens.examples.loader import BatchShape
 from alhena.train.chunk_loss import Mix
 from alhena.train.mixture import Mixture, Phase, Training, open_examples
+from alhena.train.monitoring.metrics import FILE, read_metrics
 from alhena.train.monitoring.replay import replay
+from alhena.train.monitoring.validation import validate
 from alhena.train.objective import TaughtBatch
 from alhena.train.optimizer import Optimizer
 from alhena.train.step import Constants, Taught, accumulated_gradient, loss_and_gradient
@@ -86,6 +88,23 @@ def test_resumed_cached_and_replayed_trainings_equal_the_uninterrupted_one(teach
         equal(train(copy(params), c, TRAINING, Folders(data, tmp_path / "plain"), "plain"), uninterrupted)
     with pytest.raises(ValueError, match="of another training"):
         run("again", mix=Mix(0.2, 0.8))
+
+
+def test_a_teacher_s_loss_is_logged_and_sources_that_it_does_not_know_are_named(teacher, tiny, data, tmp_path, capsys):
+    """The random teacher knows nothing; the student overtakes it on both sources."""
+    params, c = tiny
+    how = objective(teacher, c, tmp_path, mix=Mix(0.9, 0.1))
+    t = replace(
+        TRAINING, phases=(Phase(40, {"a": 1.0, "b": 1.0}),), optimizer=Optimizer(1e-2, warmup=1), evaluate_every=20
+    )
+    train(Taught(copy(params), how), c, t, Folders(data, tmp_path / "run", data), "taught")
+    lines = [line for line in read_metrics(tmp_path / "run" / FILE) if line["kind"] != "train"]
+    assert [(line["kind"], line["step"]) for line in lines] == [("validation", 20), ("teacher", 20), ("validation", 40)]
+    own = validate(teacher.params, teacher.c, open_examples(data), t.shape)
+    assert lines[1]["loss_by_modality"] == pytest.approx(own, abs=1e-3)
+    shown = " ".join(capsys.readouterr().out.split())
+    for name in "ab":
+        assert f"step 40, source '{name}': the teacher's loss is {own[name]:.2f}" in shown
 
 
 def test_a_cache_stops_at_its_limit_and_a_foreign_file_is_refused(teacher, tiny, data, tmp_path):
