@@ -13,6 +13,7 @@ from __future__ import annotations
 import platform
 import statistics
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,8 +26,8 @@ from alhena.files import read_json, write_json
 from alhena.model import model
 from alhena.model.storage.weights import read_config
 from alhena.recipe import Recipe
-from alhena.tokens.examples.store import Examples
 from alhena.train.chunk_loss import Mix
+from alhena.train.mixture import open_examples
 from alhena.train.monitoring.metrics import read_metrics
 from alhena.train.monitoring.validation import validate
 from recipes import starter, starter_large
@@ -170,10 +171,11 @@ def validation(folder: Path) -> dict[str, float]:
     ][-1]
 
 
+@cache
 def teacher_validation(bench: Bench, teacher: Path) -> dict[str, float]:
     """The teacher's loss by source: what it does not know, it cannot teach."""
-    model_, files = load_teacher(teacher), (bench.work / bench.name / "data" / "tokens" / "validation").glob("*.arrow")
-    return validate(model_.params, model_.c, {path.stem: Examples(path) for path in sorted(files)}, starter.SHAPE)
+    loaded, tokens = load_teacher(teacher), bench.work / bench.name / "data" / "tokens"
+    return validate(loaded.params, loaded.c, open_examples(tokens / "validation"), starter.SHAPE)
 
 
 def main(bench: Bench) -> None:
