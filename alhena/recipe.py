@@ -20,11 +20,12 @@ from alhena.train.mixture import Training
 
 @dataclass(frozen=True)
 class Extension:
-    """Context extension: continued training on longer sequences, with another RoPE base of the global layers."""
+    """Context extension: continued training on longer sequences, and another RoPE base of the global layers, if they have RoPE."""
 
     training: Training
     # Larger for longer sequences (Xiong et al. 2023, arXiv:2309.16039); the local layers, whose window stays, keep theirs.
-    rope_base: float
+    # None: as before.
+    rope_base: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,16 @@ class Recipe:
             raise ValueError(
                 f"{self.name}: sequences of {lengths} tokens; each extension needs longer ones than the one before"
             )
-        if self.extensions and self.decoder.window is not None and self.decoder.local_rope_base is None:
+        if all(extension.rope_base is None for extension in self.extensions) or self.decoder.window is None:
+            return
+        if self.decoder.local_rope_base is None:
             raise ValueError(
                 f"{self.name}: Decoder.local_rope_base is None, so extensions would change the local layers; set it to "
                 f"{self.decoder.rope_base:g}"
+            )
+        if self.decoder.global_rope_fraction == 0:
+            raise ValueError(
+                f"{self.name}: Extension.rope_base has no effect, since Decoder.global_rope_fraction is 0; leave it out"
             )
 
     @property

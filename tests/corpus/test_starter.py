@@ -14,6 +14,7 @@ import pytest
 from alhena.content import Audio, Document, Image, Text, ToolCall, ToolResult, Video
 from alhena.corpus.starter import FACTORIES, TASKS, Job, Starter, build, make_job
 from alhena.corpus.starter.images.digits import scans
+from alhena.corpus.starter.items import ItemSpec
 from alhena.corpus.starter.splits import (
     COLORS,
     HELD_OUT_NUMBERS,
@@ -23,6 +24,7 @@ from alhena.corpus.starter.splits import (
     SPLITS,
     is_held_out_string,
 )
+from alhena.corpus.starter.text import long_retrieval, renamed
 from alhena.corpus.starter.text.multilingual_names import translations
 from alhena.corpus.starter.text.prose_and_code import standard_library
 from alhena.documents import read_documents
@@ -205,6 +207,22 @@ def test_train_and_test_share_no_text_chunk_and_no_scan() -> None:
     assert len(train_scans) > 1100
     assert len(test_scans) > 250
     assert not train_scans & test_scans
+
+
+def test_renamed_words_are_exchanged_one_for_one_and_with_words_of_the_same_split() -> None:
+    text, words = long_retrieval.filler(np.random.default_rng(0), "train", 20_000), renamed.words_of("train")
+    names = [renamed.exchange(np.random.default_rng(seed), words) for seed in range(20)]
+    for exchanged in names:
+        changed = renamed.rename(text, exchanged)
+        assert renamed.rename(changed, {new: old for old, new in exchanged.items()}) == text
+    shares = [len(exchanged) / len(words) for exchanged in names]
+    assert min(shares) < 0.2
+    assert max(shares) > 0.8
+    assert len({exchanged.get("self") for exchanged in names}) > 5
+    document = renamed.make(ItemSpec("renamed", "train", 0, 0))
+    used = set(renamed.WORD.findall("".join(part.text for part in document.parts if isinstance(part, Text))))
+    assert used <= set(words)
+    assert len(used - set(renamed.words_of("test"))) > 100
 
 
 def test_answers_agree_with_the_pixels(many: Corpus) -> None:

@@ -44,7 +44,12 @@ def test_extensions_become_longer():
         replace(run, extensions=(run.extensions[1], run.extensions[0], run.extensions[2]))
 
 
-def test_extensions_need_a_rope_base_of_the_local_layers():
+def test_another_rope_base_needs_global_layers_with_rope_and_one_of_the_local_layers():
     run = long_context.run()
+    extended = replace(run.extensions[0], rope_base=50_000.0)
     with pytest.raises(ValueError, match=r"Decoder.local_rope_base is None.*set it to 10000"):
-        replace(run, decoder=replace(run.decoder, local_rope_base=None))
+        replace(run, extensions=(extended,))
+    decoder = replace(run.decoder, local_rope_base=10_000.0)
+    with pytest.raises(ValueError, match=r"Extension.rope_base has no effect.*leave it out"):
+        replace(run, extensions=(extended,), decoder=decoder)
+    assert replace(run, extensions=(extended,), decoder=replace(decoder, global_rope_fraction=0.5)).extensions

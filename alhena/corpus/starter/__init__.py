@@ -7,7 +7,8 @@
 
     splits.py            what is held out for the test split, and why
     items.py             ItemSpec: one item to make, with its own random generator
-    text/                prose and code of Python's standard library, CLDR's names in thirteen languages, key-value retrieval, tools, reasoning
+    text/                prose and code of Python's standard library, the same with exchanged words, CLDR's names in thirteen languages,
+                         key-value retrieval, tools, reasoning
     images/              handwritten digits; drawn shapes, scenes, charts and words; requests for image generation
     audio/               synthetic speech in four languages, spoken questions
     video/               clips of moving shapes and digits
@@ -39,6 +40,7 @@ from alhena.corpus.starter.text import (
     multilingual_names,
     prose_and_code,
     reasoning,
+    renamed,
     retrieval,
     tools,
 )
@@ -67,6 +69,7 @@ FACTORIES: Mapping[str, Factory] = {
     "tools": tools.make,
     "reasoning": reasoning.make,
     "modules": prose_and_code.make_module,
+    "renamed": renamed.make,
     "needles": needles.make,
     **dict.fromkeys(long_retrieval.LENGTHS, long_retrieval.make),
 }
