@@ -272,9 +272,12 @@ def make_extended(run: Recipe, folder: Path) -> None:
 def _extend(e: Extension, tokens: Path, start: Path, work: Path, out: Path) -> dict[str, Any]:
     """Trains the model of folder ``start`` on longer sequences, and writes it to ``out``."""
     t, (params, c), facts = e.training, load_model(start), read_config(start)[1]
-    c = replace(c, decoder=replace(c.decoder, rope_base=e.rope_base or c.decoder.rope_base))
+    if e.rope_base is not None:
+        c = replace(c, decoder=replace(c.decoder, rope_base=e.rope_base))
     missing = report_left_out(open_examples(tokens / "train"), t)
-    CONSOLE.print(f"{t.steps:,} steps of {t.shape}" + (f", RoPE base {e.rope_base:,.0f}" if e.rope_base else ""))
+    CONSOLE.print(
+        f"{t.steps:,} steps of {t.shape}" + ("" if e.rope_base is None else f", RoPE base {e.rope_base:,.0f}")
+    )
     params = train(params, c, t, Folders(tokens / "train", work, tokens / "validation"), f"extend {facts['name']}")
     facts |= {"name": out.name, "tokens_seen": facts["tokens_seen"] + t.tokens}
     write_model_folder(params, c, start, out, facts)

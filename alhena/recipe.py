@@ -65,9 +65,12 @@ class Recipe:
             raise ValueError(
                 f"{self.name}: sequences of {lengths} tokens; each extension needs longer ones than the one before"
             )
-        if all(extension.rope_base is None for extension in self.extensions) or self.decoder.window is None:
-            return
-        if self.decoder.local_rope_base is None:
+        if any(extension.rope_base is not None for extension in self.extensions):
+            self._check_rope_base()
+
+    def _check_rope_base(self) -> None:
+        """Raises ValueError unless another RoPE base changes the global layers, and them alone."""
+        if self.decoder.window is not None and self.decoder.local_rope_base is None:
             raise ValueError(
                 f"{self.name}: Decoder.local_rope_base is None, so extensions would change the local layers; set it to "
                 f"{self.decoder.rope_base:g}"

@@ -32,7 +32,7 @@ def shape(batch_size: int, tokens: int) -> BatchShape:
 
 
 def mixture(source: str) -> dict[str, float]:
-    """One length of documents, some shorter ones, and as much running text."""
+    """One length of documents, some shorter ones, and running text."""
     shorter = {name: 0.5 for name, tokens in LENGTHS.items() if tokens < LENGTHS[source]}
     return shorter | {"retrieval": 1.0, "modules": 2.0, "renamed": 3.0, source: 4.0}
 

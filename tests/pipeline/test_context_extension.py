@@ -52,4 +52,6 @@ def test_another_rope_base_needs_global_layers_with_rope_and_one_of_the_local_la
     decoder = replace(run.decoder, local_rope_base=10_000.0)
     with pytest.raises(ValueError, match=r"Extension.rope_base has no effect.*leave it out"):
         replace(run, extensions=(extended,), decoder=decoder)
+    with pytest.raises(ValueError, match=r"Extension.rope_base has no effect.*leave it out"):
+        replace(run, extensions=(extended,), decoder=replace(run.decoder, window=None))
     assert replace(run, extensions=(extended,), decoder=replace(decoder, global_rope_fraction=0.5)).extensions
