@@ -105,6 +105,8 @@ class Decoder:
     global_kv_heads: int | None = None
     # Share of the RoPE frequencies of the global layers that are not zero.
     global_rope_fraction: float = 1.0
+    # Queries of the global layers at position n - 1 are multiplied by log(n) / log(this) where that is more than 1; None: never.
+    log_scaling_start: int | None = None
     # RMSNorm of the values, without a scale.
     value_norm: bool = False
     # Global layers have no value projection: their values are the projected keys, before QK-norm and RoPE.
@@ -132,6 +134,7 @@ class Decoder:
             final_logit_softcap=positive,
         )
         bounded(self, embedding_scale=positive, global_head_dim=(2, 2**16), global_kv_heads=SIZES)
+        bounded(self, log_scaling_start=(2, 2**31 - 1))
         bounded(self, global_rope_fraction=(0.0, 1.0), kv_sharing_layers=(0, self.layers - 1), kv_sharing_hidden=SIZES)
         self._check_heads()
         if self.image_attention not in IMAGE_ATTENTION:

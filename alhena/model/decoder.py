@@ -118,13 +118,22 @@ def _norm(x: Float[Array, "... D"], scale: Float[Array, " D"] | None) -> Float[A
 
 def _rope_tables(
     positions: Int[Array, "B L"], c: config.Decoder
-) -> tuple[Float[Array, "B L H"], Float[Array, "B L h"]]:
-    """RoPE tables of the global and of the local layers."""
+) -> tuple[Float[Array, "B L 2 H"], Float[Array, "B L 2 h"]]:
+    """RoPE tables, one for queries and one for keys, of the global and of the local layers.
+
+    Attention to more tokens is less sharp; queries that grow with the logarithm of their number compensate for it
+    (Chiang & Cholak 2022, arXiv:2202.12172). RoPE is linear, so the factor is part of the table.
+    """
     global_positions, H = positions / c.rope_scaling_factor, c.global_head_dim or c.head_dim
-    global_table = rope_table(global_positions, H, c.rope_base, c.global_rope_fraction)
+    keys = queries = rope_table(global_positions, H, c.rope_base, c.global_rope_fraction)
+    if c.log_scaling_start is not None:
+        factor = jnp.maximum(1, jnp.log1p(positions.astype(jnp.float32)) / np.log(c.log_scaling_start))
+        queries = keys * factor[..., None]
+    of_global = jnp.stack([queries, keys], -2)
     if c.window is None:
-        return global_table, global_table
-    return global_table, rope_table(positions, c.head_dim, c.local_rope_base or c.rope_base)
+        return of_global, of_global
+    of_local = rope_table(positions, c.head_dim, c.local_rope_base or c.rope_base)
+    return of_global, jnp.stack([of_local, of_local], -2)
 
 
 @pytree
@@ -190,16 +199,16 @@ def _projected(w: Layers, x: Float[Array, "B L D"], c: config.Decoder, kind: Lay
 
 
 def _projections(
-    w: Layers, x: Float[Array, "B L D"], table: Float[Array, "B L H"], c: config.Decoder, kind: LayerKind, dtype: str
+    w: Layers, x: Float[Array, "B L D"], tables: Float[Array, "B L 2 H"], c: config.Decoder, kind: LayerKind, dtype: str
 ) -> tuple[Float[Array, "B L N H"], paged_cache.KeysValues | None]:
     """Queries of one layer, and keys and values if it has its own, with QK-norm and RoPE."""
     q, *kv = (a.reshape(*x.shape[:2], -1, kind.head_dim) for a in _projected(w, x, c, kind, dtype))
-    q = rope(_norm(q, w.query_norm), table)
+    q = rope(_norm(q, w.query_norm), tables[:, :, 0])
     if not kv:
         return q, None
     # Without a projection of their own the values are the keys before norm and RoPE.
     k, v = kv[0], kv[-1]
-    return q, (rope(_norm(k, w.key_norm), table), rms_norm(v) if c.value_norm else v)
+    return q, (rope(_norm(k, w.key_norm), tables[:, :, 1]), rms_norm(v) if c.value_norm else v)
 
 
 def _mlp(w: Layers, x: Float[Array, "B L D"], info: LayerInfo, common: Common) -> Float[Array, "B L D"]:

@@ -205,6 +205,7 @@ def test_another_model_around_a_decoder_is_refused_by_name(folder, settings, mes
         ("gemma3", {"attention_softcap": 3.0}, "attention_softcap"),
         ("gemma2", {"rope_scaling_factor": 2.0}, "rope_scaling_factor"),
         ("gemma2", {"local_rope_base": 7.0}, "local_rope_base"),
+        ("gemma3", {"log_scaling_start": 64}, "log_scaling_start"),
     ],
 )
 def test_a_decoder_that_its_family_cannot_express_is_not_exported(models, tmp_path, family, changes, field):

@@ -164,6 +164,7 @@ def test_types_of_matrices_that_are_not_quantized(tmp_path):
         ({"attention_softcap": 20.0}, "attention_softcap 20.0, a gemma3 file would have None"),
         ({"embedding_scale": 7.0}, "embedding_scale 7.0; llama.cpp scales by"),
         ({"layer_scalar": True}, "its architecture has no model.layers.0.layer_scalar"),
+        ({"log_scaling_start": 64}, "log_scaling_start 64, a gemma3 file would have None"),
         ({"kv_sharing_layers": 1}, "kv_sharing_layers 1, a gemma3 file would have 0"),
         ({"qk_norm": False}, "gemma2 in llama.cpp always has soft caps"),
         ({"qk_norm": False, "post_norm": False}, "a gemma file would have"),

@@ -44,6 +44,7 @@ DECODERS = {
         GEMMA_4, global_key_as_value=True, global_kv_heads=1, image_attention="local", experts=Experts(6, 2, 8)
     ),
     "gemma 3n": replace(BASE, value_norm=True, altup=AltUp(3, 5, sparse_layers=2, sparsity=0.6), **SHARING),
+    "log scaling": replace(BASE, global_rope_fraction=0.0, log_scaling_start=5),
 }
 # Layers of one shape with options.
 UNIFORM = replace(
@@ -141,6 +142,19 @@ def test_packed_equals_separate(tiny):
     hidden = forward(tiny.params, tiny.c, packed(prompts()[order], lengths))[0]
     for row, part in zip(tiny.hidden[order], np.split(hidden, np.cumsum(lengths)[:-1]), strict=True):
         assert_close(part, row[: len(part)])
+
+
+def test_queries_grow_with_the_logarithm_of_the_number_of_tokens():
+    """Of the last of nine tokens: scores are log(9) / log(5) times as large; of the first five they are the same."""
+    d, tokens = replace(BASE, layers=1, window=None), text_batch(prompts()[:, :9])
+    params, c = make(d)
+    plain, scaled, larger = (
+        forward(params, replace(c, decoder=replace(d, **option)), tokens)
+        for option in ({}, {"log_scaling_start": 5}, {"query_pre_attn_scalar": 4 * (math.log(5) / math.log(9)) ** 2})
+    )
+    np.testing.assert_array_equal(scaled[:, :5], plain[:, :5])
+    assert_close(scaled[:, 8], larger[:, 8])
+    assert np.abs(scaled[:, 5:] - plain[:, 5:]).max() > 1e-3
 
 
 @pytest.mark.parametrize("name", ["gemma 4 e2b", "gemma 3n"])

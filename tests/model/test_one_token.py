@@ -27,6 +27,7 @@ GEMMA_4 = replace(
     GEMMA_3, layers=6, global_head_dim=64, value_norm=True, kv_sharing_layers=2, kv_sharing_hidden=128,
     global_rope_fraction=0.5, query_pre_attn_scalar=1.0, global_key_as_value=True,
 )  # fmt: skip
+LOG_SCALED = replace(GEMMA_3, global_rope_fraction=0.0, log_scaling_start=64)
 # Positions of the next tokens: in the first page, at its end, behind a window, in a third page.
 POSITIONS = np.array([3, PAGE - 1, PAGE, 2 * PAGE + 77, 0], np.int32)
 
@@ -60,8 +61,8 @@ def next_hidden(params, c, cache, tables, rows):
 
 @pytest.mark.parametrize(
     ("decoder", "dtype"),
-    [(GEMMA_3, "float32"), (GEMMA_2, "bfloat16"), (GEMMA_4, "float32")],
-    ids=["gemma3", "gemma2", "gemma4"],
+    [(GEMMA_3, "float32"), (GEMMA_2, "bfloat16"), (GEMMA_4, "float32"), (LOG_SCALED, "float32")],
+    ids=["gemma3", "gemma2", "gemma4", "log_scaled"],
 )
 def test_one_token_equals_xla(decoder, dtype, monkeypatch):
     params, c, cache, tables = case(decoder, dtype)

@@ -96,8 +96,8 @@ def attend_token(
 ) -> tuple[Float[Array, "B heads"], list[tuple[Array, ...]]]:
     """Attention of one token of each sequence; and the cache of each kind of layer with its keys and values.
 
-    ``inputs``: queries, keys and values as projected (without keys nothing is written), the scales of their norms, the RoPE table,
-    positions, which are valid, and the index of the layer among those of each kind: the first that is one is used.
+    ``inputs``: queries, keys and values as projected (without keys nothing is written), the scales of their norms, the RoPE tables
+    of queries and keys, positions, which are valid, and the index of the layer among those of each kind: the first that is one is used.
     """
     entries = [(*arrays, table) for arrays, table in zip(cache, tables, strict=True)]
     flat = [a for entry in entries for a in entry]

@@ -22,7 +22,8 @@ class Projected:
     # Of keys and values; empty where the layer shares those of an earlier one.
     kv: list[Float[Array, "B 1 KH"]]
     norms: tuple[Float[Array, " H"] | None, Float[Array, " H"] | None]
-    rope: Float[Array, "#B 1 H"]
+    # Of queries and of keys.
+    rope: Float[Array, "#B 1 2 H"]
 
 
 def is_available(length: int, kind: LayerKind) -> bool:
@@ -40,7 +41,7 @@ def attend(
     scales = jnp.zeros(0)
     if query_norm is not None:
         scales = jnp.concatenate([query_norm, query_norm if key_norm is None else key_norm]).astype(jnp.float32)
-    inputs = (*flat, scales, p.rope.reshape(B, H), at.positions[:, 0], at.valid[:, 0], index)
+    inputs = (*flat, scales, p.rope.reshape(B, 2 * H), at.positions[:, 0], at.valid[:, 0], index)
     settings = {
         "windows": np.array([0 if k.is_global else c.window for k in kinds(c)], np.int64),
         "heads": np.int64(c.heads),

@@ -95,7 +95,7 @@ class Step {
 
 ffi::Error error(const char* what) { return ffi::Error(ffi::ErrorCode::kInvalidArgument, what); }
 
-// Arguments: q, k, v (float32, flat heads), scales of their norms (empty: none), RoPE table, positions, valid, index of the layer in each
+// Arguments: q, k, v (float32, flat heads), scales of their norms (empty: none), RoPE tables of q and of k, positions, valid, index of the layer in each
 // entry, then keys, values, [their scales,] table of each entry. Results: heads, then keys, values [and scales] of each entry.
 ffi::Error attend_token(
     ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets, ffi::Span<const int64_t> windows, int64_t heads,
@@ -125,9 +125,9 @@ ffi::Error attend_token(
     }
     const float* scales = has_norms ? floats(3) : nullptr;
     for (int64_t b = 0; b < batch; ++b) {
-      ALHENA_CHOOSE(prepare)(projected.data() + b * heads * size, heads, scales, has_norms, rope + b * size, size);
+      ALHENA_CHOOSE(prepare)(projected.data() + b * heads * size, heads, scales, has_norms, rope + 2 * b * size, size);
       if (!writes) continue;
-      ALHENA_CHOOSE(prepare)(new_k.data() + b * pages.kv_heads * size, pages.kv_heads, has_norms ? scales + size : nullptr, has_norms, rope + b * size, size);
+      ALHENA_CHOOSE(prepare)(new_k.data() + b * pages.kv_heads * size, pages.kv_heads, has_norms ? scales + size : nullptr, has_norms, rope + (2 * b + 1) * size, size);
       if (value_norm) ALHENA_CHOOSE(prepare)(new_v.data() + b * pages.kv_heads * size, pages.kv_heads, nullptr, true, nullptr, size);
     }
     Step step(batch, heads, pages, index[e], positions, windows[e], scale, cap);
