@@ -95,8 +95,8 @@ class Step {
 
 ffi::Error error(const char* what) { return ffi::Error(ffi::ErrorCode::kInvalidArgument, what); }
 
-// Arguments: q, k, v (float32, flat heads), scales of their norms (empty: none), RoPE tables of q and of k, positions, valid, index of the layer in each
-// entry, then keys, values, [their scales,] table of each entry. Results: heads, then keys, values [and scales] of each entry.
+// Arguments: q, k, v (float32, flat heads), scales of their norms (empty: none), RoPE tables of q and of k, positions, valid, index of the
+// layer in each entry, then keys, values, [their scales,] table of each entry. Results: heads, then keys, values [and scales] of each entry.
 ffi::Error attend_token(
     ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets, ffi::Span<const int64_t> windows, int64_t heads,
     bool has_norms, bool value_norm, float scale, float cap) {
