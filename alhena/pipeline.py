@@ -24,8 +24,9 @@ from alhena.compress.steps import Source
 from alhena.corpus import starter
 from alhena.corpus.curate import curate
 from alhena.files import content_fingerprint, copy_atomically, fingerprint, write_json
-from alhena.model import base_model, config, image_tokenizer, model, sharding
+from alhena.model import config, image_tokenizer, model, sharding
 from alhena.model.quantized.types import type_table
+from alhena.model.storage import base_model
 from alhena.model.storage.folders import load_model
 from alhena.model.storage.weights import WEIGHTS, read_config, read_tree, write_tree
 from alhena.recipe import Extension, Recipe

@@ -118,7 +118,7 @@ def _tuned(
 def trained_config(base: Path, c: config.Model) -> config.Model:
     """The configuration during training: that of an imported model recomputes activations in the backward pass.
 
-    A loop over its layers would also save the weights of each: those of 16 bits are sliced inside it (alhena/model/stacks.py).
+    A loop over its layers would also save the weights of each: those of 16 bits are sliced inside it (alhena/model/transformer/stacks.py).
     """
     return c if is_own(base) else replace(c, decoder=replace(c.decoder, remat=True))
 

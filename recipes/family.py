@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from alhena.align.sft import Tune
 from alhena.corpus.curate import Curate
 from alhena.model import config
-from alhena.model.embedding import embedding_rows
 from alhena.model.sharding import Mesh
+from alhena.model.transformer.embedding import embedding_rows
 from alhena.recipe import Recipe
 from alhena.tokens.encode import Budget
 from alhena.tokens.examples.padding import BatchShape

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from alhena.model.base_model import read_base
+from alhena.model.storage.base_model import read_base
 from alhena.recipe import Recipe
 from alhena.train.mixture import Phase
 from alhena.train.optimizer import Optimizer

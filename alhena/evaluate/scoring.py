@@ -14,8 +14,8 @@ import numpy as np
 from alhena.batch import Batch, Example
 from alhena.content import Document, text_of
 from alhena.model import config, model
-from alhena.model.embedding import whole
 from alhena.model.linear import dense
+from alhena.model.transformer.embedding import whole
 from alhena.serve.decoding.buckets import TOKENS, bucket
 from alhena.serve.engine import Engine
 from alhena.shapes import Array, Float

@@ -71,7 +71,7 @@ class AltUp:
 
 @dataclass(frozen=True)
 class Decoder:
-    """A decoder-only Transformer (alhena/model/decoder.py)."""
+    """A decoder-only Transformer (alhena/model/transformer/decoder.py)."""
 
     width: int
     layers: int
@@ -226,7 +226,7 @@ class Model:
     vision: VisionEncoder | None
     # None: no audio encoder.
     audio: Audio | None
-    # Numbers of structures and colors of the image codes (alhena/model/embedding.py).
+    # Numbers of structures and colors of the image codes (alhena/model/transformer/embedding.py).
     code_factors: tuple[int, int] | None = None
     # Dtype of matmul operands; results are accumulated in float32.
     compute_dtype: str = "float32"

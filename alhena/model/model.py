@@ -21,13 +21,14 @@ import jax
 import jax.numpy as jnp
 
 from alhena.batch import Batch
-from alhena.model import config, decoder, sharding, spec
+from alhena.model import config, sharding, spec
 from alhena.model.attention import paged_cache
-from alhena.model.embedding import Table, embedding_rows, expand_logits, lookup, lookup_on_mesh, whole
 from alhena.model.encoders import conformer, gemma_vision, unified, unified_audio, usm, vision
 from alhena.model.layers import rms_norm, softcap
 from alhena.model.linear import einsum
 from alhena.model.spec import WeightSpec, matrix, vector, within
+from alhena.model.transformer import decoder
+from alhena.model.transformer.embedding import Table, embedding_rows, expand_logits, lookup, lookup_on_mesh, whole
 from alhena.model.variants import altup, per_layer
 from alhena.shapes import Array, Bool, Float, Int, pytree
 
@@ -40,7 +41,7 @@ SHARED = 0.7
 class Params:
     """Weights of the model."""
 
-    # [R, D], one row per id except for image codes (alhena/model/embedding.py); tied to the output projection.
+    # [R, D], one row per id except for image codes (alhena/model/transformer/embedding.py); tied to the output projection.
     embedding: Table
     vision: vision.Vision | gemma_vision.GemmaVision | unified.UnifiedVision | None
     audio: conformer.Conformer | usm.Usm | unified_audio.UnifiedAudio | None

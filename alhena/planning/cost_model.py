@@ -13,8 +13,8 @@ import math
 from dataclasses import dataclass, field
 
 from alhena.model import config
-from alhena.model.embedding import embedding_rows
 from alhena.model.sharding import Mesh
+from alhena.model.transformer.embedding import embedding_rows
 from alhena.planning.hardware import Machine
 from alhena.tokens.examples.padding import BatchShape
 from alhena.train.loss import MESH_CHUNK

@@ -25,8 +25,8 @@ from rich.table import Table
 
 from alhena.batch import Batch
 from alhena.model import config, model, sharding, spec
-from alhena.model.embedding import embedding_rows
 from alhena.model.sharding import Mesh
+from alhena.model.transformer.embedding import embedding_rows
 from alhena.planning.cost_model import Costs, Sizes, estimate, model_flops
 from alhena.planning.hardware import GIB, Machine
 from alhena.planning.hlo import parse

@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from alhena.model import config
-from alhena.model.embedding import (
+from alhena.model.layers import softcap
+from alhena.model.linear import weight_gradient
+from alhena.model.transformer.embedding import (
     Factors,
     collapse_gradient,
     collapse_gradient_shard,
@@ -25,8 +27,6 @@ from alhena.model.embedding import (
     shard_columns,
     shard_ids,
 )
-from alhena.model.layers import softcap
-from alhena.model.linear import weight_gradient
 from alhena.schema import bounded
 from alhena.shapes import Array, Bool, Float, Int, pytree
 

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 
 from alhena.batch import Batch, Modality
 from alhena.model import config, model, sharding
-from alhena.model.embedding import Extended, Factors, joined
 from alhena.model.layers import rms_norm
 from alhena.model.linear import dense
+from alhena.model.transformer.embedding import Extended, Factors, joined
 from alhena.shapes import Array, Float, Int, pytree
 from alhena.train.chunk_loss import Z_LOSS as Z_LOSS
 from alhena.train.chunk_loss import ChunkLoss, Labels, LossOptions, Mix, SoftTargets, chunk_loss, score_chunk
@@ -188,7 +188,7 @@ def weighted_loss(
 ) -> tuple[Float[Array, ""], Float[Array, "*n"]]:
     """Σ weight·(nats + z-loss), and the nats of each position with a weight (for reports: no gradient flows through them).
 
-    ``frozen`` is a complete table whose last rows are those of ``embedding`` (on one device; alhena/model/embedding.py).
+    ``frozen`` is a complete table whose last rows are those of ``embedding`` (on one device; alhena/model/transformer/embedding.py).
     """
     return labeled_loss(hidden, embedding, Labels(targets, weights), None, options, frozen)
 

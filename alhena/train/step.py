@@ -12,7 +12,7 @@ import optax
 
 from alhena.batch import Batch
 from alhena.model import config, lora, model, sharding, spec
-from alhena.model.embedding import Extended, joined
+from alhena.model.transformer.embedding import Extended, joined
 from alhena.recovery.anomalies import RecentSteps, check_step, no_recent_steps
 from alhena.shapes import Array, Bool, Float, Int, Shaped, pytree
 from alhena.train.loss import LossSums, batch_loss

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alhena.model.embedding import expand_logits
 from alhena.model.layers import softcap
+from alhena.model.transformer.embedding import expand_logits
 from alhena.train.chunk_loss import Z_LOSS, Labels, LossOptions, Mix, TeacherHidden, TeacherTokens
 from alhena.train.loss import MAX_LOGITS, labeled_loss
 

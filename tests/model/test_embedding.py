@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from alhena.model import model
-from alhena.model.embedding import collapse_gradient, embedding_rows, expand_logits, lookup
 from alhena.model.quantized.rounding import quantize
+from alhena.model.transformer.embedding import collapse_gradient, embedding_rows, expand_logits, lookup
 from alhena.tokens.examples.padding import padded_batch
 from alhena.train.loss import batch_loss
 

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from alhena.batch import Batch
-from alhena.model import config, decoder, layer_kinds, model
+from alhena.model import config, model
 from alhena.model.attention.paged_cache import kinds
 from alhena.model.config import AltUp, Decoder, Experts, PerLayerInputs
-from alhena.model.layer_kinds import Location, locate, segments
 from alhena.model.layers import rope_table
 from alhena.model.spec import WeightSpec
+from alhena.model.transformer import decoder, layer_kinds
+from alhena.model.transformer.layer_kinds import Location, locate, segments
 from tests.model import cached
 from tests.model.test_gemma import text_batch
 

@@ -14,11 +14,12 @@ import pytest
 from alhena import pipeline
 from alhena.content import Content, Document, Image, Text
 from alhena.files import check_sealed, seal_folder
-from alhena.model import base_model, config, image_tokenizer, model
-from alhena.model.embedding import Extended, lookup
+from alhena.model import config, image_tokenizer, model
 from alhena.model.families.open_weights import open_folder
 from alhena.model.sharding import Mesh
+from alhena.model.storage import base_model
 from alhena.model.storage.weights import load_model, read_config, save_model
+from alhena.model.transformer.embedding import Extended, lookup
 from alhena.recipe import Recipe
 from alhena.serve.decoding import buckets
 from alhena.serve.decoding.sampling import image_grammar

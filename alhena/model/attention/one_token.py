@@ -10,7 +10,7 @@ import numpy as np
 from alhena.model import config
 from alhena.model.attention import native
 from alhena.model.attention.paged_cache import PagedCache, Pages, Tokens, kinds
-from alhena.model.layer_kinds import LayerKind
+from alhena.model.transformer.layer_kinds import LayerKind
 from alhena.shapes import Array, Float, Int
 
 

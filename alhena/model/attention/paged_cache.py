@@ -20,8 +20,8 @@ import numpy as np
 from alhena.model import config
 from alhena.model.attention import native
 from alhena.model.attention.full import MASKED
-from alhena.model.layer_kinds import is_global, layer_kind
 from alhena.model.layers import softcap
+from alhena.model.transformer.layer_kinds import is_global, layer_kind
 from alhena.shapes import Array, Bool, Float, Int, Shaped, pytree
 
 # Tokens of a page.

@@ -14,7 +14,7 @@ import numpy as np
 
 from alhena.model import config
 from alhena.model.families.tensor_map import Source, Table, Unused, matrix, offset, plain, scale
-from alhena.model.layer_kinds import LayerKind, is_uniform, layer_kind, locate
+from alhena.model.transformer.layer_kinds import LayerKind, is_uniform, layer_kind, locate
 from alhena.shapes import Float
 
 # Makes the source of a norm's scale from its name and width.

@@ -17,7 +17,6 @@ import numpy as np
 
 from alhena.files import write_json
 from alhena.model import config, model
-from alhena.model.embedding import Factors
 from alhena.model.families.model_config import described, write_config
 from alhena.model.families.open_weights import tensor_table
 from alhena.model.families.tensor_map import Source
@@ -27,6 +26,7 @@ from alhena.model.spec import named
 from alhena.model.storage.tensor_writer import Declared, write_tensors
 from alhena.model.storage.tensors import INDEX, SINGLE_FILE
 from alhena.model.storage.weights import write_tree
+from alhena.model.transformer.embedding import Factors
 from alhena.shapes import Float, UInt8
 
 MAX_SHARD_BYTES = 4 * 2**30

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from alhena.model import config
-from alhena.model.layer_kinds import is_global
+from alhena.model.transformer.layer_kinds import is_global
 from alhena.schema import parsed, shown
 
 T = TypeVar("T")

@@ -2,7 +2,7 @@
 
 Between the matmuls of a step there are a dozen operations on a few thousand numbers, each of which XLA starts for itself. The kernel
 does them where the matmuls are divided among its threads. A row of the result does not depend on the other rows. The reference is that of
-alhena/model/decoder.py (``_attention_out``, ``_mlp``), which is computed under gradients, on a mesh, on accelerators, and without the kernel.
+alhena/model/transformer/decoder.py (``_attention_out``, ``_mlp``), which is computed under gradients, on a mesh, on accelerators, and without the kernel.
 """
 
 from __future__ import annotations

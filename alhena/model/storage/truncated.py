@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from alhena.batch import Batch
 from alhena.model import config, model
-from alhena.model.decoder import as_segments
-from alhena.model.layer_kinds import segments
+from alhena.model.transformer.decoder import as_segments
+from alhena.model.transformer.layer_kinds import segments
 from alhena.shapes import Array, Float
 
 

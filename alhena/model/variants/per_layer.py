@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from alhena.model import config, sharding
-from alhena.model.embedding import lookup, lookup_on_mesh
 from alhena.model.layers import gated, rms_norm
 from alhena.model.linear import Plain, Weight, column_parallel, row_parallel
 from alhena.model.spec import Normal, WeightSpec, matrix, vector
+from alhena.model.transformer.embedding import lookup, lookup_on_mesh
 from alhena.shapes import Array, Float, Int, pytree
 
 

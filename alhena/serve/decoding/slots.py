@@ -22,9 +22,9 @@ from alhena.model import model
 from alhena.model.attention import native, paged_cache
 from alhena.model.attention.paged_cache import PagedCache, Tokens
 from alhena.model.config import Model
-from alhena.model.layer_kinds import segments
 from alhena.model.lora import Lora
 from alhena.model.quantized import native as quantized
+from alhena.model.transformer.layer_kinds import segments
 from alhena.serve.decoding import buckets
 from alhena.serve.decoding.buckets import MAX_OUTPUT_TOKENS
 from alhena.serve.decoding.sampling import image_grammar

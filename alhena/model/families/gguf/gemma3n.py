@@ -17,7 +17,7 @@ from alhena.model.families.export_weights import Part
 from alhena.model.families.gguf.file import GgufFile, GgufTensor, Q
 from alhena.model.families.gguf.names import PREFIX
 from alhena.model.families.gguf.output import TensorOut, mapped
-from alhena.model.layer_kinds import is_global
+from alhena.model.transformer.layer_kinds import is_global
 from alhena.schema import shown
 
 # Tensors here, and those that are stacked in them in Hugging Face's files.

@@ -34,7 +34,7 @@ from alhena.model.families.gguf.names import (
 from alhena.model.families.gguf.output import Floats, TensorOut, kind_of, mapped, write_header, write_tensor
 from alhena.model.families.model_config import WRAPPED_TYPES, check_equal, model_type, read_config
 from alhena.model.families.open_weights import bfloat16_scale
-from alhena.model.layer_kinds import is_global, layer_kind
+from alhena.model.transformer.layer_kinds import is_global, layer_kind
 
 DEFAULT_CONTEXT = 32_768
 

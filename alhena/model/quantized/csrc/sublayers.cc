@@ -3,7 +3,7 @@
 //     x ── + norm(output(heads)) ─┬─ norm ─ gelu(gate) · up ─ down ─ norm ─ + ──►
 //                                 └─────────────────────────────────────────┘
 //
-// The reference is _attention_out and _mlp of alhena/model/decoder.py.
+// The reference is _attention_out and _mlp of alhena/model/transformer/decoder.py.
 
 #include <cstring>
 #include <string>

@@ -4,7 +4,7 @@
        └────────────────────────────────────────────────┘└───────────────────────────────────────┘
 
 Gemma-compatible on purpose (Gemma Team 2024, 2025); QK-norm and post-norm keep mixed-modal training stable (Chameleon 2024).
-Layers are stacked along the first axis of every weight (alhena/model/layer_kinds.py) and run by ``lax.scan``. Options of the
+Layers are stacked along the first axis of every weight (alhena/model/transformer/layer_kinds.py) and run by ``lax.scan``. Options of the
 configuration add to a layer what open weights need: experts, per-layer inputs, AltUp.
 """
 
@@ -23,12 +23,12 @@ from alhena.model import config, spec
 from alhena.model.attention import one_token, paged_cache
 from alhena.model.attention.full import Visibility, causal_attention
 from alhena.model.attention.kernels import AttentionOptions
-from alhena.model.layer_kinds import LayerKind, Segment, is_global, is_uniform, segments
 from alhena.model.layers import gated, rms_norm, rope, rope_table
 from alhena.model.linear import Weight, column_parallel, row_parallel
 from alhena.model.quantized import sublayers
 from alhena.model.spec import Constant, WeightSpec, matrix, stacked, vector, within
-from alhena.model.stacks import Stack
+from alhena.model.transformer.layer_kinds import LayerKind, Segment, is_global, is_uniform, segments
+from alhena.model.transformer.stacks import Stack
 from alhena.model.variants import altup, moe, per_layer
 from alhena.shapes import Array, Bool, Float, Int, pytree
 
