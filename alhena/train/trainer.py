@@ -362,13 +362,15 @@ class _Loop:
 
     def _validate(self, step: int, state: State) -> None:
         """Loss by source, of a teacher too: once, with the first of the student."""
-        metrics, objective = self.logs.metrics, self.update.objective
-        params = complete(state.params, self.update.frozen)
-        losses = validate(params, self.update.c, self.validation, self.t.shape)
+        metrics, objective, shape = self.logs.metrics, self.update.objective, self.t.shape
+        params, losses = complete(state.params, self.update.frozen), dict[str, float]()
+        for name in metrics.track("validation", self.validation):
+            losses |= validate(params, self.update.c, {name: self.validation[name]}, shape)
         metrics.write(step, {}, {"loss": losses}, "validation")
         if objective is not None:
             if not self.teacher_losses:
-                self.teacher_losses.update(objective.losses(self.validation, self.t.shape))
+                for name in metrics.track("teacher", self.validation):
+                    self.teacher_losses.update(objective.losses({name: self.validation[name]}, shape))
                 metrics.write(step, {}, {"loss": self.teacher_losses}, "teacher")
             for line in unknown_to_teacher(self.teacher_losses, losses):
                 metrics.print(f"step {step}, {line}")

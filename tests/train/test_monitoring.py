@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from alhena import progress
 from alhena.batch import Modality
 from alhena.files import add_line, read_lines
 from alhena.model import model
@@ -92,3 +93,12 @@ def test_weights_and_biases_without_its_package_is_refused_at_once(tmp_path, mon
     monkeypatch.setenv("WANDB_PROJECT", "alhena")
     with pytest.raises(ValueError, match=r"pip install 'alhena\[wandb\]'"):
         Metrics(tmp_path, "title", 10, 0)
+
+
+@pytest.mark.parametrize(("interval", "lines"), [(0, ["0 of 3", "1 of 3", "2 of 3"]), (60, [])])
+def test_a_long_validation_shows_its_sources_and_a_short_one_does_not(tmp_path, monkeypatch, capsys, interval, lines):
+    monkeypatch.setattr(progress, "INTERVAL", interval)
+    with Metrics(tmp_path, "title", 10, 0) as metrics:
+        assert list(metrics.track("validation", ("text", "code", "speech"))) == ["text", "code", "speech"]
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.partition(", ")[0] for line in shown] == [f"validation: {line}" for line in lines]

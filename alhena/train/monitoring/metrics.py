@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,14 @@ class Metrics:
 
     def advance(self, step: int) -> None:
         self._progress.update(self._bar, completed=step)
+
+    def track(self, title: str, names: Collection[str]) -> Iterator[str]:
+        """The names, with a bar of their own until the last one is done: for work between two steps, such as validation."""
+        bar = self._progress.add_task(title, total=len(names))
+        for done, name in enumerate(names):
+            self._progress.update(bar, completed=done)
+            yield name
+        self._progress.remove_task(bar)
 
     def write(
         self, step: int, values: Mapping[str, float], by_name: Mapping[str, Mapping[str, float]], kind: str = "train"
