@@ -118,6 +118,17 @@ def test_the_loss_after_less_context_is_that_of_the_end_of_a_shorter_text(model)
     assert found["difference"]["nats"] == pytest.approx([0, expected[1] - expected[0]], abs=2e-3)
 
 
+def test_each_context_is_compared_with_the_shortest_and_with_the_one_before(model):
+    text = long_retrieval.filler(np.random.default_rng(1), "test", 60_000)
+    same = loss_of_texts(model, [text], 2048, 3)["same_tokens"]
+    shortest, before = same["difference"], same["from_context_before"]
+    assert same["contexts"] == [256, 1024, 1536]
+    np.testing.assert_allclose(np.cumsum(before["nats"]), shortest["nats"], atol=2e-4)
+    # The first two columns are the same comparison, the third is not.
+    assert before["standard_error"][:2] == shortest["standard_error"][:2]
+    assert 0 < before["standard_error"][2] != shortest["standard_error"][2]
+
+
 def test_texts_without_a_grid_of_texts_are_refused(model, tmp_path):
     with pytest.raises(ValueError, match="--texts and --filler belong to texts"):
         measure(Measured(model, tmp_path), [Grid((2,), medium="video")], Texts((tmp_path / "book.txt",)))

@@ -70,7 +70,8 @@ def loss_of_texts(
 ) -> dict[str, Any]:
     """Nats per token over windows of the texts: by range of positions, and of the last tokens by the context before them.
 
-    The second compares the same tokens, so nothing but the context differs. Raises ValueError when no text has a window.
+    The second compares the same tokens, so nothing but the context differs: with the shortest context, and with the one before.
+    Raises ValueError when no text has a window.
     """
     chosen, spans = chosen_windows(model, texts, length, windows), ranges(length)
     before, last = contexts(length), scored_tokens(length)
@@ -91,6 +92,7 @@ def loss_of_texts(
             "contexts": before,
             "nats": _rounded(by_context.mean(0)),
             "difference": _statistics(by_context - by_context[:, :1]),
+            "from_context_before": _statistics(np.diff(by_context, axis=1, prepend=by_context[:, :1])),
         },
     }
 

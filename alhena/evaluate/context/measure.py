@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -95,15 +96,26 @@ def _measure_loss(m: Measured, books: Sequence[str], length: int, windows: int) 
         losses = loss_of_texts(m.model, books, length, windows, lambda done: progress.update(bar, advance=done))
     write_json(m.out / "loss.json", losses)
     plot_loss(losses, m.out / "loss.png")
-    first, last, same = losses["nats"][0], losses["nats"][-1], losses["same_tokens"]
-    console, difference = Console(), same["difference"]
+    first, last = losses["nats"][0], losses["nats"][-1]
+    console = Console()
     console.print(
         f"loss by position: {first} nats per token in the first {FIRST_RANGE} tokens, {last} in the last range"
     )
-    console.print(
-        f"the same {same['tokens']:,} tokens: {difference['nats'][-1]:+} ± {difference['standard_error'][-1]} nats per token after "
-        f"{same['contexts'][-1]:,} tokens, compared with {same['contexts'][0]:,}"
-    )
+    console.print(_context_table(losses["same_tokens"]))
+
+
+def _context_table(same: Mapping[str, Any]) -> Table:
+    """Loss of the same tokens after more and more context, compared with the shortest and with the one before."""
+    title = f"the same {same['tokens']:,} tokens, nats per token"
+    table, contexts = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD), same["contexts"]
+    for column in ("context", "loss", f"minus that of {contexts[0]:,}", "minus that of the row before"):
+        table.add_column(column, justify="right")
+    for n, context in enumerate(contexts):
+        differences = [
+            f"{d['nats'][n]:+} ± {d['standard_error'][n]}" for d in (same["difference"], same["from_context_before"])
+        ]
+        table.add_row(f"{context:,}", str(same["nats"][n]), *(differences if n else ()))
+    return table
 
 
 def _read(path: Path) -> str:
