@@ -127,5 +127,7 @@ def plot_loss(result: Mapping[str, Any], path: Path) -> None:
 
 def _draw(axes: Axes, x: Sequence[float], y: Mapping[str, Any]) -> None:
     axes.errorbar(x, y["nats"], yerr=y["standard_error"], color=plots.BLUE, marker="o", markersize=4, capsize=2)
-    axes.set_xscale("log", base=2)
+    axes.set_xscale("log", base=4)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.minorticks_off()
     plots.hide_spines(axes)
