@@ -24,13 +24,13 @@ LONG = BatchShape(batch_size=4, tokens=4 * CONTEXT, patches=1024, chunks=24)
 # Weights of the sources in a mixture. All modalities from the first step: components first (one figure, one word), then tasks that
 # combine them. A task that was not learned had too few short documents of its components (docs/results/experiments.md).
 PARTS = {
-    "figures": 40.0, "digits": 12.0, "ocr": 10.0, "speech": 11.0, "drawing": 7.0, "retrieval": 9.0, "relations": 5.0,
-    "scenes": 8.0, "charts": 10.0, "video": 6.0, "spoken": 4.0, "translation": 4.0, "names": 0.8, "text": 1.2, "code": 0.8,
+    "figures": 40.0, "digits": 12.0, "ocr": 10.0, "speech": 11.0, "drawing": 9.0, "retrieval": 9.0, "relations": 5.0,
+    "scenes": 8.0, "charts": 10.0, "video": 6.0, "spoken": 4.0, "translation": 4.0, "names": 2.5, "text": 1.8, "code": 1.2,
     "pages": 0.3, "tools": 6.0, "reasoning": 3.0,
 }  # fmt: skip
 TASKS = {
-    "figures": 12.0, "digits": 10.0, "ocr": 12.0, "speech": 9.0, "drawing": 9.0, "retrieval": 5.0, "relations": 11.0,
-    "scenes": 14.0, "charts": 19.0, "video": 10.0, "spoken": 7.0, "translation": 4.5, "names": 0.4, "text": 0.8, "code": 0.5,
+    "figures": 12.0, "digits": 10.0, "ocr": 12.0, "speech": 9.0, "drawing": 12.0, "retrieval": 5.0, "relations": 11.0,
+    "scenes": 15.0, "charts": 19.0, "video": 10.0, "spoken": 7.0, "translation": 4.5, "names": 2.0, "text": 1.5, "code": 1.0,
     "pages": 0.4, "tools": 10.0, "reasoning": 3.5, "needles": 4.0,
 }  # fmt: skip
 # Of tuning: long conversations too, and running text, so that it is not forgotten.
@@ -51,7 +51,7 @@ def run() -> Recipe:
         image_tokenizer=config.ImageTokenizer(structure=(8, 8), color=(3, 3, 3), width=128),
         image_tokenizer_training=TrainImageTokenizer(steps=1200),
         pretrain=Training(
-            (Phase(500, PARTS), Phase(2500, TASKS)), SHAPE, Optimizer(learning_rate=5e-3, decay_fraction=0.5)
+            (Phase(500, PARTS), Phase(2800, TASKS)), SHAPE, Optimizer(learning_rate=5e-3, decay_fraction=0.5)
         ),
         tune=Tune(160, LONG, Optimizer(learning_rate=7e-4, warmup=20, schedule="cosine"), LONG_TASKS),
         quantization=Quantization("qat"),
