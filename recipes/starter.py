@@ -1,4 +1,4 @@
-"""The starter: a natively multimodal model that two CPU cores train in half an hour to an hour."""
+"""The starter: a natively multimodal model that two CPU cores train in about an hour."""
 
 from __future__ import annotations
 
