@@ -78,9 +78,7 @@ def _with_progress(g: Grid, task: Callable[[Advance], HeatMap]) -> HeatMap:
 
 def _print(found: HeatMap) -> None:
     """The map as a table, and the accuracy of all cells."""
-    table = Table(title=found.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    for column in (f"{found.unit} ╲ depth", *(f"{depth:g}" for depth in found.depths)):
-        table.add_column(column, justify="right")
+    table = _table(found.title, [f"{found.unit} ╲ depth", *(f"{depth:g}" for depth in found.depths)])
     for length, row in zip(found.lengths, found.accuracy, strict=True):
         table.add_row(f"{length:,}", *map(found.shown, row))
     low, high = found.mean_interval
@@ -88,6 +86,14 @@ def _print(found: HeatMap) -> None:
     console = Console()
     console.print(table)
     console.print(f"{found.name}: {found.mean} % [{low}, {high}], lowest cell {min(found.cells)} %{chance}")
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    """A table of numbers without rows."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
 
 
 def _measure_loss(m: Measured, books: Sequence[str], length: int, windows: int) -> None:
@@ -106,10 +112,9 @@ def _measure_loss(m: Measured, books: Sequence[str], length: int, windows: int) 
 
 def _context_table(same: Mapping[str, Any]) -> Table:
     """Loss of the same tokens after more and more context, compared with the shortest and with the one before."""
-    title = f"the same {same['tokens']:,} tokens, nats per token"
-    table, contexts = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD), same["contexts"]
-    for column in ("context", "loss", f"minus that of {contexts[0]:,}", "minus that of the row before"):
-        table.add_column(column, justify="right")
+    contexts = same["contexts"]
+    columns = ["context", "loss", f"minus that of {contexts[0]:,}", "minus that of the row before"]
+    table = _table(f"the same {same['tokens']:,} tokens, nats per token", columns)
     for n, context in enumerate(contexts):
         differences = [
             f"{d['nats'][n]:+} ± {d['standard_error'][n]}" for d in (same["difference"], same["from_context_before"])
